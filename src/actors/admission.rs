@@ -1,0 +1,115 @@
+//! The admission actor: owns the way in. It checks each task and sends it to the pool that starts it first.
+//!
+//! Only submitters speak to it. It promises one answer for each submission: its own refusal, or the queue's verdict. It
+//! keeps nothing that a restart would lose; a submission that dies with it is sent again by its caller.
+//!
+//! Spec: ORCH-3014, ORCH-3015, ORCH-3018, ORCH-3007.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::actors::queue::{QueueMsg, Submission};
+use crate::actors::sessions::SessionsMsg;
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::core::admission::{PoolFacts, route};
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::SessionId;
+use crate::core::task::{KvHint, TaskRequest};
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum AdmissionMsg {
+    /// Check a task and send it on.
+    Submit(Submission),
+}
+
+/// The actor.
+pub(crate) struct Admission;
+
+impl Actor for Admission {
+    type Msg = AdmissionMsg;
+    type State = Arc<RuntimeShared>;
+    type Arguments = Arc<RuntimeShared>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<AdmissionMsg>,
+        runtime: Arc<RuntimeShared>,
+    ) -> Result<Arc<RuntimeShared>, ActorProcessingErr> {
+        Ok(runtime)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<AdmissionMsg>,
+        message: AdmissionMsg,
+        runtime: &mut Arc<RuntimeShared>,
+    ) -> Result<(), ActorProcessingErr> {
+        runtime.env.fault_point("admission");
+        match message {
+            AdmissionMsg::Submit(submission) => on_submit(runtime, submission),
+        }
+        Ok(())
+    }
+}
+
+fn on_submit(runtime: &RuntimeShared, submission: Submission) {
+    let record = submission.record.clone();
+    match decide(runtime, &record.request) {
+        Err(error) => {
+            let _ = submission.reply.send(Err(error)); // A caller that is gone has withdrawn by its guard.
+        }
+        Ok((pool, prompt_tokens)) => {
+            record.set_route(pool.clone(), prompt_tokens);
+            runtime.env.fault_point("admission");
+            forward(runtime, pool, submission);
+        }
+    }
+}
+
+/// Sends a task to its pool's queue, through the sessions actor when it belongs to a conversation.
+fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submission) {
+    let request = &submission.record.request;
+    let session: Option<SessionId> = match request.kv_hint {
+        KvHint::Reuse => request.session_id.clone(),
+        KvHint::Cold => None,
+    };
+    // Undelivered: the reply port drops with the message, and the caller sends the task again.
+    match (session, runtime.sessions.get()) {
+        (Some(session), Some(sessions)) => {
+            let _ = sessions.cast(SessionsMsg::Locate { session, pool, submission });
+        }
+        // Without the sessions actor a task has no warm replica, and is served all the same.
+        _ => {
+            pool.queue.cast(QueueMsg::Enqueue(submission));
+        }
+    }
+}
+
+fn decide(runtime: &RuntimeShared, request: &TaskRequest) -> Result<(Arc<PoolShared>, crate::core::Tokens), TaskError> {
+    let bytes_max = runtime.config.prompt_bytes_max;
+    if request.prompt.len() > bytes_max as usize {
+        let text = format!("field 'prompt': {} bytes, at most {bytes_max} are taken", request.prompt.len());
+        return Err(TaskError::new(ErrorCode::InvalidParams, text));
+    }
+    // One allocation a task: the facts borrow from the pools and are as of now.
+    let facts: Vec<PoolFacts<'_>> = runtime.pools.iter().map(|pool| facts_of(pool, request)).collect();
+    let route = route(request, &facts)?;
+    Ok((runtime.pools[route.pool].clone(), route.prompt_tokens))
+}
+
+fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest) -> PoolFacts<'a> {
+    let state = pool.state();
+    PoolFacts {
+        id: &pool.id,
+        engine: &pool.config.engine,
+        model: &pool.config.model,
+        ctx: pool.config.ctx_tokens(),
+        bytes_per_token: pool.config.bytes_per_token,
+        sampler_profile_version: &pool.config.sampler_profile_version,
+        state,
+        wait: pool.expected_wait(request.priority),
+        next_try: if state.takes_tasks() { None } else { pool.next_try() },
+    }
+}

@@ -1,0 +1,221 @@
+//! One attempt: one run of a task on one engine, from its begin to the moment its slot is free again.
+//!
+//! It owns the slot and answers for the task: however it ends, dropped in the middle included, the log gets its terminal
+//! event and the slot comes back. Tokens go straight into the log; no mailbox sees them.
+//!
+//! Spec: ORCH-3016, ORCH-3017, ORCH-3026.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::time::timeout;
+
+use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::latency::Sample;
+use crate::actors::lease::{Assignment, SlotLease, return_to_queue};
+use crate::actors::record::{SealedTask, TaskRecord};
+use crate::actors::sessions::SessionsMsg;
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::worker::WorkerMsg;
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::Epoch;
+use crate::core::task::{FinishReason, Terminal};
+use crate::core::trace::TraceKind;
+use crate::core::units::Timestamp;
+use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
+
+/// Attempts that a task may have when engines could not be reached; then it fails. One for each of two replicas, and one
+/// for the case that the second was just restarting.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// What an attempt has of its worker.
+pub(crate) struct Attempt {
+    pub(crate) runtime: Arc<RuntimeShared>,
+    pub(crate) pool: Arc<PoolShared>,
+    pub(crate) engine: Arc<dyn AnyEngine>,
+    pub(crate) identity: Arc<ReplicaIdentity>,
+    pub(crate) worker: ActorRef<WorkerMsg>,
+    pub(crate) lease: SlotLease,
+}
+
+/// How the run came to stand still.
+enum Outcome {
+    /// The engine returned.
+    Returned(Result<Finish, EngineError>),
+    /// Somebody else has sealed the log.
+    SealedElsewhere,
+    /// The watchdog fired.
+    TimedOut(String),
+}
+
+/// Runs a task to its end.
+///
+/// # Cancel safety
+/// Dropping it seals the log with `WORKER_RESET` and frees the slot.
+pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
+    let (record, epoch) = assignment.into_task();
+    if let Some(deadline) = passed_deadline(&attempt, &record) {
+        let text = format!("the deadline of {deadline:?} passed before the task could start");
+        let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::error(ErrorCode::DecodeTimeout, text));
+        return;
+    }
+    if record.begin(epoch, attempt.pool.env.now(), &attempt.identity).is_err() {
+        return; // Cancelled on its way.
+    }
+    let index = attempt.lease.replica;
+    attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, replica: index });
+    attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
+    let guard = AttemptGuard { attempt: &attempt, record: &record, epoch };
+    let outcome = drive(&attempt, &record, epoch).await;
+    let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
+    settle(&attempt, &record, epoch, outcome);
+    drop(guard); // Nothing to do any more, unless `settle` has a hole.
+    if left_running {
+        confirm_stopped(&attempt).await;
+    }
+}
+
+fn passed_deadline(attempt: &Attempt, record: &TaskRecord) -> Option<Duration> {
+    let deadline = record.request.deadline?;
+    (attempt.pool.env.now() >= record.submitted_at.after(deadline)).then_some(deadline)
+}
+
+/// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
+async fn drive(attempt: &Attempt, record: &TaskRecord, epoch: Epoch) -> Outcome {
+    let job = Job { task_id: &record.id, request: &record.request, seed: record.seed, slot: attempt.lease.slot };
+    let mut output = LogOutput { attempt, record, epoch };
+    let run = attempt.engine.generate(job, &mut output);
+    tokio::select! {
+        biased;
+        // First, since it is the usual case; an engine that goes on after a seal is told so by its output.
+        result = run => Outcome::Returned(result),
+        () = record.until_sealed() => Outcome::SealedElsewhere,
+        text = watchdog(attempt, record) => Outcome::TimedOut(text),
+    }
+}
+
+/// Returns when the task has run for too long, or has not made progress for too long (ORCH-3016).
+async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> String {
+    let (env, timeouts) = (&attempt.pool.env, &attempt.pool.config.timeouts);
+    let (wall, idle) = (Duration::from_millis(timeouts.wall_ms), Duration::from_millis(timeouts.idle_ms));
+    let wall_end = env.now().after(wall);
+    let deadline = record.request.deadline.map(|deadline| (record.submitted_at.after(deadline), deadline));
+    loop {
+        let now = env.now();
+        // One timer, moved only when it fires: a token costs no timer work.
+        let idle_end = record.progress_at().after(idle);
+        if now >= idle_end {
+            return format!("idle timeout: no token for {idle:?}");
+        }
+        if now >= wall_end {
+            return format!("wall timeout: the task ran for {wall:?}");
+        }
+        if let Some((_, deadline)) = deadline.filter(|(end, _)| now >= *end) {
+            return format!("the deadline of {deadline:?} has passed");
+        }
+        let deadline_end = deadline.map_or(Timestamp::from_micros(u64::MAX), |(end, _)| end);
+        env.sleep_until(idle_end.min(wall_end).min(deadline_end)).await;
+    }
+}
+
+/// Ends the task as the outcome says: first the log, then whoever wants to know.
+fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Outcome) {
+    let terminal = match outcome {
+        Outcome::SealedElsewhere => return,
+        Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
+        Outcome::Returned(Ok(Finish { reason, tokens_in })) => Terminal::End { reason, tokens_in },
+        // The log took no more: it is sealed already, or the budget is used up.
+        Outcome::Returned(Err(EngineError::Stopped(_))) => {
+            Terminal::End { reason: FinishReason::Length, tokens_in: None }
+        }
+        Outcome::Returned(Err(EngineError::Refused(text))) => {
+            Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
+        }
+        Outcome::Returned(Err(error)) => {
+            let _ = attempt.worker.cast(WorkerMsg::EngineSuspected(error.clone())); // Gone: the engine is known lost.
+            let untouched = matches!(error, EngineError::Unreachable(_)) && record.is_untouched();
+            if untouched && record.attempts() < ATTEMPTS_MAX {
+                return return_to_queue(&attempt.pool, record.clone(), epoch);
+            }
+            Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
+        }
+    };
+    if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
+        report(attempt, record, &sealed);
+    }
+}
+
+/// Tells the latency actor and the sessions actor about a task that ran to an end.
+fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
+    let timing = sealed.timing;
+    if let Some(first_token) = timing.first_token {
+        let gaps = sealed.tokens_out.saturating_sub(1);
+        attempt.pool.record_sample(Sample {
+            class: record.priority(),
+            queue: timing.queue,
+            first_token,
+            per_token: (gaps > 0).then(|| timing.decode / gaps),
+            decode: timing.decode,
+            total: timing.total,
+        });
+    }
+    if let Some(session) = record.request.session_id.clone() {
+        let (client, replica) = (record.request.client_id.clone(), attempt.identity.replica.clone());
+        attempt.runtime.sessions.cast(SessionsMsg::Served { session, client, replica }); // Lost: it starts cold.
+    }
+}
+
+/// Holds the slot until the engine has really left it. An engine that does not, within its time, is suspected and the
+/// worker restarts it: a slot is never given to another task while it may still compute.
+async fn confirm_stopped(attempt: &Attempt) {
+    let limit = Duration::from_millis(attempt.pool.config.timeouts.stop_ms);
+    if timeout(limit, attempt.engine.released(attempt.lease.slot)).await.is_err() {
+        attempt.pool.replicas[attempt.lease.replica as usize].stop_timeouts.fetch_add(1, Relaxed);
+        let text = format!("slot {} was not left within {limit:?}", attempt.lease.slot);
+        let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Lost(text))); // Gone: so is its engine.
+    }
+}
+
+impl Attempt {
+    fn error(&self, code: ErrorCode, text: impl Into<String>) -> TaskError {
+        TaskError::new(code, text).engine(&self.pool.config.engine)
+    }
+}
+
+/// Answers for a task whose attempt is dropped: the worker died, or the engine's code panicked.
+struct AttemptGuard<'a> {
+    attempt: &'a Attempt,
+    record: &'a TaskRecord,
+    epoch: Epoch,
+}
+
+impl Drop for AttemptGuard<'_> {
+    fn drop(&mut self) {
+        let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");
+        let wait = self.attempt.pool.expected_wait(self.record.priority());
+        let terminal = Terminal::Error(error.retry_after(wait));
+        // Refused: the task has ended, or is in the queue again.
+        let _ = self.attempt.runtime.ledger.seal(self.record, Some(self.epoch), terminal);
+    }
+}
+
+/// Where an engine's tokens go: into the log, as long as it takes them.
+struct LogOutput<'a> {
+    attempt: &'a Attempt,
+    record: &'a TaskRecord,
+    epoch: Epoch,
+}
+
+impl TokenOutput for LogOutput<'_> {
+    fn push(&mut self, text: &str) -> Result<(), Stopped> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let env = &self.attempt.pool.env;
+        let index = self.record.append(self.epoch, env.now(), text).map_err(|_| Stopped)?;
+        env.trace(|| TraceKind::Token { seq: self.record.seq, index });
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! The ledger: every task from submission until it is forgotten. It outlives every actor.
+//!
+//! It alone knows ids (ORCH-3024), ends tasks, counts and logs their ends, and forgets them by the bounds of
+//! [`RetentionConfig`]. A restarted actor finds here what it has lost.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use parking_lot::Mutex;
+
+use crate::actors::gate::Permit;
+use crate::actors::record::{SealedTask, TaskRecord};
+use crate::config::RetentionConfig;
+use crate::core::id::{Epoch, TaskId, TaskSeq};
+use crate::core::seed::effective_seed;
+use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
+use crate::core::trace::TraceKind;
+use crate::core::units::{Timestamp, millis_exact};
+use crate::env::Env;
+
+/// All tasks of one runtime.
+pub(crate) struct Ledger {
+    env: Env,
+    /// Sharded, since every submission and every cancel looks here. Its order of iteration is never used.
+    tasks: DashMap<TaskId, Arc<TaskRecord>>,
+    next_seq: AtomicU64,
+    retention: RetentionConfig,
+    /// Ended tasks in the order of their ends. One short lock for each end.
+    ended: Mutex<Ended>,
+}
+
+#[derive(Default)]
+struct Ended {
+    order: VecDeque<(TaskId, TaskSeq, Timestamp, usize)>,
+    bytes: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
+        let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
+        Ledger { env, tasks, next_seq, retention, ended: Mutex::default() }
+    }
+
+    /// The task with this id.
+    pub(crate) fn get(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
+        self.tasks.get(id).map(|record| record.clone())
+    }
+
+    /// Opens a record for a task, or returns the one that has its id already.
+    pub(crate) fn open(
+        &self,
+        id: TaskId,
+        request: TaskRequest,
+        permit: Permit,
+    ) -> Result<Arc<TaskRecord>, (Arc<TaskRecord>, TaskRequest)> {
+        match self.tasks.entry(id) {
+            Entry::Occupied(known) => Err((known.get().clone(), request)),
+            Entry::Vacant(place) => {
+                let id = place.key().clone();
+                let seq = TaskSeq(self.next_seq.fetch_add(1, Relaxed));
+                let seed = effective_seed(request.seed, &id);
+                let record = Arc::new(TaskRecord::new(id, seq, request, seed, self.env.now(), permit));
+                place.insert(record.clone());
+                self.env.trace(|| TraceKind::Submitted { seq });
+                Ok(record)
+            }
+        }
+    }
+
+    /// Ends a task, and does all that follows from an end: counters, log, trace, memory. With `by`, only for that epoch.
+    ///
+    /// # Errors
+    /// [`Refusal`] when it has ended already, or that epoch is over; nothing happened.
+    pub(crate) fn seal(
+        &self,
+        record: &TaskRecord,
+        by: Option<Epoch>,
+        terminal: Terminal,
+    ) -> Result<SealedTask, Refusal> {
+        let now = self.env.now();
+        let kind = match &terminal {
+            Terminal::End { reason, .. } => TraceKind::Ended { seq: record.seq, reason: *reason },
+            Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
+        };
+        let sealed = record.seal(by, now, terminal)?;
+        count_end(&sealed, &kind);
+        log_end(record, &sealed, &kind);
+        self.env.trace(|| kind);
+        if sealed.was.is_accepted() {
+            self.retain(record, now, sealed.bytes);
+        }
+        Ok(sealed)
+    }
+
+    /// Closes the record of a task that was never accepted: its id is free again.
+    pub(crate) fn withdraw(&self, record: &TaskRecord, terminal: Terminal) {
+        if self.seal(record, None, terminal).is_ok_and(|sealed| !sealed.was.is_accepted()) {
+            self.forget(&record.id, record.seq);
+        }
+    }
+
+    fn forget(&self, id: &TaskId, seq: TaskSeq) {
+        self.tasks.remove_if(id, |_, record| record.seq == seq);
+    }
+
+    /// Remembers an ended task, and forgets those that exceed a bound.
+    fn retain(&self, record: &TaskRecord, now: Timestamp, bytes: usize) {
+        let mut ended = self.ended.lock();
+        ended.order.push_back((record.id.clone(), record.seq, now, bytes));
+        ended.bytes += bytes as u64;
+        let age_max = Duration::from_millis(self.retention.age_ms);
+        while let Some((_, _, since, size)) = ended.order.front() {
+            let too_many = ended.order.len() > self.retention.tasks as usize;
+            if !too_many && ended.bytes <= self.retention.bytes && now.since(*since) <= age_max {
+                break;
+            }
+            ended.bytes -= *size as u64;
+            if let Some((id, seq, ..)) = ended.order.pop_front() {
+                self.forget(&id, seq);
+            }
+        }
+    }
+
+    /// Tasks that wait in this pool's queue, in the order of submission.
+    pub(crate) fn queued_in(&self, pool: u16) -> Vec<Arc<TaskRecord>> {
+        self.select(|phase, place| phase == Phase::Queued && place == Some(pool))
+    }
+
+    /// Tasks of this pool that have not ended, in the order of submission.
+    pub(crate) fn unfinished_in(&self, pool: u16) -> Vec<Arc<TaskRecord>> {
+        self.select(|phase, place| phase != Phase::Terminal && place == Some(pool))
+    }
+
+    /// Every task that has not ended, in the order of submission.
+    pub(crate) fn unfinished(&self) -> Vec<Arc<TaskRecord>> {
+        self.select(|phase, _| phase != Phase::Terminal)
+    }
+
+    /// Sorted, since the map's own order differs from run to run.
+    fn select(&self, wanted: impl Fn(Phase, Option<u16>) -> bool) -> Vec<Arc<TaskRecord>> {
+        let matches = |record: &Arc<TaskRecord>| {
+            let (phase, pool) = record.place();
+            wanted(phase, pool)
+        };
+        let mut found: Vec<_> = self.tasks.iter().filter(|entry| matches(entry)).map(|entry| entry.clone()).collect();
+        found.sort_by_key(|record| record.seq);
+        found
+    }
+
+    /// Number of tasks that are known, ended ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.len()
+    }
+}
+
+fn count_end(sealed: &SealedTask, kind: &TraceKind) {
+    let Some(pool) = &sealed.pool else { return };
+    let counters = &pool.counters;
+    let replica = sealed.identity.as_ref().and_then(|identity| pool.replicas.get(identity.replica.index as usize));
+    if let Some(replica) = replica {
+        replica.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);
+        replica.tokens_out.fetch_add(sealed.tokens_out.into(), Relaxed);
+    }
+    match kind {
+        TraceKind::Ended { reason: FinishReason::Canceled, .. } => counters.canceled.fetch_add(1, Relaxed),
+        TraceKind::Ended { .. } => counters.completed.fetch_add(1, Relaxed),
+        TraceKind::Failed { code, .. } if sealed.was.is_accepted() => counters.failed(*code).fetch_add(1, Relaxed),
+        _ => 0,
+    };
+}
+
+/// One line for each end, with exactly the fields of ORCH-3027.
+fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
+    if !tracing::enabled!(target: "task", tracing::Level::INFO) {
+        return;
+    }
+    let pool = sealed.pool.as_deref();
+    let identity = sealed.identity.as_deref();
+    let (outcome, oom_events, eviction_events) = match kind {
+        TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0, 0),
+        TraceKind::Ended { .. } => ("completed", 0, 0),
+        TraceKind::Failed { code, .. } => (code.as_str(), 0, u32::from(code.as_str() == "QUEUE_FULL_DROP_LRU")),
+        _ => ("", 0, 0),
+    };
+    tracing::info!(
+        target: "task",
+        job_id = %record.id,
+        session_id = record.request.session_id.as_ref().map(|id| id.as_str()),
+        client_id = %record.request.client_id,
+        engine = pool.map(|pool| pool.config.engine.as_str()),
+        pool_id = pool.map(|pool| pool.id.as_str()),
+        replica_id = identity.map(|identity| tracing::field::display(&identity.replica)),
+        model_id = pool.map(|pool| pool.config.model.as_str()),
+        quant = pool.map(|pool| pool.config.quant.as_str()),
+        ctx = pool.map(|pool| pool.config.ctx),
+        tensor_split = "none",
+        engine_version = identity.map(|identity| identity.engine_version.as_str()),
+        sampler_profile_version = pool.map(|pool| pool.config.sampler_profile_version.as_str()),
+        kv_warmth = sealed.kv_warmth,
+        queue_time_ms = millis_exact(sealed.timing.queue),
+        decode_time_ms = millis_exact(sealed.timing.decode),
+        tokens_in = sealed.tokens_in.0,
+        tokens_out = sealed.tokens_out,
+        eviction_events,
+        oom_events,
+        driver_reset_events = 0,
+        outcome,
+        "task ended"
+    );
+}

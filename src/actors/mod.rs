@@ -1,0 +1,23 @@
+//! Everything with a mailbox, and what they share.
+//!
+//! An actor decides nothing by itself: it asks `core`, gets a value, and acts on it. What must outlive an actor (a task,
+//! a slot, an engine) is owned by the ledger or by [`shared`], and only lent.
+
+pub(crate) mod address;
+pub(crate) mod admission;
+pub(crate) mod attempt;
+pub mod event_log;
+pub(crate) mod gate;
+pub(crate) mod latency;
+pub(crate) mod lease;
+pub(crate) mod ledger;
+pub(crate) mod pool_manager;
+pub(crate) mod pool_supervisor;
+pub(crate) mod queue;
+pub mod reader;
+pub mod record;
+pub(crate) mod root;
+pub(crate) mod sessions;
+pub(crate) mod shared;
+pub(crate) mod supervise;
+pub(crate) mod worker;

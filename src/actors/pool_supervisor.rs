@@ -1,0 +1,241 @@
+//! The pool supervisor: owns the lives of one pool's actors, and the pool's drain.
+//!
+//! The root starts it; the public handle asks it to drain; the pool manager reports the drain's end. A crash of a
+//! bookkeeper never restarts a worker. A worker that dies is started again with backoff, behind a breaker.
+//!
+//! Spec: ORCH-3002, ORCH-3003, ORCH-3053.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use crate::actors::latency::Latency;
+use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
+use crate::actors::queue::{QueueActor, QueueArgs};
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::supervise::{BOOKKEEPER, Children, Next, Supervisor};
+use crate::actors::worker::{Worker, WorkerArgs};
+use crate::core::error::ErrorCode;
+use crate::core::lifecycle::{Intent, ReplicaState};
+use crate::core::restart::Breaker;
+use crate::core::task::Terminal;
+
+/// All that the actor needs.
+pub(crate) struct PoolSupervisorArgs {
+    pub(crate) runtime: Arc<RuntimeShared>,
+    pub(crate) pool: Arc<PoolShared>,
+}
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum PoolSupervisorMsg {
+    /// Take nothing new, finish what is there, then stop the workers.
+    Drain,
+    /// Do nothing: the trace shows that it lives, or a planned fault strikes.
+    Ping,
+    // ---- from its own tree
+    /// A draining pool has nothing left to do.
+    Drained,
+    /// A draining pool has had its time.
+    DrainExpired,
+    /// The wait before a restart is over.
+    StartChild { child: PoolChild, generation: u64 },
+}
+
+/// The children, in start order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PoolChild {
+    /// Histograms.
+    Latency,
+    /// Order and bound.
+    Queue,
+    /// Readiness, slots, placement.
+    PoolManager,
+    /// One engine on one device mask.
+    Worker(u16),
+}
+
+/// The actor.
+pub(crate) struct PoolSupervisor;
+
+/// Its state.
+pub(crate) struct PoolSupervisorState {
+    myself: ActorRef<PoolSupervisorMsg>,
+    runtime: Arc<RuntimeShared>,
+    pool: Arc<PoolShared>,
+    children: Children<PoolChild>,
+}
+
+impl Actor for PoolSupervisor {
+    type Msg = PoolSupervisorMsg;
+    type State = PoolSupervisorState;
+    type Arguments = PoolSupervisorArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<PoolSupervisorMsg>,
+        args: PoolSupervisorArgs,
+    ) -> Result<PoolSupervisorState, ActorProcessingErr> {
+        let PoolSupervisorArgs { runtime, pool } = args;
+        let mut children = Children::new(pool.env.clone());
+        let name = |role: &str| format!("{role}/{}", pool.position);
+        children.declare(PoolChild::Latency, name("latency"), BOOKKEEPER);
+        children.declare(PoolChild::Queue, name("queue"), BOOKKEEPER);
+        children.declare(PoolChild::PoolManager, name("pool_manager"), BOOKKEEPER);
+        for index in 0..pool.replicas.len() as u16 {
+            let name = format!("worker/{}/{index}", pool.position);
+            children.declare(PoolChild::Worker(index), name, pool.config.restart.policy());
+        }
+        let mut state = PoolSupervisorState { myself, runtime, pool, children };
+        let intent = state.pool.intent();
+        if intent != Intent::Stop {
+            // An earlier life may have left them Ready, and their workers are gone.
+            (0..state.pool.replicas.len() as u16).for_each(|index| state.down(index));
+        }
+        state.start_all(|child| is_wanted(intent, child)).await?;
+        if intent == Intent::Drain {
+            on_drain(&state); // An earlier life was asked to drain and did not come to its end.
+        }
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<PoolSupervisorMsg>,
+        message: PoolSupervisorMsg,
+        state: &mut PoolSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.pool.env.fault_point("pool_supervisor");
+        match message {
+            PoolSupervisorMsg::Drain => on_drain(state),
+            PoolSupervisorMsg::Ping => {}
+            PoolSupervisorMsg::Drained => stop_workers(state),
+            PoolSupervisorMsg::DrainExpired => on_drain_expired(state),
+            PoolSupervisorMsg::StartChild { child, generation } => {
+                if state.children.is_due(child, generation) && is_wanted(state.pool.intent(), child) {
+                    state.bring_back(Next::Start(child)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<PoolSupervisorMsg>,
+        event: SupervisionEvent,
+        state: &mut PoolSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(child) = state.children.dead(&event) else { return Ok(()) };
+        if let PoolChild::Worker(index) = child {
+            state.pool.replicas[index as usize].discard_engine();
+            state.pool.replicas[index as usize].restarts.fetch_add(1, Relaxed);
+            state.down(index);
+        }
+        if !is_wanted(state.pool.intent(), child) {
+            return Ok(());
+        }
+        let next = state.children.after_death(child);
+        state.bring_back(next).await
+    }
+}
+
+impl Supervisor for PoolSupervisorState {
+    type Key = PoolChild;
+
+    fn children(&mut self) -> &mut Children<PoolChild> {
+        &mut self.children
+    }
+
+    async fn start(&mut self, child: PoolChild) -> Result<ActorCell, SpawnErr> {
+        let (pool, parent) = (self.pool.clone(), self.myself.get_cell());
+        match child {
+            PoolChild::Latency => {
+                let (actor, _) = Actor::spawn_linked(None, Latency, pool.clone(), parent).await?;
+                pool.latency.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+            PoolChild::Queue => {
+                let args = QueueArgs { runtime: self.runtime.clone(), pool: pool.clone() };
+                let (actor, _) = Actor::spawn_linked(None, QueueActor, args, parent).await?;
+                pool.queue.publish(actor.clone());
+                pool.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
+                Ok(actor.get_cell())
+            }
+            PoolChild::PoolManager => {
+                let (actor, _) = Actor::spawn_linked(None, PoolManager, pool.clone(), parent).await?;
+                pool.manager.publish(actor.clone());
+                // Not by a nudge: one that was sent to the old address a moment ago would suppress it.
+                actor.cast(PoolManagerMsg::LookAround).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+                Ok(actor.get_cell())
+            }
+            PoolChild::Worker(index) => {
+                let args = WorkerArgs { runtime: self.runtime.clone(), pool: pool.clone(), index };
+                let (actor, _) = Actor::spawn_linked(None, Worker, args, parent).await?;
+                pool.replicas[index as usize].worker.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+        }
+    }
+
+    fn start_later(&mut self, child: PoolChild, generation: u64, after: Duration, breaker: Breaker) {
+        if let PoolChild::Worker(index) = child {
+            let until = self.pool.env.now().after(after);
+            let state = match breaker {
+                Breaker::Open => ReplicaState::Broken { until },
+                Breaker::Closed | Breaker::HalfOpen => ReplicaState::Backoff { until },
+            };
+            self.pool.set_replica_state(index, state);
+        }
+        self.myself.send_after(after, move || PoolSupervisorMsg::StartChild { child, generation });
+    }
+}
+
+fn on_drain(state: &PoolSupervisorState) {
+    if state.pool.intent() != Intent::Stop {
+        state.pool.set_intent(Intent::Drain);
+        let limit = Duration::from_millis(state.pool.config.timeouts.drain_ms);
+        state.myself.send_after(limit, || PoolSupervisorMsg::DrainExpired);
+        state.pool.nudge_manager();
+    }
+}
+
+fn on_drain_expired(state: &mut PoolSupervisorState) {
+    if state.pool.intent() != Intent::Drain {
+        return;
+    }
+    for record in state.runtime.ledger.unfinished_in(state.pool.position) {
+        let text = format!("pool {} was drained before the task could end", state.pool.id);
+        let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
+        let _ = state.runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
+    }
+    stop_workers(state);
+}
+
+fn stop_workers(state: &mut PoolSupervisorState) {
+    state.pool.set_intent(Intent::Stop);
+    for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
+        worker.stop(Some("drained".into()));
+    }
+    for index in 0..state.pool.replicas.len() as u16 {
+        state.pool.set_replica_state(index, ReplicaState::Stopped);
+        state.pool.replicas[index as usize].discard_engine();
+    }
+}
+
+/// Whether this child should live: a stopped pool has no workers.
+fn is_wanted(intent: Intent, child: PoolChild) -> bool {
+    !matches!(child, PoolChild::Worker(_)) || intent != Intent::Stop
+}
+
+impl PoolSupervisorState {
+    /// Takes a worker's place out of service until its next worker says otherwise.
+    fn down(&self, index: u16) {
+        let place = &self.pool.replicas[index as usize];
+        if place.state() != ReplicaState::Stopped {
+            self.pool.set_replica_state(index, ReplicaState::Preloading);
+        }
+    }
+}

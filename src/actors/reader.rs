@@ -1,0 +1,73 @@
+//! A cursor over one task's event log. Any number of them read at their own pace; none holds up the task.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::actors::event_log::{Event, EventRef};
+use crate::actors::record::{TaskRecord, TaskView};
+use crate::core::id::TaskId;
+
+/// The events of one task, from an index on, as they come.
+///
+/// It stays readable after the runtime has forgotten the task. Dropping it does not end the task.
+pub struct TaskStream {
+    record: Arc<TaskRecord>,
+    next: usize,
+    /// Read from the log, not yet handed out: one lock for all events that have come since the last.
+    fetched: VecDeque<(usize, Event)>,
+}
+
+impl TaskStream {
+    pub(crate) fn new(record: Arc<TaskRecord>, from: usize) -> Self {
+        TaskStream { record, next: from, fetched: VecDeque::new() }
+    }
+
+    /// The task.
+    pub fn task_id(&self) -> &TaskId {
+        &self.record.id
+    }
+
+    /// The next event with its index in the log, or `None` when nothing will follow.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no event.
+    pub async fn next(&mut self) -> Option<(usize, Event)> {
+        if self.fetched.is_empty() {
+            self.record.until_readable(self.next).await;
+            let fetched = &mut self.fetched;
+            (self.next, _) = self.record.visit(self.next, |index, event| fetched.push_back((index, event.to_owned())));
+        }
+        self.fetched.pop_front()
+    }
+
+    /// Reads to the end and returns the text of all tokens from here on, and the terminal event.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses what it has read.
+    pub async fn collect(mut self) -> (String, Option<Event>) {
+        let mut text = String::new();
+        while let Some((_, event)) = self.next().await {
+            match event {
+                Event::Token { text: token, .. } => text.push_str(&token),
+                Event::Started(_) => {}
+                terminal => return (text, Some(terminal)),
+            }
+        }
+        (text, None)
+    }
+
+    /// Waits for events and visits all that are there, under the log's lock: for whoever copies them elsewhere at once.
+    /// Returns whether anything may follow.
+    #[cfg_attr(not(feature = "service"), expect(dead_code, reason = "only the service streams without a copy"))]
+    pub(crate) async fn visit_next(&mut self, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
+        self.record.until_readable(self.next).await;
+        let (next, sealed) = self.record.visit(self.next, visitor);
+        self.next = next;
+        !sealed
+    }
+
+    /// The task as it stands now.
+    pub fn view(&self) -> TaskView {
+        self.record.view()
+    }
+}

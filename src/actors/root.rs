@@ -1,0 +1,129 @@
+//! The root: owns the lives of admission, sessions and the pool supervisors.
+//!
+//! Above it stands only the runtime's guardian ([`Orchestrator`](crate::Orchestrator)), which starts it again when it
+//! dies. One pool's failure never touches another's actors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use crate::actors::admission::Admission;
+use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs};
+use crate::actors::sessions::Sessions;
+use crate::actors::shared::RuntimeShared;
+use crate::actors::supervise::{BOOKKEEPER, Children, Next, SUPERVISOR, Supervisor};
+use crate::core::restart::Breaker;
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum RootMsg {
+    /// The wait before a restart is over.
+    StartChild { child: RootChild, generation: u64 },
+    /// Do nothing: the trace shows that it lives, or a planned fault strikes.
+    Ping,
+}
+
+/// The children, in start order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RootChild {
+    /// Conversations.
+    Sessions,
+    /// One pool, by position.
+    Pool(u16),
+    /// The way in: last, so that whatever it sends tasks to is there.
+    Admission,
+}
+
+/// The actor.
+pub(crate) struct Root;
+
+/// Its state.
+pub(crate) struct RootState {
+    myself: ActorRef<RootMsg>,
+    runtime: Arc<RuntimeShared>,
+    children: Children<RootChild>,
+}
+
+impl Actor for Root {
+    type Msg = RootMsg;
+    type State = RootState;
+    type Arguments = Arc<RuntimeShared>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<RootMsg>,
+        runtime: Arc<RuntimeShared>,
+    ) -> Result<RootState, ActorProcessingErr> {
+        let mut children = Children::new(runtime.env.clone());
+        children.declare(RootChild::Sessions, "sessions", BOOKKEEPER);
+        for pool in &runtime.pools {
+            children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position), SUPERVISOR);
+        }
+        children.declare(RootChild::Admission, "admission", BOOKKEEPER);
+        let mut state = RootState { myself, runtime, children };
+        state.start_all(|_| true).await?;
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<RootMsg>,
+        message: RootMsg,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.runtime.env.fault_point("root");
+        match message {
+            RootMsg::StartChild { child, generation } if state.children.is_due(child, generation) => {
+                state.bring_back(Next::Start(child)).await
+            }
+            RootMsg::StartChild { .. } | RootMsg::Ping => Ok(()),
+        }
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<RootMsg>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(child) = state.children.dead(&event) else { return Ok(()) };
+        let next = state.children.after_death(child);
+        state.bring_back(next).await
+    }
+}
+
+impl Supervisor for RootState {
+    type Key = RootChild;
+
+    fn children(&mut self) -> &mut Children<RootChild> {
+        &mut self.children
+    }
+
+    async fn start(&mut self, child: RootChild) -> Result<ActorCell, SpawnErr> {
+        let (runtime, parent) = (self.runtime.clone(), self.myself.get_cell());
+        match child {
+            RootChild::Sessions => {
+                let (actor, _) = Actor::spawn_linked(None, Sessions, runtime.clone(), parent).await?;
+                runtime.sessions.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+            RootChild::Pool(position) => {
+                let pool = runtime.pools[position as usize].clone();
+                let args = PoolSupervisorArgs { runtime, pool: pool.clone() };
+                let (actor, _) = Actor::spawn_linked(None, PoolSupervisor, args, parent).await?;
+                pool.supervisor.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+            RootChild::Admission => {
+                let (actor, _) = Actor::spawn_linked(None, Admission, runtime.clone(), parent).await?;
+                runtime.admission.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+        }
+    }
+
+    fn start_later(&mut self, child: RootChild, generation: u64, after: Duration, _: Breaker) {
+        self.myself.send_after(after, move || RootMsg::StartChild { child, generation });
+    }
+}

@@ -1,0 +1,171 @@
+//! The sessions actor: owns the short-lived conversations, and which replica served each of them last.
+//!
+//! Admission sends it the tasks of conversations, which it passes on to their queue with that replica noted; attempts
+//! tell it who served. What it knows is a hint: after a restart it knows nothing, and conversations start cold.
+//!
+//! Spec: ORCH-3009.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use serde::Serialize;
+
+use crate::actors::queue::{QueueMsg, Submission};
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::core::id::{ClientId, ReplicaId, SessionId};
+use crate::core::units::Timestamp;
+
+/// A conversation as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionView {
+    /// Its id.
+    pub session_id: SessionId,
+    /// The client it belongs to.
+    pub client_id: ClientId,
+    /// The replica that served it last.
+    pub replica_id: Option<ReplicaId>,
+    /// Tasks that were submitted in it.
+    pub tasks: u64,
+    /// Milliseconds until it is forgotten, if no task comes.
+    pub expires_in_ms: u64,
+}
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum SessionsMsg {
+    /// Note the conversation's warm replica on this task and pass it on to its queue.
+    Locate { session: SessionId, pool: Arc<PoolShared>, submission: Submission },
+    /// A replica has served this conversation.
+    Served { session: SessionId, client: ClientId, replica: ReplicaId },
+    /// What is known of this client's conversation?
+    Observe { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
+    /// Forget this client's conversation.
+    Forget { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
+}
+
+/// The actor.
+pub(crate) struct Sessions;
+
+/// Conversations are told apart by client too: nobody reaches into another's by guessing its id.
+type Key = (ClientId, SessionId);
+
+struct Session {
+    replica: Option<ReplicaId>,
+    tasks: u64,
+    used_at: Timestamp,
+    /// The entry in `by_use`.
+    turn: u64,
+}
+
+/// Its state.
+pub(crate) struct SessionsState {
+    runtime: Arc<RuntimeShared>,
+    sessions: BTreeMap<Key, Session>,
+    /// The conversation used longest ago first. Invariant: one entry for each of `sessions`, under its `turn`.
+    by_use: BTreeMap<u64, Key>,
+    next_turn: u64,
+}
+
+impl Actor for Sessions {
+    type Msg = SessionsMsg;
+    type State = SessionsState;
+    type Arguments = Arc<RuntimeShared>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<SessionsMsg>,
+        runtime: Arc<RuntimeShared>,
+    ) -> Result<SessionsState, ActorProcessingErr> {
+        Ok(SessionsState { runtime, sessions: BTreeMap::new(), by_use: BTreeMap::new(), next_turn: 0 })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<SessionsMsg>,
+        message: SessionsMsg,
+        state: &mut SessionsState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.runtime.env.fault_point("sessions");
+        state.expire();
+        match message {
+            SessionsMsg::Locate { session, pool, submission } => on_locate(state, session, &pool, submission),
+            SessionsMsg::Served { session, client, replica } => state.touch((client, session)).replica = Some(replica),
+            SessionsMsg::Observe { session, client, reply } => {
+                let _ = reply.send(state.observe(&(client, session)));
+            }
+            SessionsMsg::Forget { session, client, reply } => {
+                let key = (client, session);
+                let seen = state.observe(&key);
+                state.forget(&key);
+                let _ = reply.send(seen);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn on_locate(state: &mut SessionsState, session: SessionId, pool: &PoolShared, submission: Submission) {
+    let entry = state.touch((submission.record.request.client_id.clone(), session));
+    entry.tasks += 1;
+    if let Some(replica) = entry.replica.as_ref().filter(|replica| replica.pool == pool.id) {
+        submission.record.set_affinity(replica.index);
+    }
+    pool.queue.cast(QueueMsg::Enqueue(submission)); // Undelivered: the caller sends it again.
+}
+
+impl SessionsState {
+    /// The conversation, opened if need be, as the one used last. The one used longest ago makes room.
+    fn touch(&mut self, key: Key) -> &mut Session {
+        let turn = self.next_turn;
+        self.next_turn += 1;
+        if !self.sessions.contains_key(&key) && self.sessions.len() >= self.runtime.config.sessions.capacity as usize {
+            let oldest = self.by_use.first_key_value().map(|(_, key)| key.clone());
+            oldest.iter().for_each(|oldest| self.forget(oldest));
+        }
+        self.by_use.insert(turn, key.clone());
+        let now = self.runtime.env.now();
+        let session = self.sessions.entry(key).or_insert(Session { replica: None, tasks: 0, used_at: now, turn });
+        if session.turn != turn {
+            self.by_use.remove(&session.turn);
+        }
+        (session.used_at, session.turn) = (now, turn);
+        session
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(session) = self.sessions.remove(key) {
+            self.by_use.remove(&session.turn);
+        }
+    }
+
+    /// Forgets what nobody has used for the configured time.
+    fn expire(&mut self) {
+        let (now, ttl) = (self.runtime.env.now(), self.ttl());
+        while let Some(oldest) = self.by_use.first_entry() {
+            let used_at = self.sessions.get(oldest.get()).map(|session| session.used_at);
+            if used_at.is_some_and(|used_at| now.since(used_at) < ttl) {
+                break;
+            }
+            let key = oldest.remove();
+            self.sessions.remove(&key);
+        }
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_millis(self.runtime.config.sessions.ttl_ms)
+    }
+
+    fn observe(&self, key: &Key) -> Option<SessionView> {
+        let session = self.sessions.get(key)?;
+        let idle = self.runtime.env.now().since(session.used_at);
+        Some(SessionView {
+            session_id: key.1.clone(),
+            client_id: key.0.clone(),
+            replica_id: session.replica.clone(),
+            tasks: session.tasks,
+            expires_in_ms: self.ttl().saturating_sub(idle).as_millis() as u64,
+        })
+    }
+}

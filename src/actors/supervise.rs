@@ -1,0 +1,191 @@
+//! The one interpreter of the restart rule: each supervisor has a [`Children`] table and obeys its answers.
+//!
+//! Owns which children there are, which incarnation lives, and their restart records. `core::restart` decides; this file
+//! connects its decisions with ractor's events. A supervisor never lets ractor's default act, which is to die with any
+//! child. Children are started left to right and stopped right to left.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use ractor::{ActorCell, ActorId, ActorProcessingErr, SpawnErr, SupervisionEvent};
+
+use crate::core::restart::{Backoff, Breaker, Decision, Excess, RestartHistory, RestartPolicy};
+use crate::core::trace::TraceKind;
+use crate::env::Env;
+
+/// The rule for actors that only keep books: their state is rebuilt from the ledger, so they come back at once. Twenty
+/// restarts in ten seconds is a bug that a restart does not cure.
+pub(crate) const BOOKKEEPER: RestartPolicy =
+    RestartPolicy { intensity: 20, period: Duration::from_secs(10), backoff: Backoff::NONE, excess: Excess::Escalate };
+
+/// The rule for supervisors: Erlang/OTP's shape, with a window that lets a pool be rebuilt a few times a minute.
+pub(crate) const SUPERVISOR: RestartPolicy =
+    RestartPolicy { intensity: 10, period: Duration::from_secs(60), backoff: Backoff::NONE, excess: Excess::Escalate };
+
+/// What a supervisor is to do now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next<K> {
+    /// Nothing.
+    Nothing,
+    /// Start this child now.
+    Start(K),
+    /// Start this child after a while, if `generation` is still its newest.
+    StartLater {
+        /// Which.
+        key: K,
+        /// Its generation now.
+        generation: u64,
+        /// The wait.
+        after: Duration,
+        /// Whether the wait is that of an open breaker.
+        breaker: Breaker,
+    },
+    /// Fail, so that the next supervisor decides.
+    Escalate(K),
+}
+
+struct Child<K> {
+    key: K,
+    name: String,
+    history: RestartHistory,
+    cell: Option<ActorCell>,
+    /// Counts this child's lives and deaths; a delayed start of an older generation is void.
+    generation: u64,
+}
+
+/// The children of one supervisor, in start order.
+pub(crate) struct Children<K> {
+    env: Env,
+    table: Vec<Child<K>>,
+}
+
+impl<K: Copy + PartialEq> Children<K> {
+    /// No children yet.
+    pub(crate) fn new(env: Env) -> Self {
+        Children { env, table: Vec::new() }
+    }
+
+    /// Declares a child. The order of declaration is the order of start.
+    pub(crate) fn declare(&mut self, key: K, name: impl Into<String>, policy: RestartPolicy) {
+        let history = RestartHistory::new(policy, self.env.now());
+        self.table.push(Child { key, name: name.into(), history, cell: None, generation: 0 });
+    }
+
+    /// Notes that a child has been started.
+    pub(crate) fn started(&mut self, key: K, cell: ActorCell) {
+        let now = self.env.now();
+        let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return };
+        child.cell = Some(cell);
+        child.generation += 1;
+        child.history.on_started(now);
+        self.env.trace(|| TraceKind::ActorStarted { actor: child.name.clone() });
+    }
+
+    /// Whether a delayed start is still wanted.
+    pub(crate) fn is_due(&self, key: K, generation: u64) -> bool {
+        self.table.iter().any(|child| child.key == key && child.generation == generation && child.cell.is_none())
+    }
+
+    /// The child that an event says is dead, if it is one of ours and of its newest life.
+    pub(crate) fn dead(&mut self, event: &SupervisionEvent) -> Option<K> {
+        let (id, cause) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell.get_id(), reason.clone().unwrap_or_default()),
+            _ => return None,
+        };
+        let child = self.table.iter_mut().find(|child| is_incarnation(child, id))?;
+        child.cell = None;
+        child.generation += 1;
+        tracing::warn!(actor = %child.name, %cause, "an actor has died");
+        self.env.trace(|| TraceKind::ActorDied { actor: child.name.clone() });
+        Some(child.key)
+    }
+
+    /// Asks the rule about a child that is dead, or could not be started.
+    pub(crate) fn after_death(&mut self, key: K) -> Next<K> {
+        let (now, roll) = (self.env.now(), self.env.random());
+        let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return Next::Nothing };
+        match child.history.on_exit(now, roll) {
+            Decision::Escalate => Next::Escalate(key),
+            Decision::Restart { after: Duration::ZERO } => Next::Start(key),
+            Decision::Restart { after } => {
+                let (generation, breaker) = (child.generation, child.history.breaker());
+                Next::StartLater { key, generation, after, breaker }
+            }
+        }
+    }
+
+    /// The living children that `wanted` names, last started first: the order in which to stop them.
+    pub(crate) fn living(&self, wanted: impl Fn(K) -> bool) -> Vec<ActorCell> {
+        let wanted = self.table.iter().rev().filter(|child| wanted(child.key));
+        wanted.filter_map(|child| child.cell.clone()).collect()
+    }
+}
+
+fn is_incarnation<K>(child: &Child<K>, id: ActorId) -> bool {
+    child.cell.as_ref().is_some_and(|cell| cell.get_id() == id)
+}
+
+/// A supervisor, as far as bringing children back goes: it knows how to start one, and how to wait.
+pub(crate) trait Supervisor: Send {
+    /// The names of its children.
+    type Key: Copy + PartialEq + Debug + Send;
+
+    /// Its children.
+    fn children(&mut self) -> &mut Children<Self::Key>;
+
+    /// Starts one child and tells everybody where it is.
+    fn start(&mut self, key: Self::Key) -> impl Future<Output = Result<ActorCell, SpawnErr>> + Send;
+
+    /// Arranges that the child is started when `after` is over, if `generation` is still its newest.
+    fn start_later(&mut self, key: Self::Key, generation: u64, after: Duration, breaker: Breaker);
+
+    /// Starts every child that `wanted` names, left to right.
+    ///
+    /// # Errors
+    /// The first child that could not be started.
+    fn start_all(
+        &mut self,
+        wanted: impl Fn(Self::Key) -> bool + Send,
+    ) -> impl Future<Output = Result<(), SpawnErr>> + Send {
+        async move {
+            let keys = self.children().table.iter().map(|child| child.key);
+            let keys: Vec<Self::Key> = keys.filter(|key| wanted(*key)).collect();
+            for key in keys {
+                let cell = self.start(key).await?;
+                self.children().started(key, cell);
+            }
+            Ok(())
+        }
+    }
+
+    /// Does what the rule says, until the child has started, waits, or the supervisor has to fail.
+    ///
+    /// # Errors
+    /// When the rule says so: pass it on, so that the next supervisor decides.
+    fn bring_back(&mut self, mut next: Next<Self::Key>) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
+        async move {
+            loop {
+                next = match next {
+                    Next::Nothing => return Ok(()),
+                    Next::Start(key) => match self.start(key).await {
+                        Ok(cell) => {
+                            self.children().started(key, cell);
+                            return Ok(());
+                        }
+                        Err(error) => {
+                            tracing::error!(child = ?key, %error, "a child could not be started");
+                            self.children().after_death(key)
+                        }
+                    },
+                    Next::StartLater { key, generation, after, breaker } => {
+                        self.start_later(key, generation, after, breaker);
+                        return Ok(());
+                    }
+                    Next::Escalate(key) => return Err(format!("{key:?} failed too often").into()),
+                };
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The worker: owns one engine on one device mask, and the attempts that run on it.
+//!
+//! The pool manager sends it tasks; its own background tasks tell it about its engine. It promises that no attempt
+//! outlives it: dropping its state aborts them, their guards seal their logs and give their slots back. Its supervisor
+//! discards the engine when the worker dies by itself; when the supervisor dies, the next worker adopts the engine.
+//!
+//! Spec: ORCH-3001, ORCH-3002, ORCH-3003, ORCH-3010, ORCH-3032, ORCH-3046.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::actors::attempt::{self, Attempt};
+use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::lease::{Assignment, SlotLease};
+use crate::actors::shared::{PoolShared, ReplicaShared, RuntimeShared};
+use crate::core::lifecycle::ReplicaState;
+use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Telemetry};
+
+/// How often a Ready engine is measured.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+/// How long an engine may take to answer a measurement.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Measurements without an answer, in a row, after which an engine counts as lost.
+const PROBES_MISSED_MAX: u32 = 3;
+
+/// All that the actor needs.
+pub(crate) struct WorkerArgs {
+    pub(crate) runtime: Arc<RuntimeShared>,
+    pub(crate) pool: Arc<PoolShared>,
+    pub(crate) index: u16,
+}
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum WorkerMsg {
+    /// Run a task in this slot.
+    Run { assignment: Assignment, lease: SlotLease },
+    // ---- from its own attempts and background tasks
+    /// Get an engine: adopt the one that is there, or make one.
+    Prepare,
+    /// The engine has been loaded, or could not be.
+    Preloaded(Result<EngineInfo, EngineError>),
+    /// An engine of an earlier life has answered, or has not.
+    Adopted(Result<(), EngineError>),
+    /// An attempt has lost its engine.
+    EngineSuspected(EngineError),
+    /// A suspected engine has answered, or has not.
+    Probed(Result<(), EngineError>),
+    /// The engine as a whole has failed.
+    EngineFailed(EngineError),
+}
+
+/// The actor.
+pub(crate) struct Worker;
+
+/// Its state.
+pub(crate) struct WorkerState {
+    runtime: Arc<RuntimeShared>,
+    pool: Arc<PoolShared>,
+    index: u16,
+    engine: Option<Arc<dyn AnyEngine>>,
+    /// Set while tasks may be run.
+    identity: Option<Arc<ReplicaIdentity>>,
+    /// Attempts and background tasks; aborted with the worker.
+    tasks: JoinSet<()>,
+}
+
+impl Actor for Worker {
+    type Msg = WorkerMsg;
+    type State = WorkerState;
+    type Arguments = WorkerArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<WorkerMsg>,
+        args: WorkerArgs,
+    ) -> Result<WorkerState, ActorProcessingErr> {
+        let WorkerArgs { runtime, pool, index } = args;
+        myself.cast(WorkerMsg::Prepare)?;
+        Ok(WorkerState { runtime, pool, index, engine: None, identity: None, tasks: JoinSet::new() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<WorkerMsg>,
+        message: WorkerMsg,
+        state: &mut WorkerState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.pool.env.fault_point("worker");
+        match message {
+            WorkerMsg::Run { assignment, lease } => on_run(state, &myself, assignment, lease),
+            WorkerMsg::Prepare => on_prepare(state, myself),
+            WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
+            WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
+            WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
+            WorkerMsg::Probed(result) => return on_probed(state, result),
+            WorkerMsg::EngineFailed(cause) => return Err(cause.into()),
+        }
+        Ok(())
+    }
+}
+
+fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Assignment, lease: SlotLease) {
+    while state.tasks.try_join_next().is_some() {} // Ended attempts: their memory, nothing else.
+    let (Some(engine), Some(identity)) = (&state.engine, &state.identity) else {
+        return; // Not Ready any more; dropped, the task goes back to the queue and the slot is free.
+    };
+    let attempt = Attempt {
+        runtime: state.runtime.clone(),
+        pool: state.pool.clone(),
+        engine: engine.clone(),
+        identity: identity.clone(),
+        worker: myself.clone(),
+        lease,
+    };
+    state.tasks.spawn(attempt::run(attempt, assignment));
+}
+
+fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+    state.set(ReplicaState::Preloading);
+    let left_over = state.place().engine.lock().clone();
+    let was_loaded = state.place().identity.lock().is_some();
+    if let (Some(engine), true) = (left_over, was_loaded) {
+        state.engine = Some(engine.clone());
+        state.tasks.spawn(async move {
+            let result = probe(&*engine).await.map(drop);
+            let _ = myself.cast(WorkerMsg::Adopted(result)); // Fails only when this worker is gone.
+        });
+        return;
+    }
+    start_engine(state, myself);
+}
+
+fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+    let context = EngineContext {
+        replica: state.place().id.clone(),
+        mask: state.place().mask.clone(),
+        pool: state.pool.config.clone(),
+        env: state.pool.env.clone(),
+    };
+    let engine = (state.pool.factory)(&context);
+    state.place().discard_engine();
+    *state.place().engine.lock() = Some(engine.clone());
+    state.engine = Some(engine.clone());
+    let limit = Duration::from_millis(state.pool.config.timeouts.preload_ms);
+    state.tasks.spawn(async move {
+        let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
+        let result = timeout(limit, engine.preload()).await.unwrap_or_else(|_| Err(late()));
+        let _ = myself.cast(WorkerMsg::Preloaded(result));
+    });
+}
+
+fn on_preloaded(
+    state: &mut WorkerState,
+    myself: ActorRef<WorkerMsg>,
+    result: Result<EngineInfo, EngineError>,
+) -> Result<(), ActorProcessingErr> {
+    let checked = result.and_then(|info| check_identity(state, info));
+    let identity = match checked {
+        Ok(identity) => identity,
+        Err(error) => {
+            state.place().preload_failures.fetch_add(1, Relaxed);
+            return Err(error.into());
+        }
+    };
+    state.place().preload_successes.fetch_add(1, Relaxed);
+    tracing::info!(
+        replica_id = %state.place().id,
+        engine_version = %identity.engine_version,
+        model_digest = %identity.model_digest,
+        "a worker is ready"
+    );
+    *state.place().identity.lock() = Some(identity);
+    become_ready(state, myself);
+    Ok(())
+}
+
+/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046).
+fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
+    let wanted = state.pool.config.ctx_tokens();
+    if let Some(ctx) = info.ctx.filter(|ctx| *ctx < wanted) {
+        let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
+        return Err(EngineError::Preload(text));
+    }
+    let identity = ReplicaIdentity {
+        replica: state.place().id.clone(),
+        engine: state.pool.config.engine.clone(),
+        engine_version: info.engine_version,
+        model_digest: info.model_digest,
+    };
+    for other in state.pool.replicas.iter().filter(|other| other.id != identity.replica && other.state().is_ready()) {
+        let Some(pinned) = other.identity.lock().clone() else { continue };
+        let (ours, theirs) =
+            ((&identity.engine_version, &identity.model_digest), (&pinned.engine_version, &pinned.model_digest));
+        if ours != theirs {
+            return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
+        }
+    }
+    Ok(Arc::new(identity))
+}
+
+fn on_adopted(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, result: Result<(), EngineError>) {
+    match result {
+        Ok(()) => become_ready(state, myself),
+        Err(_) => start_engine(state, myself), // It died together with its last worker.
+    }
+}
+
+fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+    let Some(engine) = state.engine.clone() else { return };
+    let identity = state.place().identity.lock().clone();
+    state.identity = identity;
+    state.set(ReplicaState::Ready);
+    let watched = (engine.clone(), myself.clone());
+    state.tasks.spawn(async move {
+        let (engine, worker) = watched;
+        let cause = engine.failure().await;
+        let _ = worker.cast(WorkerMsg::EngineFailed(cause));
+    });
+    let (pool, index) = (state.pool.clone(), state.index);
+    state.tasks.spawn(async move { measure(&pool.replicas[index as usize], &*engine, myself).await });
+}
+
+/// Measures the engine once a period, and reports it lost when it does not answer for long.
+async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
+    let mut missed = 0;
+    loop {
+        tokio::time::sleep(PROBE_PERIOD).await;
+        match probe(engine).await {
+            Ok(telemetry) => {
+                missed = 0;
+                *place.telemetry.lock() = telemetry;
+            }
+            Err(_) if missed + 1 < PROBES_MISSED_MAX => missed += 1,
+            Err(cause) => {
+                let _ = worker.cast(WorkerMsg::EngineFailed(cause));
+                return;
+            }
+        }
+    }
+}
+
+async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
+    let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}"));
+    timeout(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {
+    if state.place().state() != ReplicaState::Ready {
+        return; // It is being looked at already.
+    }
+    let Some(engine) = state.engine.clone() else { return };
+    tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
+    state.set(ReplicaState::Suspect);
+    state.tasks.spawn(async move {
+        let _ = myself.cast(WorkerMsg::Probed(probe(&*engine).await.map(drop)));
+    });
+}
+
+fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result<(), ActorProcessingErr> {
+    result?;
+    state.set(ReplicaState::Ready);
+    Ok(())
+}
+
+impl WorkerState {
+    fn place(&self) -> &ReplicaShared {
+        &self.pool.replicas[self.index as usize]
+    }
+
+    fn set(&self, to: ReplicaState) {
+        self.pool.set_replica_state(self.index, to);
+    }
+}

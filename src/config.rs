@@ -1,0 +1,493 @@
+//! Every tunable: what it means, its unit, its default and why. Checked once, then passed on by value (ORCH-3030).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::id::{DeviceId, DeviceMask, PoolId};
+use crate::core::queue::{Bounds, FullPolicy};
+use crate::core::restart::{Backoff, Excess, RestartPolicy};
+use crate::core::units::Tokens;
+
+macro_rules! section {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        #[cfg_attr(feature = "service", derive(schemars::JsonSchema))]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                $name { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+section! {
+    /// A whole runtime.
+    pub struct Config {
+        /// The pools, in order: of two that would start a task at the same time, the first gets it.
+        pub pools: Vec<PoolConfig> = Vec::new(),
+        /// Short-lived conversations.
+        pub sessions: SessionConfig = SessionConfig::default(),
+        /// How long the ends of tasks are remembered.
+        pub retention: RetentionConfig = RetentionConfig::default(),
+        /// Places at the intake gate beyond what the queues and slots hold, for tasks between two actors. With too few,
+        /// a full queue's policy is never asked; 256 is more than two cores have in flight at once.
+        pub intake_margin: u32 = 256,
+        /// Largest prompt, in bytes.
+        pub prompt_bytes_max: u32 = 1024 * 1024,
+    }
+}
+
+section! {
+    /// Short-lived conversations.
+    pub struct SessionConfig {
+        /// How long a conversation without a task is remembered, in milliseconds.
+        pub ttl_ms: u64 = 600_000,
+        /// Most conversations remembered; the one used longest ago goes first.
+        pub capacity: u32 = 10_000,
+    }
+}
+
+section! {
+    /// How long the end of a task, and its log, are remembered. The first bound that is met decides.
+    pub struct RetentionConfig {
+        /// Most ended tasks.
+        pub tasks: u32 = 10_000,
+        /// Most memory of ended tasks, in bytes.
+        pub bytes: u64 = 256 * 1024 * 1024,
+        /// Longest time since a task's end, in milliseconds.
+        pub age_ms: u64 = 600_000,
+    }
+}
+
+/// One pool: one engine, one model, one configuration, with a queue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "service", derive(schemars::JsonSchema))]
+pub struct PoolConfig {
+    /// Its name, unique: 1 to 128 letters, digits, '-', '_', '.' or ':'.
+    pub id: String,
+    /// The engine: `sim` or `llamacpp`, or the name of one that the host program brings.
+    pub engine: String,
+    /// The model: its name, or the path of its file.
+    pub model: String,
+    /// Quantisation of the model, part of the replica set's identity.
+    #[serde(default = "unspecified")]
+    pub quant: String,
+    /// Longest context of one task in tokens, prompt and generation together.
+    #[serde(default = "PoolConfig::ctx_default")]
+    pub ctx: u32,
+    /// Name of the sampler settings that the pool pins (ORCH-3046).
+    #[serde(default = "PoolConfig::profile_default")]
+    pub sampler_profile_version: String,
+    /// Bytes of prompt that make one token on average, for the estimate before the queue. 4 fits English text.
+    #[serde(default = "PoolConfig::bytes_per_token_default")]
+    pub bytes_per_token: u32,
+    /// Where the engine answers already, such as `http://127.0.0.1:8080`. With `{index}` replaced by the replica's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// How to start the engine; `{port}`, `{slots}`, `{model}`, `{ctx}` (of all slots) and `{index}` are replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Tasks that one replica runs at once (ORCH-3019).
+    #[serde(default = "PoolConfig::slots_default")]
+    pub slots: u32,
+    /// The devices that the pool may use. Left out, it is all that its replicas name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<DeviceRef>>,
+    /// The workers, one for each entry.
+    #[serde(default = "PoolConfig::replicas_default")]
+    pub replicas: Vec<ReplicaConfig>,
+    /// The queue.
+    #[serde(default)]
+    pub queue: QueueConfig,
+    /// Deadlines.
+    #[serde(default)]
+    pub timeouts: TimeoutConfig,
+    /// What happens when a worker fails.
+    #[serde(default)]
+    pub restart: RestartConfig,
+    /// The simulated engine's manners; only for `engine: sim`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sim: Option<SimConfig>,
+}
+
+fn unspecified() -> String {
+    "none".into()
+}
+
+impl PoolConfig {
+    fn ctx_default() -> u32 {
+        4096
+    }
+    fn profile_default() -> String {
+        "1".into()
+    }
+    fn bytes_per_token_default() -> u32 {
+        4
+    }
+    fn slots_default() -> u32 {
+        1
+    }
+    fn replicas_default() -> Vec<ReplicaConfig> {
+        vec![ReplicaConfig::default()]
+    }
+
+    /// A pool with one replica and everything else by default.
+    pub fn new(id: impl Into<String>, engine: impl Into<String>, model: impl Into<String>) -> Self {
+        PoolConfig {
+            id: id.into(),
+            engine: engine.into(),
+            model: model.into(),
+            quant: unspecified(),
+            ctx: Self::ctx_default(),
+            sampler_profile_version: Self::profile_default(),
+            bytes_per_token: Self::bytes_per_token_default(),
+            url: None,
+            command: None,
+            slots: Self::slots_default(),
+            devices: None,
+            replicas: Self::replicas_default(),
+            queue: QueueConfig::default(),
+            timeouts: TimeoutConfig::default(),
+            restart: RestartConfig::default(),
+            sim: None,
+        }
+    }
+
+    /// The devices that the pool may use (ORCH-3011).
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a device has no valid name.
+    pub fn mask(&self) -> Result<DeviceMask, ConfigError> {
+        match &self.devices {
+            Some(devices) => mask(devices, &format!("pools[{}].devices", self.id)),
+            None => {
+                let all: Vec<DeviceRef> = self.replicas.iter().flat_map(|replica| replica.devices.clone()).collect();
+                mask(&all, &format!("pools[{}].replicas", self.id))
+            }
+        }
+    }
+}
+
+section! {
+    /// One worker.
+    pub struct ReplicaConfig {
+        /// The devices that it uses, by index or UUID. None means no GPU.
+        pub devices: Vec<DeviceRef> = Vec::new(),
+    }
+}
+
+impl ReplicaConfig {
+    /// The devices as a mask.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a device has no valid name.
+    pub fn mask(&self) -> Result<DeviceMask, ConfigError> {
+        mask(&self.devices, "replicas.devices")
+    }
+}
+
+/// A device as the configuration names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "service", derive(schemars::JsonSchema))]
+pub enum DeviceRef {
+    /// Its index on this machine, from 0.
+    Index(u32),
+    /// Its UUID.
+    Uuid(String),
+}
+
+fn mask(devices: &[DeviceRef], path: &str) -> Result<DeviceMask, ConfigError> {
+    let parse = |device: &DeviceRef| match device {
+        DeviceRef::Index(index) => DeviceId::parse(&index.to_string()),
+        DeviceRef::Uuid(uuid) => DeviceId::parse(uuid),
+    };
+    let parsed: Result<Vec<DeviceId>, _> = devices.iter().map(parse).collect();
+    parsed.map(DeviceMask::new).map_err(|error| ConfigError::new(path, error.to_string()))
+}
+
+section! {
+    /// The bound of a queue, and who goes when it is full (ORCH-3004, ORCH-3005).
+    pub struct QueueConfig {
+        /// Most waiting tasks of the pool.
+        pub capacity: u32 = 256,
+        /// Most waiting interactive tasks; left out, the pool's capacity.
+        pub interactive: Option<u32> = None,
+        /// Most waiting batch tasks; left out, the pool's capacity.
+        pub batch: Option<u32> = None,
+        /// Who goes when it is full.
+        pub full_policy: FullPolicy = FullPolicy::Reject,
+    }
+}
+
+impl QueueConfig {
+    /// The bounds as the queue takes them.
+    pub fn bounds(&self) -> Bounds {
+        let class = |own: Option<u32>| own.unwrap_or(self.capacity).min(self.capacity);
+        Bounds { pool: self.capacity, class: [class(self.interactive), class(self.batch)], policy: self.full_policy }
+    }
+}
+
+section! {
+    /// Deadlines, in milliseconds.
+    pub struct TimeoutConfig {
+        /// Longest run of one task (ORCH-3016).
+        pub wall_ms: u64 = 300_000,
+        /// Longest wait for the next token, the first included.
+        pub idle_ms: u64 = 30_000,
+        /// Longest start of an engine, its model's load included.
+        pub preload_ms: u64 = 120_000,
+        /// Longest drain; what still runs then is ended.
+        pub drain_ms: u64 = 30_000,
+        /// Longest wait until an engine confirms that a stopped task has left its slot; then the engine is restarted.
+        pub stop_ms: u64 = 5_000,
+        /// A task's expected run while none has been measured, for predictions only.
+        pub run_guess_ms: u64 = 2_000,
+    }
+}
+
+section! {
+    /// What happens when a worker fails: restart with backoff; beyond the intensity its breaker opens.
+    pub struct RestartConfig {
+        /// Most restarts within the period.
+        pub intensity: u32 = 5,
+        /// The sliding window, in milliseconds. A worker that lived this long starts with a clean record.
+        pub period_ms: u64 = 60_000,
+        /// Wait before the first restart, doubled with each that follows, in milliseconds.
+        pub backoff_ms: u64 = 250,
+        /// Longest wait, in milliseconds.
+        pub backoff_max_ms: u64 = 30_000,
+        /// Largest random addition to a wait, in percent.
+        pub jitter_percent: u32 = 20,
+        /// How long an open breaker keeps the worker down, in milliseconds.
+        pub breaker_open_ms: u64 = 60_000,
+    }
+}
+
+impl RestartConfig {
+    /// The rule as the supervisor takes it.
+    pub fn policy(&self) -> RestartPolicy {
+        let millis = Duration::from_millis;
+        RestartPolicy {
+            intensity: self.intensity,
+            period: millis(self.period_ms),
+            backoff: Backoff {
+                base: millis(self.backoff_ms),
+                max: millis(self.backoff_max_ms),
+                jitter_percent: self.jitter_percent,
+            },
+            excess: Excess::OpenBreaker(millis(self.breaker_open_ms)),
+        }
+    }
+}
+
+section! {
+    /// The simulated engine: how fast it is, and how it misbehaves.
+    pub struct SimConfig {
+        /// Time to the first token, in microseconds.
+        pub first_token_us: u64 = 50_000,
+        /// Time from one token to the next, in microseconds.
+        pub token_us: u64 = 20_000,
+        /// Time to load the model, in microseconds.
+        pub preload_us: u64 = 100_000,
+        /// KV cache of one token, in bytes.
+        pub kv_bytes_per_token: u64 = 131_072,
+        /// How it misbehaves.
+        pub faults: SimFaults = SimFaults::default(),
+    }
+}
+
+section! {
+    /// Misbehaviour of the simulated engine. Rates are in millionths, of each token unless said otherwise.
+    pub struct SimFaults {
+        /// Preloads that are refused before one succeeds.
+        pub refuse_preloads: u32 = 0,
+        /// Tasks that hang before their first token.
+        pub hang_first_ppm: u32 = 0,
+        /// Tokens behind which the task hangs.
+        pub hang_ppm: u32 = 0,
+        /// Tokens at which the whole engine dies.
+        pub die_ppm: u32 = 0,
+        /// Tokens that come garbled.
+        pub garble_ppm: u32 = 0,
+    }
+}
+
+/// What is wrong in a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct ConfigError {
+    /// The field, such as `pools[0].slots`.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl ConfigError {
+    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        ConfigError { path: path.into(), message: message.into() }
+    }
+}
+
+/// Most slots of one replica.
+pub const SLOTS_MAX: u32 = 1024;
+/// Most waiting tasks of one pool.
+pub const QUEUE_CAPACITY_MAX: u32 = 10_000_000;
+/// Longest of all deadlines, in milliseconds: a week.
+pub const DEADLINE_MS_MAX: u64 = 7 * 24 * 3_600_000;
+
+impl Config {
+    /// Checks everything that the types cannot, and returns every fault found.
+    pub fn faults(&self) -> Vec<ConfigError> {
+        let mut faults = Vec::new();
+        if self.pools.is_empty() {
+            faults.push(ConfigError::new("pools", "at least one pool is needed"));
+        }
+        for (position, pool) in self.pools.iter().enumerate() {
+            let path = format!("pools[{position}]");
+            pool_faults(pool, &path, &mut faults);
+            if self.pools[..position].iter().any(|other| other.id == pool.id) {
+                faults.push(ConfigError::new(format!("{path}.id"), format!("{:?} is used twice", pool.id)));
+            }
+        }
+        self.device_faults(&mut faults);
+        let mut range = |path: &str, value: u64, low: u64, high: u64| check_range(path, value, low, high, &mut faults);
+        range("sessions.capacity", self.sessions.capacity.into(), 1, 10_000_000);
+        range("sessions.ttl_ms", self.sessions.ttl_ms, 1, DEADLINE_MS_MAX);
+        range("retention.tasks", self.retention.tasks.into(), 1, 10_000_000);
+        range("retention.age_ms", self.retention.age_ms, 1, DEADLINE_MS_MAX);
+        range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
+        range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
+        faults
+    }
+
+    /// No device may serve two workers: nothing here could divide its memory between them.
+    fn device_faults(&self, faults: &mut Vec<ConfigError>) {
+        let mut taken: Vec<(DeviceMask, String)> = Vec::new();
+        for (position, pool) in self.pools.iter().enumerate() {
+            for (index, replica) in pool.replicas.iter().enumerate() {
+                let path = format!("pools[{position}].replicas[{index}].devices");
+                let Ok(mask) = replica.mask() else { continue };
+                if let Some((device, owner)) =
+                    taken.iter().find_map(|(other, owner)| mask.overlap(other).map(|device| (device.clone(), owner)))
+                {
+                    let text = format!("device {device} belongs to {owner} already; give each worker its own");
+                    faults.push(ConfigError::new(&path, text));
+                }
+                taken.push((mask, path));
+            }
+        }
+    }
+}
+
+fn check_range(path: &str, value: u64, low: u64, high: u64, faults: &mut Vec<ConfigError>) {
+    if !(low..=high).contains(&value) {
+        faults.push(ConfigError::new(path, format!("it must be from {low} to {high}, not {value}")));
+    }
+}
+
+fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    let at = |field: &str| format!("{path}.{field}");
+    if let Err(error) = PoolId::parse(&pool.id) {
+        faults.push(ConfigError::new(at("id"), error.to_string()));
+    }
+    for (field, text) in [("engine", &pool.engine), ("model", &pool.model)] {
+        if text.trim().is_empty() {
+            faults.push(ConfigError::new(at(field), "it must not be empty"));
+        }
+    }
+    if pool.replicas.is_empty() || pool.replicas.len() > usize::from(u16::MAX) {
+        faults.push(ConfigError::new(at("replicas"), "at least one is needed, and at most 65535"));
+    }
+    mask_faults(pool, path, faults);
+    let ranges = [
+        ("ctx", u64::from(pool.ctx), 2, u64::from(u32::MAX) / 2),
+        ("bytes_per_token", pool.bytes_per_token.into(), 1, 64),
+        ("slots", pool.slots.into(), 1, SLOTS_MAX.into()),
+        ("queue.capacity", pool.queue.capacity.into(), 0, QUEUE_CAPACITY_MAX.into()),
+        ("timeouts.wall_ms", pool.timeouts.wall_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.idle_ms", pool.timeouts.idle_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.preload_ms", pool.timeouts.preload_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.drain_ms", pool.timeouts.drain_ms, 0, DEADLINE_MS_MAX),
+        ("timeouts.stop_ms", pool.timeouts.stop_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.run_guess_ms", pool.timeouts.run_guess_ms, 1, DEADLINE_MS_MAX),
+        ("restart.intensity", pool.restart.intensity.into(), 1, 1000),
+        ("restart.period_ms", pool.restart.period_ms, 1, DEADLINE_MS_MAX),
+        ("restart.backoff_ms", pool.restart.backoff_ms, 0, DEADLINE_MS_MAX),
+        ("restart.backoff_max_ms", pool.restart.backoff_max_ms, 0, DEADLINE_MS_MAX),
+        ("restart.jitter_percent", pool.restart.jitter_percent.into(), 0, 100),
+        ("restart.breaker_open_ms", pool.restart.breaker_open_ms, 1, DEADLINE_MS_MAX),
+    ];
+    for (field, value, low, high) in ranges {
+        check_range(&at(field), value, low, high, faults);
+    }
+}
+
+fn mask_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    let law = match pool.mask() {
+        Ok(law) => law,
+        Err(error) => return faults.push(ConfigError::new(format!("{path}.devices"), error.message)),
+    };
+    for (index, replica) in pool.replicas.iter().enumerate() {
+        let path = format!("{path}.replicas[{index}].devices");
+        match replica.mask() {
+            Err(error) => faults.push(ConfigError::new(path, error.message)),
+            Ok(mask) if !mask.is_within(&law) => {
+                let text = format!("devices {mask} are not all among the pool's, which are {law}");
+                faults.push(ConfigError::new(path, text));
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+impl PoolConfig {
+    /// Context of one task as a number of tokens.
+    pub fn ctx_tokens(&self) -> Tokens {
+        Tokens(self.ctx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(change: impl FnOnce(&mut PoolConfig)) -> Vec<String> {
+        let mut pool = PoolConfig::new("p", "sim", "m");
+        change(&mut pool);
+        let config = Config { pools: vec![pool], ..Config::default() };
+        config.faults().into_iter().map(|fault| fault.path).collect()
+    }
+
+    #[test]
+    fn the_smallest_pool_is_valid() {
+        assert!(paths(|_| {}).is_empty());
+    }
+
+    #[test]
+    fn each_fault_is_found_where_it_is() {
+        assert_eq!(paths(|pool| pool.slots = 0), ["pools[0].slots"]);
+        assert_eq!(paths(|pool| pool.id = "a b".into()), ["pools[0].id"]);
+        assert_eq!(paths(|pool| pool.model = " ".into()), ["pools[0].model"]);
+        assert_eq!(paths(|pool| pool.replicas.clear()), ["pools[0].replicas"]);
+        assert_eq!(paths(|pool| pool.timeouts.idle_ms = 0), ["pools[0].timeouts.idle_ms"]);
+        let outside = |pool: &mut PoolConfig| {
+            pool.devices = Some(vec![DeviceRef::Index(0)]);
+            pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)] }];
+        };
+        assert_eq!(paths(outside), ["pools[0].replicas[0].devices"]);
+    }
+
+    #[test]
+    fn no_device_serves_two_workers() {
+        let shared = ReplicaConfig { devices: vec![DeviceRef::Index(0)] };
+        let found = paths(|pool| pool.replicas = vec![shared.clone(), shared]);
+        assert_eq!(found, ["pools[0].replicas[1].devices"]);
+    }
+}

@@ -1,0 +1,309 @@
+//! Who may come in, and to which pool: the checks that need no queue (ORCH-3014, ORCH-3015, ORCH-3018).
+//!
+//! Every refusal says what is wrong, where, and what would be right.
+
+use std::time::Duration;
+
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::PoolId;
+use crate::core::lifecycle::PoolState;
+use crate::core::seed::SEED_MAX;
+use crate::core::task::{STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
+use crate::core::units::Tokens;
+
+/// What admission knows of one pool, as of now.
+#[derive(Clone, Debug)]
+pub struct PoolFacts<'a> {
+    /// Its name.
+    pub id: &'a PoolId,
+    /// Its engine's name.
+    pub engine: &'a str,
+    /// Its model's name.
+    pub model: &'a str,
+    /// Longest context of one task, prompt and generation together.
+    pub ctx: Tokens,
+    /// Bytes of prompt that make one token, on average, for the estimate of a prompt's length.
+    pub bytes_per_token: u32,
+    /// The sampler profile that it pins.
+    pub sampler_profile_version: &'a str,
+    /// Where it stands.
+    pub state: PoolState,
+    /// How long a new task of this class would wait.
+    pub wait: Duration,
+    /// When a pool that is down is tried again, if it is.
+    pub next_try: Option<Duration>,
+}
+
+/// Where a task goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Position of the pool in the list that was given.
+    pub pool: usize,
+    /// Estimated length of the prompt.
+    pub prompt_tokens: Tokens,
+}
+
+fn invalid(message: impl Into<String>) -> TaskError {
+    TaskError::new(ErrorCode::InvalidParams, message)
+}
+
+/// Estimated tokens of a text: at least one, rounded up. The engine has the last word.
+pub fn estimate_tokens(text: &str, bytes_per_token: u32) -> Tokens {
+    let tokens = text.len().div_ceil(bytes_per_token.max(1) as usize).max(1);
+    Tokens(u32::try_from(tokens).unwrap_or(u32::MAX))
+}
+
+/// Chooses the pool of a task: among those that serve what it asks for and take tasks, the one that starts it first;
+/// the one configured first when equal. Allocates only to refuse.
+///
+/// # Errors
+/// `INVALID_PARAMS` when the request is wrong or nothing serves it, `POOL_UNREADY` when what serves it has not loaded
+/// its model and will try again, `POOL_UNAVAILABLE` when it drains, is stopped or broken.
+pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, TaskError> {
+    check_request(request)?;
+    let mut refused = None;
+    let mut best: Option<Route> = None;
+    let mut model: Option<&str> = None;
+    for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool)) {
+        if *model.get_or_insert(pool.model) != pool.model {
+            return Err(ambiguous(request, pools));
+        }
+        match check_budget(request, pool) {
+            Err(error) => refused = Some(error),
+            Ok(prompt_tokens) if pool.state.takes_tasks() => {
+                if best.is_none_or(|best| pool.wait < pools[best.pool].wait) {
+                    best = Some(Route { pool: position, prompt_tokens });
+                }
+            }
+            Ok(_) => refused = Some(out_of_service(pool)),
+        }
+    }
+    best.ok_or_else(|| refused.unwrap_or_else(|| nobody_serves(request, pools)))
+}
+
+/// Whether the pool has all that the request names.
+fn serves(request: &TaskRequest, pool: &PoolFacts<'_>) -> bool {
+    FIELDS.iter().all(|(_, wanted, have)| wanted(request).is_none_or(|wanted| wanted == have(pool)))
+}
+
+/// One field by which a request chooses pools: its name, what the request wants, what a pool has.
+type Choice = (&'static str, fn(&TaskRequest) -> Option<&str>, for<'a> fn(&PoolFacts<'a>) -> &'a str);
+
+/// The fields by which a request chooses, in the order in which they narrow the choice.
+const FIELDS: [Choice; 3] = [
+    ("engine", |request| request.engine.as_deref(), |pool| pool.engine),
+    ("model_ref", |request| request.model_ref.as_deref(), |pool| pool.model),
+    (
+        "sampler_profile_version",
+        |request| request.sampler_profile_version.as_deref(),
+        |pool| pool.sampler_profile_version,
+    ),
+];
+
+/// The refusal that names the first field for which nothing is left, with what there would have been.
+fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
+    let mut left: Vec<&PoolFacts<'_>> = pools.iter().collect();
+    for (field, wanted, have) in FIELDS {
+        let Some(wanted) = wanted(request) else { continue };
+        let known = choices(left.iter().map(|pool| have(pool)).collect());
+        left.retain(|pool| have(pool) == wanted);
+        if left.is_empty() {
+            return invalid(format!("field '{field}': nothing serves {wanted:?}; {known}"));
+        }
+    }
+    TaskError::new(ErrorCode::PoolUnavailable, "no pool is configured")
+}
+
+/// The refusal of a request that leaves the model out where several are served.
+fn ambiguous(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
+    let models = choices(pools.iter().filter(|pool| serves(request, pool)).map(|pool| pool.model).collect());
+    invalid(format!("field 'model_ref': several models are served; {models}"))
+}
+
+fn choices(mut names: Vec<&str>) -> String {
+    names.sort_unstable();
+    names.dedup();
+    format!("there is {}", names.join(", "))
+}
+
+/// The request by itself: shapes and ranges.
+fn check_request(request: &TaskRequest) -> Result<(), TaskError> {
+    if request.workload != Workload::Completion {
+        return Err(invalid("field 'workload': no pool serves anything but \"completion\""));
+    }
+    if request.prompt.is_empty() {
+        return Err(invalid("field 'prompt': it must not be empty"));
+    }
+    if request.max_tokens.0 == 0 {
+        return Err(invalid("field 'max_tokens': it must be at least 1"));
+    }
+    if request.seed.is_some_and(|seed| seed > SEED_MAX) {
+        return Err(invalid(format!("field 'seed': it must be at most {SEED_MAX}")));
+    }
+    if request.deadline.is_some_and(|deadline| deadline.is_zero()) {
+        return Err(invalid("field 'deadline_ms': it must be at least 1"));
+    }
+    check_sampling(&request.parameters)
+}
+
+fn check_sampling(sampling: &Sampling) -> Result<(), TaskError> {
+    // (name, value, lowest, whether the lowest itself is allowed, highest)
+    let ranges = [
+        ("temperature", sampling.temperature, 0.0, true, 10.0),
+        ("top_p", sampling.top_p, 0.0, false, 1.0),
+        ("min_p", sampling.min_p, 0.0, true, 1.0),
+        ("repeat_penalty", sampling.repeat_penalty, 0.0, false, 10.0),
+    ];
+    for (name, value, low, low_allowed, high) in ranges {
+        let Some(value) = value else { continue };
+        let above_low = value > low || (low_allowed && value == low);
+        if !(above_low && value <= high) {
+            let from = if low_allowed { "from" } else { "above" };
+            return Err(invalid(format!("field 'parameters.{name}': it must be {from} {low} to {high}, not {value}")));
+        }
+    }
+    if sampling.stop.len() > STOP_TEXTS_MAX {
+        let count = sampling.stop.len();
+        return Err(invalid(format!("field 'parameters.stop': at most {STOP_TEXTS_MAX} texts, not {count}")));
+    }
+    let usable = |text: &String| !text.is_empty() && text.len() <= STOP_TEXT_BYTES_MAX;
+    if !sampling.stop.iter().all(usable) {
+        return Err(invalid(format!("field 'parameters.stop': each text has 1 to {STOP_TEXT_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// Context and token budget (ORCH-3014, ORCH-3015), with the estimated length of the prompt.
+fn check_budget(request: &TaskRequest, pool: &PoolFacts<'_>) -> Result<Tokens, TaskError> {
+    let (id, ctx) = (pool.id, pool.ctx);
+    if request.ctx.is_some_and(|wanted| wanted > ctx) {
+        let wanted = request.ctx.unwrap_or_default();
+        return Err(invalid(format!("field 'ctx': pool {id} has a context of {ctx} tokens, not {wanted}")));
+    }
+    let prompt = estimate_tokens(&request.prompt, pool.bytes_per_token);
+    if prompt >= ctx {
+        let text = format!("field 'prompt': about {prompt} tokens do not fit pool {id}'s context of {ctx} tokens");
+        return Err(invalid(text));
+    }
+    let budget = prompt + request.max_tokens;
+    if budget > ctx {
+        let room = ctx.0 - prompt.0;
+        let text = format!("field 'max_tokens': about {prompt} tokens of prompt leave {room} in pool {id}'s context");
+        return Err(invalid(text));
+    }
+    Ok(prompt)
+}
+
+/// The refusal of a pool that takes no tasks, telling apart what comes back by itself and what does not.
+fn out_of_service(pool: &PoolFacts<'_>) -> TaskError {
+    let code = match pool.state {
+        PoolState::Unready => ErrorCode::PoolUnready,
+        _ => ErrorCode::PoolUnavailable,
+    };
+    let error = TaskError::new(code, format!("pool {} is {}", pool.id, pool.state.as_str())).engine(pool.engine);
+    match pool.next_try {
+        Some(wait) => error.retry_after(wait + pool.wait),
+        None => error.retry_after(pool.wait),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(id: &PoolId) -> PoolFacts<'_> {
+        PoolFacts {
+            id,
+            engine: "sim",
+            model: "m",
+            ctx: Tokens(100),
+            bytes_per_token: 4,
+            sampler_profile_version: "1",
+            state: PoolState::Ready,
+            wait: Duration::from_millis(5),
+            next_try: None,
+        }
+    }
+
+    fn id(name: &str) -> PoolId {
+        PoolId::parse(name).expect("valid")
+    }
+
+    fn check(change: impl FnOnce(&mut TaskRequest), code: ErrorCode, part: &str) {
+        let mut request = TaskRequest::completion("hello").max_tokens(8);
+        change(&mut request);
+        let error = route(&request, &[pool(&id("p"))]).expect_err(part);
+        assert_eq!(error.code, code, "{error}");
+        assert!(error.message.contains(part), "{error} does not say {part:?}");
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        use ErrorCode::InvalidParams as Invalid;
+        check(|r| r.prompt.clear(), Invalid, "'prompt'");
+        check(|r| r.max_tokens = Tokens(0), Invalid, "'max_tokens'");
+        check(|r| r.workload = Workload::Embedding, Invalid, "'workload'");
+        check(|r| r.seed = Some(u64::from(u32::MAX)), Invalid, "'seed'");
+        check(|r| r.deadline = Some(Duration::ZERO), Invalid, "'deadline_ms'");
+        check(|r| r.parameters.temperature = Some(-0.1), Invalid, "'parameters.temperature'");
+        check(|r| r.parameters.top_p = Some(0.0), Invalid, "'parameters.top_p'");
+        check(|r| r.parameters.min_p = Some(f32::NAN), Invalid, "'parameters.min_p'");
+        check(|r| r.parameters.repeat_penalty = Some(f32::INFINITY), Invalid, "'parameters.repeat_penalty'");
+        check(|r| r.parameters.stop = vec![String::new()], Invalid, "'parameters.stop'");
+        check(|r| r.parameters.stop = vec!["x".into(); 17], Invalid, "'parameters.stop'");
+    }
+
+    #[test]
+    fn what_nobody_serves_is_refused_with_the_choices() {
+        check(|r| r.model_ref = Some("other".into()), ErrorCode::InvalidParams, "there is m");
+        check(|r| r.engine = Some("vllm".into()), ErrorCode::InvalidParams, "there is sim");
+        check(|r| r.sampler_profile_version = Some("2".into()), ErrorCode::InvalidParams, "there is 1");
+    }
+
+    #[test]
+    fn a_context_or_budget_that_cannot_fit_never_reaches_the_queue() {
+        check(|r| r.ctx = Some(Tokens(101)), ErrorCode::InvalidParams, "'ctx'");
+        check(|r| r.prompt = "x".repeat(400), ErrorCode::InvalidParams, "'prompt'");
+        check(|r| r.max_tokens = Tokens(99), ErrorCode::InvalidParams, "leave 98");
+        let fits = TaskRequest::completion("hello").max_tokens(98);
+        assert_eq!(route(&fits, &[pool(&id("p"))]).expect("fits").prompt_tokens, Tokens(2));
+    }
+
+    #[test]
+    fn takes_the_pool_that_starts_it_first_and_the_first_when_equal() {
+        let (a, b, c) = (id("a"), id("b"), id("c"));
+        let slow = PoolFacts { wait: Duration::from_secs(1), ..pool(&a) };
+        let request = TaskRequest::completion("hello");
+        let request = TaskRequest { max_tokens: Tokens(8), ..request };
+        assert_eq!(route(&request, &[slow, pool(&b), pool(&c)]).expect("routed").pool, 1);
+    }
+
+    #[test]
+    fn a_pool_that_comes_back_and_one_that_does_not_are_told_apart() {
+        let name = id("p");
+        let request = TaskRequest::completion("hello").max_tokens(8);
+        let waiting = PoolFacts {
+            state: PoolState::Unready,
+            next_try: Some(Duration::from_millis(700)),
+            wait: Duration::from_millis(50),
+            ..pool(&name)
+        };
+        let error = route(&request, &[waiting.clone()]).expect_err("unready");
+        assert_eq!((error.code, error.retry_after_ms), (ErrorCode::PoolUnready, Some(750)));
+        for state in [PoolState::Draining, PoolState::Stopped, PoolState::Broken] {
+            let out = PoolFacts { state, ..waiting.clone() };
+            assert_eq!(route(&request, &[out]).expect_err("out").code, ErrorCode::PoolUnavailable);
+        }
+    }
+
+    #[test]
+    fn the_model_may_be_left_out_only_where_one_is_served() {
+        let (a, b) = (id("a"), id("b"));
+        let other = PoolFacts { model: "n", ..pool(&b) };
+        let request = TaskRequest::completion("hello").max_tokens(8);
+        let error = route(&request, &[pool(&a), other.clone()]).expect_err("ambiguous");
+        assert!(error.message.contains("there is m, n"), "{error}");
+        let named = TaskRequest { model_ref: Some("n".into()), ..request };
+        assert_eq!(route(&named, &[pool(&a), other]).expect("named").pool, 1);
+    }
+}

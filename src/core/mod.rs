@@ -1,0 +1,23 @@
+//! Every decision of the runtime, as values and pure functions.
+//!
+//! Nothing here reads a clock, draws a random number, waits, logs or knows an actor: `now` and chance are arguments,
+//! so each rule can be tested alone and gives the same answer on every machine.
+
+pub mod admission;
+pub mod error;
+pub mod id;
+pub mod lifecycle;
+pub mod placement;
+pub mod predict;
+pub mod queue;
+pub mod restart;
+pub mod seed;
+pub mod task;
+pub mod trace;
+pub mod units;
+pub mod wire;
+
+pub use error::{ErrorCode, TaskError};
+pub use id::{ClientId, DeviceId, DeviceMask, Epoch, PoolId, ReplicaId, SessionId, TaskId, TaskSeq};
+pub use task::{Priority, TaskRequest};
+pub use units::{Timestamp, Tokens};

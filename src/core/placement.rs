@@ -1,0 +1,144 @@
+//! Which replica runs a task (ORCH-3008, ORCH-3011, ORCH-3019).
+//!
+//! Among the Ready replicas inside the mask that have a free slot, the best by one fixed key: session affinity, load,
+//! free VRAM, measured speed, position. Integers only, so the same situation gives the same answer everywhere, and
+//! every answer can say why, replica by replica.
+
+use crate::core::id::DeviceMask;
+use crate::core::units::VramBytes;
+
+/// What placement knows of one replica, as of now.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its position in the pool.
+    pub index: u16,
+    /// Whether its model is loaded and its engine answers.
+    pub ready: bool,
+    /// The devices that it uses.
+    pub mask: &'a DeviceMask,
+    /// Places for running tasks.
+    pub slots: u32,
+    /// Places that are taken.
+    pub slots_used: u32,
+    /// Device memory that is free for KV caches; 0 when unknown.
+    pub vram_free: VramBytes,
+    /// Measured tokens a second, all slots together; 0 when unknown.
+    pub tokens_per_s: u32,
+}
+
+/// What the task and its pool demand.
+#[derive(Clone, Copy, Debug)]
+pub struct Demand<'a> {
+    /// The devices that the pool may use: a law, not a preference.
+    pub mask: &'a DeviceMask,
+    /// The replica that served the task's session last, if it may be used again.
+    pub affinity: Option<u16>,
+}
+
+/// Why a replica can or cannot take a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It can.
+    Fits,
+    /// Its model is not loaded, or its engine is down.
+    NotReady,
+    /// It uses a device that the pool may not use.
+    OutsideMask,
+    /// Every slot is taken.
+    NoFreeSlot,
+}
+
+/// Judges one replica.
+pub fn fit(candidate: &Candidate<'_>, demand: &Demand<'_>) -> Fit {
+    if !candidate.mask.is_within(demand.mask) {
+        Fit::OutsideMask
+    } else if !candidate.ready {
+        Fit::NotReady
+    } else if candidate.slots_used >= candidate.slots {
+        Fit::NoFreeSlot
+    } else {
+        Fit::Fits
+    }
+}
+
+/// Chooses the replica for a task, or `None` when no replica fits. O(replicas).
+pub fn place<'a>(candidates: impl IntoIterator<Item = Candidate<'a>>, demand: &Demand<'_>) -> Option<u16> {
+    let fitting = candidates.into_iter().filter(|candidate| fit(candidate, demand) == Fit::Fits);
+    fitting.reduce(|best, other| if is_better(&other, &best, demand) { other } else { best }).map(|best| best.index)
+}
+
+/// Whether `a` comes before `b` by the fixed rule. The position decides last, so no two replicas are equal.
+fn is_better(a: &Candidate<'_>, b: &Candidate<'_>, demand: &Demand<'_>) -> bool {
+    let warm = |candidate: &Candidate<'_>| demand.affinity == Some(candidate.index);
+    // used_a / slots_a < used_b / slots_b without division: cross-multiplied, and 32-bit factors cannot overflow.
+    let load_a = u64::from(a.slots_used) * u64::from(b.slots);
+    let load_b = u64::from(b.slots_used) * u64::from(a.slots);
+    (warm(b).cmp(&warm(a)))
+        .then(load_a.cmp(&load_b))
+        .then(b.vram_free.cmp(&a.vram_free))
+        .then(b.tokens_per_s.cmp(&a.tokens_per_s))
+        .then(a.index.cmp(&b.index))
+        .is_lt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::id::DeviceId;
+
+    fn mask(names: &[&str]) -> DeviceMask {
+        DeviceMask::new(names.iter().map(|name| DeviceId::parse(name).expect("valid")).collect())
+    }
+
+    fn candidate(index: u16, mask: &DeviceMask, used: u32, slots: u32) -> Candidate<'_> {
+        let (vram_free, tokens_per_s) = (VramBytes(0), 0);
+        Candidate { index, ready: true, mask, slots, slots_used: used, vram_free, tokens_per_s }
+    }
+
+    #[test]
+    fn takes_the_least_loaded_by_share_of_its_slots() {
+        let gpu = mask(&["0"]);
+        let demand = Demand { mask: &gpu, affinity: None };
+        // 3 of 8 is less load than 2 of 4.
+        assert_eq!(place([candidate(0, &gpu, 2, 4), candidate(1, &gpu, 3, 8)], &demand), Some(1));
+    }
+
+    #[test]
+    fn a_device_outside_the_mask_is_never_used_however_idle() {
+        let (law, outside) = (mask(&["0"]), mask(&["0", "1"]));
+        let demand = Demand { mask: &law, affinity: Some(1) };
+        let candidates = [candidate(0, &law, 3, 4), candidate(1, &outside, 0, 4)];
+        assert_eq!(place(candidates, &demand), Some(0));
+        assert_eq!(fit(&candidates[1], &demand), Fit::OutsideMask);
+        assert_eq!(place([candidates[1]], &demand), None);
+    }
+
+    #[test]
+    fn nothing_is_placed_before_ready_or_without_a_slot() {
+        let gpu = mask(&["0"]);
+        let demand = Demand { mask: &gpu, affinity: None };
+        let cold = Candidate { ready: false, ..candidate(0, &gpu, 0, 4) };
+        let full = candidate(1, &gpu, 4, 4);
+        assert_eq!((fit(&cold, &demand), fit(&full, &demand)), (Fit::NotReady, Fit::NoFreeSlot));
+        assert_eq!(place([cold, full], &demand), None);
+    }
+
+    #[test]
+    fn ties_break_by_affinity_load_vram_speed_and_position_in_that_order() {
+        let gpu = mask(&["0"]);
+        let base = candidate(0, &gpu, 1, 4);
+        let others = [
+            (Candidate { index: 1, slots_used: 2, ..base }, Some(1)), // affinity outweighs load
+            (Candidate { index: 1, slots_used: 0, ..base }, None),    // load outweighs VRAM
+            (Candidate { index: 1, vram_free: VramBytes(1), ..base }, None),
+            (Candidate { index: 1, tokens_per_s: 1, ..base }, None),
+        ];
+        for (other, affinity) in others {
+            let demand = Demand { mask: &gpu, affinity };
+            let richer = Candidate { tokens_per_s: u32::from(other.tokens_per_s > 0) ^ 1, ..base };
+            assert_eq!(place([richer, other], &demand), Some(1), "{other:?}");
+        }
+        let demand = Demand { mask: &gpu, affinity: None };
+        assert_eq!(place([Candidate { index: 1, ..base }, base], &demand), Some(0));
+    }
+}

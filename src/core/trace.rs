@@ -1,0 +1,82 @@
+//! What happened, in order: the events that a recorded run consists of. Two runs with equal traces did the same.
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::error::ErrorCode;
+use crate::core::id::{Epoch, TaskSeq};
+use crate::core::task::FinishReason;
+use crate::core::units::Timestamp;
+
+/// One step of a task, or of the tree that runs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TraceKind {
+    /// A task was handed in.
+    Submitted {
+        /// Which.
+        seq: TaskSeq,
+    },
+    /// Its queue took it in.
+    Queued {
+        /// Which.
+        seq: TaskSeq,
+    },
+    /// Its queue handed it towards a worker.
+    Assigned {
+        /// Which.
+        seq: TaskSeq,
+        /// The epoch that begins with it.
+        epoch: Epoch,
+    },
+    /// It came back without having been begun.
+    Returned {
+        /// Which.
+        seq: TaskSeq,
+    },
+    /// A worker began it.
+    Begun {
+        /// Which.
+        seq: TaskSeq,
+        /// On which replica, by position in the runtime's order.
+        replica: u16,
+    },
+    /// A token was appended.
+    Token {
+        /// Whose.
+        seq: TaskSeq,
+        /// Its index in the text, from 0.
+        index: u32,
+    },
+    /// It ended as it should, or as its client wished.
+    Ended {
+        /// Which.
+        seq: TaskSeq,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// It failed.
+    Failed {
+        /// Which.
+        seq: TaskSeq,
+        /// Why.
+        code: ErrorCode,
+    },
+    /// An actor was started, for the first time or again.
+    ActorStarted {
+        /// Its role and position, such as `worker/1`.
+        actor: String,
+    },
+    /// An actor died.
+    ActorDied {
+        /// Its role and position.
+        actor: String,
+    },
+}
+
+/// An event and its moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceEvent {
+    /// When, on the runtime's clock.
+    pub at: Timestamp,
+    /// What.
+    pub kind: TraceKind,
+}

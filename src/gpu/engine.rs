@@ -1,0 +1,185 @@
+//! The one seam between the runtime and what infers: a host program brings its own engine by implementing [`Engine`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::config::PoolConfig;
+use crate::core::id::{DeviceMask, ReplicaId, TaskId};
+use crate::core::task::{FinishReason, TaskRequest};
+use crate::core::units::Tokens;
+use crate::env::Env;
+
+/// All that an engine is told when it is made. One engine is made for each life of a worker.
+#[derive(Clone)]
+pub struct EngineContext {
+    /// The worker's place.
+    pub replica: ReplicaId,
+    /// The devices that it may use, and no others.
+    pub mask: DeviceMask,
+    /// The pool's configuration.
+    pub pool: Arc<PoolConfig>,
+    /// Time and chance.
+    pub env: Env,
+}
+
+/// What a loaded engine says of itself (ORCH-3032).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Version of the engine, part of the replica set's identity.
+    pub engine_version: String,
+    /// Digest of the model, or its best stand-in, part of what makes output repeatable.
+    pub model_digest: String,
+    /// Context of one task, when the engine knows better than the configuration.
+    pub ctx: Option<Tokens>,
+}
+
+/// What an engine measures of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Telemetry {
+    /// Share of the KV cache that is used, 0 to 1; `None` when unknown.
+    pub kv_usage: Option<f64>,
+    /// Slots that compute now, by the engine's own view; `None` when unknown.
+    pub slots_busy: Option<u32>,
+}
+
+/// One run of a task, as the engine sees it.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The task, for the engine's logs.
+    pub task_id: &'a TaskId,
+    /// What was asked for.
+    pub request: &'a TaskRequest,
+    /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::seed::SEED_MAX).
+    pub seed: u64,
+    /// The slot to run in, from 0 to one less than the pool's slots; no other run has it.
+    pub slot: u32,
+}
+
+/// Where tokens go.
+pub trait TokenOutput: Send {
+    /// Takes the next token's text. Empty text is ignored.
+    ///
+    /// # Errors
+    /// [`Stopped`] when nobody wants more: return from [`Engine::generate`] at once.
+    fn push(&mut self, text: &str) -> Result<(), Stopped>;
+}
+
+/// The task is over, or its budget is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no more tokens are wanted")]
+pub struct Stopped;
+
+/// How a run ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// Prompt tokens by the engine's count, when it counts them.
+    pub tokens_in: Option<Tokens>,
+}
+
+/// What went wrong in an engine, told apart by whose fault it is and what may follow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// It could not be loaded.
+    #[error("preload failed: {0}")]
+    Preload(String),
+    /// It could not be reached: nothing of the run has happened.
+    #[error("the engine cannot be reached: {0}")]
+    Unreachable(String),
+    /// It was lost in the middle of a run.
+    #[error("the engine was lost: {0}")]
+    Lost(String),
+    /// It says something that its protocol does not have.
+    #[error("the engine's answer makes no sense: {0}")]
+    Garbled(String),
+    /// It does not take this request, and would not take it again.
+    #[error("the engine refuses the request: {0}")]
+    Refused(String),
+    /// Its process has ended.
+    #[error("the engine's process has ended: {0}")]
+    Exited(String),
+    /// The output wanted no more.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// One model on one device mask.
+///
+/// It belongs to one worker and is dropped with it: what it started (a process, a connection) must end then.
+/// Methods may be called at the same time from several runs.
+pub trait Engine: Send + Sync + 'static {
+    /// Starts what has to be started and loads the model; returns when it can serve. Called once, before all else.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it cannot; the worker then fails and is started again with backoff.
+    fn preload(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
+
+    /// Runs one task and hands each token to `out`.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the run did not come to its end. [`Stopped`] may be passed on with `?`.
+    ///
+    /// # Cancel safety
+    /// The runtime drops this future to stop a run. The engine must then stop computing; [`Engine::released`] is asked
+    /// until it has.
+    fn generate<'a>(
+        &'a self,
+        job: Job<'a>,
+        out: &'a mut dyn TokenOutput,
+    ) -> impl Future<Output = Result<Finish, EngineError>> + Send + 'a;
+
+    /// Returns when `slot`, whose run was dropped, really computes nothing any more. At once by default, which is right
+    /// for an engine that computes inside [`Engine::generate`].
+    fn released(&self, slot: u32) -> impl Future<Output = ()> + Send {
+        let _ = slot;
+        std::future::ready(())
+    }
+
+    /// Measures the engine, and so shows that it still answers.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it does not answer.
+    fn probe(&self) -> impl Future<Output = Result<Telemetry, EngineError>> + Send {
+        std::future::ready(Ok(Telemetry::default()))
+    }
+
+    /// Returns when the engine as a whole has failed; never, by default.
+    fn failure(&self) -> impl Future<Output = EngineError> + Send {
+        std::future::pending()
+    }
+}
+
+/// A boxed future of an [`Engine`] behind a pointer.
+pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// [`Engine`] behind a pointer: each method's future is boxed, one allocation a run.
+pub(crate) trait AnyEngine: Send + Sync {
+    fn preload(&self) -> Boxed<'_, Result<EngineInfo, EngineError>>;
+    fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Boxed<'a, Result<Finish, EngineError>>;
+    fn released(&self, slot: u32) -> Boxed<'_, ()>;
+    fn probe(&self) -> Boxed<'_, Result<Telemetry, EngineError>>;
+    fn failure(&self) -> Boxed<'_, EngineError>;
+}
+
+impl<E: Engine> AnyEngine for E {
+    fn preload(&self) -> Boxed<'_, Result<EngineInfo, EngineError>> {
+        Box::pin(Engine::preload(self))
+    }
+    fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Boxed<'a, Result<Finish, EngineError>> {
+        Box::pin(Engine::generate(self, job, out))
+    }
+    fn released(&self, slot: u32) -> Boxed<'_, ()> {
+        Box::pin(Engine::released(self, slot))
+    }
+    fn probe(&self) -> Boxed<'_, Result<Telemetry, EngineError>> {
+        Box::pin(Engine::probe(self))
+    }
+    fn failure(&self) -> Boxed<'_, EngineError> {
+        Box::pin(Engine::failure(self))
+    }
+}
+
+/// Makes the engine of a worker's next life.
+pub(crate) type EngineFactory = Arc<dyn Fn(&EngineContext) -> Arc<dyn AnyEngine> + Send + Sync>;

@@ -1,0 +1,18 @@
+//! Engines and the devices that they run on. Knows no queue, client, admission or actor.
+//!
+//! An [`Engine`] is one model on one device mask. The simulated one is always there; those reached over HTTP come with
+//! the feature `engines-http`.
+
+pub mod engine;
+//LL #[cfg(feature = "engines-http")]
+//LL pub(crate) mod http;
+//LL #[cfg(feature = "engines-http")]
+//LL pub mod llamacpp;
+//LL #[cfg(feature = "engines-http")]
+//LL pub(crate) mod process;
+pub mod sim;
+//LL #[cfg(feature = "engines-http")]
+//LL pub(crate) mod sse;
+
+pub use engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Stopped, Telemetry, TokenOutput};
+pub use sim::SimEngine;

@@ -1,0 +1,364 @@
+//! The simulated engine: no model, no GPU, and yet all the manners of a real one.
+//!
+//! Its text follows from `{prompt, seed, sampler_profile_version, model_digest}` alone (ORCH-3045), its pace and its
+//! misbehaviour from [`SimConfig`]. It is what `orchestratord` serves without a configuration, and what tests and
+//! simulations run on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::config::SimConfig;
+use crate::core::task::FinishReason;
+use crate::core::units::Tokens;
+use crate::env::Env;
+use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+
+const WORDS: [&str; 64] = [
+    " the",
+    " a",
+    " of",
+    " to",
+    " and",
+    " in",
+    " is",
+    " it",
+    " on",
+    " as",
+    " with",
+    " by",
+    " slow",
+    " quick",
+    " bright",
+    " quiet",
+    " river",
+    " mountain",
+    " cloud",
+    " engine",
+    " token",
+    " queue",
+    " lane",
+    " signal",
+    " garden",
+    " window",
+    " letter",
+    " number",
+    " answer",
+    " question",
+    " morning",
+    " winter",
+    " runs",
+    " waits",
+    " turns",
+    " opens",
+    " closes",
+    " begins",
+    " ends",
+    " carries",
+    " follows",
+    " leads",
+    " holds",
+    " keeps",
+    " finds",
+    " gives",
+    " takes",
+    " makes",
+    " shows",
+    " knows",
+    " under",
+    " over",
+    " between",
+    " behind",
+    " before",
+    " after",
+    " again",
+    " never",
+    " always",
+    " often",
+    " here",
+    " there",
+    ".",
+    ",",
+];
+
+/// What one simulated worker has done, over all its lives. For tests and benches.
+#[derive(Debug, Default)]
+pub struct SimStats {
+    /// Loads that were begun.
+    pub preloads: AtomicU32,
+    /// Loads that succeeded.
+    pub loaded: AtomicU32,
+    /// Runs that were begun.
+    pub runs: AtomicU64,
+    /// Runs that were begun before the model was loaded. Must stay 0.
+    pub runs_before_ready: AtomicU64,
+    /// Runs that compute now.
+    pub active: AtomicU32,
+    /// Most runs that ever computed at once.
+    pub active_max: AtomicU32,
+    /// Runs that were given a slot that another run had. Must stay 0.
+    pub slot_conflicts: AtomicU64,
+    /// Refusals of a preload that are still to come.
+    refusals_left: AtomicU32,
+}
+
+/// A simulated engine on one device mask.
+pub struct SimEngine {
+    config: SimConfig,
+    env: Env,
+    model_digest: String,
+    profile: String,
+    kv_tokens_max: u64,
+    ready: AtomicBool,
+    dead: AtomicBool,
+    died: Notify,
+    kv_tokens: AtomicU64,
+    slots: Vec<AtomicBool>,
+    stats: Arc<SimStats>,
+}
+
+impl SimEngine {
+    /// An engine for this worker, with statistics of its own.
+    pub fn new(context: &EngineContext) -> Self {
+        Self::with_stats(context, Arc::new(SimStats::default()))
+    }
+
+    /// An engine for this worker that counts into `stats`, which may have served an earlier life.
+    pub fn with_stats(context: &EngineContext, stats: Arc<SimStats>) -> Self {
+        let config = context.pool.sim.clone().unwrap_or_default();
+        if stats.preloads.load(Relaxed) == 0 {
+            stats.refusals_left.store(config.faults.refuse_preloads, Relaxed);
+        }
+        SimEngine {
+            config,
+            env: context.env.clone(),
+            model_digest: digest(&context.pool.model),
+            profile: context.pool.sampler_profile_version.clone(),
+            kv_tokens_max: u64::from(context.pool.ctx) * u64::from(context.pool.slots),
+            ready: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            died: Notify::new(),
+            kv_tokens: AtomicU64::new(0),
+            slots: (0..context.pool.slots).map(|_| AtomicBool::new(false)).collect(),
+            stats,
+        }
+    }
+
+    /// Whether a fault of this rate strikes now. Draws a number only when it could.
+    fn strikes(&self, ppm: u32) -> bool {
+        ppm > 0 && self.env.random() % 1_000_000 < u64::from(ppm)
+    }
+
+    fn die(&self) {
+        self.dead.store(true, Relaxed);
+        self.died.notify_waiters();
+    }
+
+    async fn until_dead(&self) {
+        let died = self.died.notified();
+        tokio::pin!(died);
+        died.as_mut().enable();
+        if !self.dead.load(Relaxed) {
+            died.await;
+        }
+    }
+
+    async fn write(&self, job: Job<'_>, out: &mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        let faults = &self.config.faults;
+        pause(self.config.first_token_us).await;
+        if self.strikes(faults.hang_first_ppm) {
+            std::future::pending::<()>().await;
+        }
+        let text = SimText::new(&job, &self.profile, &self.model_digest);
+        let tokens_in = Some(Tokens(job.request.prompt.split_whitespace().count().max(1) as u32));
+        for index in 0..job.request.max_tokens.0 {
+            if index > 0 {
+                pause(self.config.token_us).await;
+            }
+            if self.strikes(faults.die_ppm) {
+                self.die();
+            }
+            if self.dead.load(Relaxed) {
+                return Err(EngineError::Lost("the simulated engine died".into()));
+            }
+            if self.strikes(faults.garble_ppm) {
+                return Err(EngineError::Garbled("a token is not UTF-8".into()));
+            }
+            let word = text.word(index);
+            out.push(word)?;
+            self.kv_tokens.fetch_add(1, Relaxed);
+            if job.request.parameters.stop.iter().any(|stop| word.contains(stop.as_str())) {
+                return Ok(Finish { reason: FinishReason::Stop, tokens_in });
+            }
+            if self.strikes(faults.hang_ppm) {
+                std::future::pending::<()>().await;
+            }
+            // An engine with no delay at all must still let others run.
+            tokio::task::consume_budget().await;
+        }
+        Ok(Finish { reason: FinishReason::Length, tokens_in })
+    }
+}
+
+/// Digest of a model that does not exist: its name's hash.
+fn digest(model: &str) -> String {
+    format!("sim:{:016x}", xxh3_64(model.as_bytes()))
+}
+
+async fn pause(micros: u64) {
+    if micros > 0 {
+        sleep(Duration::from_micros(micros)).await;
+    }
+}
+
+/// The text of one run: token `i` follows from the run's identity and `i`.
+struct SimText(u64);
+
+impl SimText {
+    fn new(job: &Job<'_>, profile: &str, model_digest: &str) -> Self {
+        let mut hash = Xxh3::with_seed(job.seed);
+        for part in [job.request.prompt.as_str(), profile, model_digest] {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+        SimText(hash.digest())
+    }
+
+    fn word(&self, index: u32) -> &'static str {
+        // The finaliser of SplitMix64: neighbouring indices give unrelated words.
+        let mut mixed = self.0.wrapping_add(u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        WORDS[((mixed ^ (mixed >> 31)) % WORDS.len() as u64) as usize]
+    }
+}
+
+/// A run's claim on its slot, given back when the run ends or is dropped.
+struct Occupied<'a> {
+    engine: &'a SimEngine,
+    slot: u32,
+}
+
+impl<'a> Occupied<'a> {
+    fn new(engine: &'a SimEngine, slot: u32) -> Self {
+        let stats = &engine.stats;
+        stats.runs.fetch_add(1, Relaxed);
+        if !engine.ready.load(Relaxed) {
+            stats.runs_before_ready.fetch_add(1, Relaxed);
+        }
+        if engine.slots[slot as usize].swap(true, Relaxed) {
+            stats.slot_conflicts.fetch_add(1, Relaxed);
+        }
+        let active = stats.active.fetch_add(1, Relaxed) + 1;
+        stats.active_max.fetch_max(active, Relaxed);
+        Occupied { engine, slot }
+    }
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.engine.slots[self.slot as usize].store(false, Relaxed);
+        if self.engine.stats.active.fetch_sub(1, Relaxed) == 1 {
+            // Nobody computes, so nothing is cached that counts.
+            self.engine.kv_tokens.store(0, Relaxed);
+        }
+    }
+}
+
+impl Engine for SimEngine {
+    async fn preload(&self) -> Result<EngineInfo, EngineError> {
+        self.stats.preloads.fetch_add(1, Relaxed);
+        pause(self.config.preload_us).await;
+        let refusals = self.stats.refusals_left.load(Relaxed);
+        if refusals > 0 {
+            self.stats.refusals_left.store(refusals - 1, Relaxed);
+            return Err(EngineError::Preload("the simulated engine was told to refuse".into()));
+        }
+        self.stats.loaded.fetch_add(1, Relaxed);
+        self.ready.store(true, Relaxed);
+        let engine_version = concat!("sim-", env!("CARGO_PKG_VERSION")).to_owned();
+        Ok(EngineInfo { engine_version, model_digest: self.model_digest.clone(), ctx: None })
+    }
+
+    async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        if self.dead.load(Relaxed) {
+            return Err(EngineError::Unreachable("the simulated engine is dead".into()));
+        }
+        let _occupied = Occupied::new(self, job.slot);
+        tokio::select! {
+            biased;
+            result = self.write(job, out) => result,
+            () = self.until_dead() => Err(EngineError::Lost("the simulated engine died".into())),
+        }
+    }
+
+    async fn probe(&self) -> Result<Telemetry, EngineError> {
+        if self.dead.load(Relaxed) {
+            return Err(EngineError::Unreachable("the simulated engine is dead".into()));
+        }
+        let used = self.kv_tokens.load(Relaxed).min(self.kv_tokens_max);
+        let kv_usage = Some(used as f64 / self.kv_tokens_max.max(1) as f64);
+        Ok(Telemetry { kv_usage, slots_busy: Some(self.stats.active.load(Relaxed)) })
+    }
+
+    async fn failure(&self) -> EngineError {
+        self.until_dead().await;
+        EngineError::Exited("the simulated engine died".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PoolConfig;
+    use crate::core::id::{DeviceMask, PoolId, ReplicaId, TaskId};
+    use crate::core::task::TaskRequest;
+    use crate::gpu::engine::Stopped;
+
+    struct Text(String);
+    impl TokenOutput for Text {
+        fn push(&mut self, text: &str) -> Result<(), Stopped> {
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+
+    async fn text(index: u16, request: &TaskRequest, seed: u64) -> String {
+        text_with_profile("1", index, request, seed).await
+    }
+
+    async fn text_with_profile(profile: &str, index: u16, request: &TaskRequest, seed: u64) -> String {
+        let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index };
+        let pool = PoolConfig::new("p", "sim", "m");
+        let pool = Arc::new(PoolConfig { sampler_profile_version: profile.into(), ..pool });
+        let engine = SimEngine::new(&EngineContext { replica, mask: DeviceMask::default(), pool, env: Env::real() });
+        engine.preload().await.expect("loads");
+        let mut out = Text(String::new());
+        let task_id = TaskId::parse("t").expect("valid");
+        let job = Job { task_id: &task_id, request, seed, slot: 0 };
+        Engine::generate(&engine, job, &mut out).await.expect("runs");
+        out.0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_text_follows_from_its_identity_alone() {
+        let request = TaskRequest::completion("the sky is").max_tokens(12);
+        let first = text(0, &request, 7).await;
+        assert_eq!(text(1, &request, 7).await, first, "another replica");
+        assert_ne!(text(0, &request, 8).await, first, "another seed");
+        let other = TaskRequest { prompt: "the sea is".into(), ..request.clone() };
+        assert_ne!(text(0, &other, 7).await, first, "another prompt");
+        assert_ne!(text_with_profile("2", 0, &request, 7).await, first, "another sampler profile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_text_ends_it() {
+        let mut request = TaskRequest::completion("count").max_tokens(400);
+        request.parameters.stop = vec![".".into()];
+        assert!(text(0, &request, 1).await.ends_with('.'));
+    }
+}

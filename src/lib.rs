@@ -1,0 +1,43 @@
+//! Supervised actor runtime that keeps GPUs busy, fair and honest for LLM inference.
+//!
+//! A host program starts an [`Orchestrator`] with one or more pools, submits [`TaskRequest`]s and reads their
+//! [`TaskStream`]s. Every queue, pool manager and worker is a supervised actor; tasks and their event logs outlive all of
+//! them. See `ARCHITECTURE.md` for the tree and the path of a task.
+//!
+//! ```
+//! use orchestrator_core::{Orchestrator, TaskRequest, config::PoolConfig, gpu::SimEngine};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let orchestrator = Orchestrator::builder()
+//!     .pool(PoolConfig::new("demo", "sim", "tiny"), SimEngine::new)
+//!     .start()
+//!     .await?;
+//! let submitted = orchestrator.submit(TaskRequest::completion("The sky is").max_tokens(8).seed(7)).await?;
+//! let (text, end) = submitted.stream().collect().await;
+//! assert_eq!(text, " mountain quick ends finds leads over always after");
+//! # assert!(end.is_some());
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod actors;
+pub mod config;
+pub mod core;
+pub mod env;
+pub mod gpu;
+mod orchestrator;
+#[cfg(feature = "service")]
+pub mod service;
+mod views;
+
+pub use actors::event_log::{End, Event, EventRef, ReplicaIdentity, Started};
+pub use actors::latency::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
+pub use actors::reader::TaskStream;
+pub use actors::record::TaskView;
+pub use actors::sessions::SessionView;
+pub use config::Config;
+pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
+pub use env::Env;
+pub use orchestrator::{Builder, CancelOutcome, Orchestrator, StartError, Submitted};
+pub use views::{PoolView, ReplicaSetView, ReplicaView, RuntimeView};

@@ -1,0 +1,244 @@
+//! What can be seen of a runtime: plain values, as of the moment they were taken. No actor is asked for them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Serialize;
+
+use crate::actors::latency::LatencyView;
+use crate::actors::shared::{PoolShared, ReplicaShared};
+use crate::core::error::ErrorCode;
+use crate::core::id::{DeviceMask, PoolId, ReplicaId};
+use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::orchestrator::Orchestrator;
+
+/// One pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolView {
+    /// Its name.
+    pub pool_id: PoolId,
+    /// Its engine.
+    pub engine: String,
+    /// Its model.
+    pub model: String,
+    /// Where it stands.
+    pub state: PoolState,
+    /// Milliseconds until a replica that is down is tried again, if one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_try_ms: Option<u64>,
+    /// Waiting tasks: interactive, batch.
+    pub queue_depth: [u32; 2],
+    /// Most waiting tasks.
+    pub queue_capacity: u32,
+    /// Slots that are taken, of all replicas.
+    pub slots_used: u32,
+    /// Slots of all replicas.
+    pub slots_total: u32,
+    /// Tasks that its queue took in: interactive, batch.
+    pub enqueued: [u64; 2],
+    /// Tasks that ended as they should.
+    pub completed: u64,
+    /// Tasks that their clients ended.
+    pub canceled: u64,
+    /// Accepted tasks that failed, by code.
+    pub failed: Vec<(ErrorCode, u64)>,
+    /// Times that the full policy was applied.
+    pub queue_full: u64,
+    /// The full policy.
+    pub full_policy: String,
+    /// Its workers.
+    pub replicas: Vec<ReplicaView>,
+    /// Its percentiles.
+    #[serde(skip)]
+    pub latency: Arc<LatencyView>,
+}
+
+/// One worker's place.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplicaView {
+    /// Its name.
+    pub replica_id: ReplicaId,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub state: ReplicaState,
+    /// The devices that it uses.
+    pub devices: DeviceMask,
+    /// Places for running tasks.
+    pub slots_total: u32,
+    /// Places that are taken.
+    pub slots_used: u32,
+    /// Version that its engine reports, when it is loaded.
+    pub engine_version: Option<String>,
+    /// Digest of its model, when it is loaded.
+    pub model_digest: Option<String>,
+    /// Share of the KV cache that is used, 0 to 1.
+    pub kv_usage: Option<f64>,
+    /// Slots that compute, by the engine's own view.
+    pub engine_slots_busy: Option<u32>,
+    /// Attempts that were begun: interactive, batch.
+    pub started: [u64; 2],
+    /// Prompt tokens of tasks that ended here.
+    pub tokens_in: u64,
+    /// Tokens of tasks that ended here.
+    pub tokens_out: u64,
+    /// Loads that succeeded.
+    pub preload_successes: u64,
+    /// Loads that failed.
+    pub preload_failures: u64,
+    /// Times that its worker died.
+    pub restarts: u64,
+    /// Runs whose engine did not confirm in time that it had stopped.
+    pub stop_timeouts: u64,
+}
+
+/// The pools whose identity is the same (ORCH-3007).
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplicaSetView {
+    /// Engine of all of them.
+    pub engine: String,
+    /// Model of all of them.
+    pub model: String,
+    /// Quantisation of all of them.
+    pub quant: String,
+    /// Context of one task, in tokens.
+    pub ctx: u32,
+    /// Version of the engine; `None` until one is loaded.
+    pub engine_version: Option<String>,
+    /// Sampler profile of all of them.
+    pub sampler_profile_version: String,
+    /// Replicas that are Ready.
+    pub replicas_ready: u32,
+    /// Free slots of those.
+    pub slots_free: u32,
+    /// The pools.
+    pub pools: Vec<PoolId>,
+}
+
+/// The runtime as a whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuntimeView {
+    /// Tasks between submission and their end.
+    pub tasks_open: usize,
+    /// Most of them that are let in.
+    pub tasks_open_max: usize,
+    /// Tasks that are known, ended ones included.
+    pub tasks_known: usize,
+    /// Submissions that were refused, by code.
+    pub rejected: Vec<(ErrorCode, u64)>,
+    /// Refusals by the intake gate among them.
+    pub gate_closed: u64,
+}
+
+impl PoolView {
+    fn of(pool: &PoolShared) -> Self {
+        let counters = &pool.counters;
+        let replicas: Vec<ReplicaView> = pool.replicas.iter().map(ReplicaView::of).collect();
+        PoolView {
+            pool_id: pool.id.clone(),
+            engine: pool.config.engine.clone(),
+            model: pool.config.model.clone(),
+            state: pool.state(),
+            next_try_ms: pool.next_try().map(crate::core::units::millis_ceil),
+            queue_depth: pool.depth.each_ref().map(|depth| depth.load(Relaxed)),
+            queue_capacity: pool.config.queue.capacity,
+            slots_used: replicas.iter().map(|replica| replica.slots_used).sum(),
+            slots_total: replicas.iter().map(|replica| replica.slots_total).sum(),
+            enqueued: counters.enqueued.each_ref().map(|count| count.load(Relaxed)),
+            completed: counters.completed.load(Relaxed),
+            canceled: counters.canceled.load(Relaxed),
+            failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).to_vec(),
+            queue_full: counters.queue_full.load(Relaxed),
+            full_policy: pool.config.queue.full_policy.as_str().to_owned(),
+            replicas,
+            latency: pool.latency_view.lock().clone(),
+        }
+    }
+}
+
+impl ReplicaView {
+    fn of(replica: &ReplicaShared) -> Self {
+        let identity = replica.identity.lock().clone();
+        let telemetry = *replica.telemetry.lock();
+        ReplicaView {
+            replica_id: replica.id.clone(),
+            state: replica.state(),
+            devices: replica.mask.clone(),
+            slots_total: replica.slots.total(),
+            slots_used: replica.slots.used(),
+            engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
+            model_digest: identity.map(|identity| identity.model_digest.clone()),
+            kv_usage: telemetry.kv_usage,
+            engine_slots_busy: telemetry.slots_busy,
+            started: replica.started.each_ref().map(|count| count.load(Relaxed)),
+            tokens_in: replica.tokens_in.load(Relaxed),
+            tokens_out: replica.tokens_out.load(Relaxed),
+            preload_successes: replica.preload_successes.load(Relaxed),
+            preload_failures: replica.preload_failures.load(Relaxed),
+            restarts: replica.restarts.load(Relaxed),
+            stop_timeouts: replica.stop_timeouts.load(Relaxed),
+        }
+    }
+}
+
+impl Orchestrator {
+    /// Every pool, in the order of the configuration.
+    pub fn pools(&self) -> Vec<PoolView> {
+        self.shared().pools.iter().map(|pool| PoolView::of(pool)).collect()
+    }
+
+    /// One pool; `None` when there is none of this name.
+    pub fn pool(&self, id: &PoolId) -> Option<PoolView> {
+        self.pool_shared(id).map(|pool| PoolView::of(pool))
+    }
+
+    /// The runtime as a whole.
+    pub fn view(&self) -> RuntimeView {
+        let shared = self.shared();
+        let counts = shared.rejected.each_ref().map(|count| count.load(Relaxed));
+        RuntimeView {
+            tasks_open: shared.gate.used(),
+            tasks_open_max: shared.gate.limit(),
+            tasks_known: shared.ledger.len(),
+            rejected: ErrorCode::ALL.into_iter().zip(counts).collect(),
+            gate_closed: shared.gate_closed.load(Relaxed),
+        }
+    }
+
+    /// Pools grouped by identity, in the order of their first pool.
+    pub fn replica_sets(&self) -> Vec<ReplicaSetView> {
+        let mut sets: Vec<ReplicaSetView> = Vec::new();
+        for pool in &self.shared().pools {
+            let ready: Vec<&ReplicaShared> =
+                pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
+            let identity = ready.iter().find_map(|replica| replica.identity.lock().clone());
+            let set = ReplicaSetView {
+                engine: pool.config.engine.clone(),
+                model: pool.config.model.clone(),
+                quant: pool.config.quant.clone(),
+                ctx: pool.config.ctx,
+                engine_version: identity.map(|identity| identity.engine_version.clone()),
+                sampler_profile_version: pool.config.sampler_profile_version.clone(),
+                replicas_ready: ready.len() as u32,
+                slots_free: ready.iter().map(|replica| replica.slots.free()).sum(),
+                pools: vec![pool.id.clone()],
+            };
+            match sets.iter_mut().find(|known| known.identity() == set.identity()) {
+                None => sets.push(set),
+                Some(known) => {
+                    known.replicas_ready += set.replicas_ready;
+                    known.slots_free += set.slots_free;
+                    known.pools.extend(set.pools);
+                }
+            }
+        }
+        sets
+    }
+}
+
+impl ReplicaSetView {
+    /// What must be equal in one set.
+    fn identity(&self) -> (&str, &str, &str, u32, Option<&str>, &str) {
+        let version = self.engine_version.as_deref();
+        (&self.engine, &self.model, &self.quant, self.ctx, version, &self.sampler_profile_version)
+    }
+}
