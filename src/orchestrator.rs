@@ -2,11 +2,12 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use ractor::{Actor, ActorRef, SpawnErr};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -49,8 +50,34 @@ pub struct Orchestrator {
 struct Life {
     root: Arc<Mutex<Option<ActorRef<RootMsg>>>>,
     guardian: JoinHandle<()>,
-    /// Set when nothing will be started again.
-    ended: watch::Receiver<bool>,
+    ended: Arc<Ended>,
+}
+
+/// Set when nothing will be started again.
+#[derive(Default)]
+struct Ended {
+    flag: AtomicBool,
+    changed: Notify,
+}
+
+impl Ended {
+    fn set(&self) {
+        self.flag.store(true, SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    fn is_set(&self) -> bool {
+        self.flag.load(SeqCst)
+    }
+
+    async fn wait(&self) {
+        let changed = self.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable(); // Before the look, so that the change is not missed.
+        if !self.is_set() {
+            changed.await;
+        }
+    }
 }
 
 impl Drop for Life {
@@ -179,7 +206,8 @@ impl Life {
         let (root, mut handle) = Actor::spawn(None, Root, runtime.clone()).await?;
         let current = Arc::new(Mutex::new(Some(root)));
         let place = current.clone();
-        let (ended_sender, ended) = watch::channel(false);
+        let ended = Arc::new(Ended::default());
+        let announce = ended.clone();
         // Not detached: the handle belongs to `Life`, which aborts it.
         let guardian = tokio::spawn(async move {
             let mut history = RestartHistory::new(SUPERVISOR, runtime.env.now());
@@ -202,7 +230,7 @@ impl Life {
                 }
             }
             end_everything(&runtime);
-            ended_sender.send_replace(true);
+            announce.set();
         });
         Ok(Life { root: current, guardian, ended })
     }
@@ -309,7 +337,7 @@ impl Orchestrator {
                 }
             }
             let back = timeout(ANSWER_TIMEOUT, self.runtime.admission.until_alive());
-            if *self.life.ended.borrow() || back.await.is_err() {
+            if self.life.ended.is_set() || back.await.is_err() {
                 break;
             }
         }
@@ -319,7 +347,7 @@ impl Orchestrator {
 
     fn refused(&self, error: TaskError) -> TaskError {
         let counter = &self.runtime.rejected[code_index(error.code)];
-        counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        counter.fetch_add(1, Relaxed);
         error
     }
 
@@ -419,7 +447,7 @@ impl Orchestrator {
         for pool in &self.runtime.pools {
             self.drain(&pool.id);
         }
-        let mut ended = self.life.ended.clone();
+        let ended = self.life.ended.clone();
         let drained = async {
             for pool in &self.runtime.pools {
                 self.until_pool(&pool.id, |state| state == PoolState::Stopped).await;
@@ -428,25 +456,23 @@ impl Orchestrator {
         tokio::select! {
             biased;
             () = drained => {}
-            _ = ended.wait_for(|ended| *ended) => {}
+            () = ended.wait() => {}
         }
         if let Some(root) = self.life.root.lock().clone() {
             root.stop(Some("stopped".into()));
         }
-        let _ = ended.wait_for(|ended| *ended).await; // Closed: the guardian is gone, and so is the tree.
+        ended.wait().await;
     }
 
     /// Whether the runtime has ended, by [`Orchestrator::stop`] or because its actors failed too often.
     pub fn has_ended(&self) -> bool {
-        *self.life.ended.borrow()
+        self.life.ended.is_set()
     }
 
     /// Waits until the runtime has ended.
     pub fn until_ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut ended = self.life.ended.clone();
-        async move {
-            let _ = ended.wait_for(|ended| *ended).await;
-        }
+        let ended = self.life.ended.clone();
+        async move { ended.wait().await }
     }
 
     /// Where time and chance come from.
@@ -497,7 +523,7 @@ fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
 
 /// The refusal of a runtime that has as many tasks as it may have anywhere.
 fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
-    runtime.gate_closed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    runtime.gate_closed.fetch_add(1, Relaxed);
     let wait = runtime.pools.iter().map(|pool| pool.expected_wait(request.priority)).min().unwrap_or_default();
     let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
     TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(wait)

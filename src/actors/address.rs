@@ -3,27 +3,37 @@
 //! A sender never holds an actor of an earlier life. What cannot be delivered is dropped, and dropping is safe for each
 //! message: a lease gives its slot back, an assignment returns its task to the queue, a reply port tells the caller.
 
-use ractor::{ActorRef, Message};
-use tokio::sync::watch;
+use parking_lot::RwLock;
+use ractor::{ActorRef, ActorStatus, Message};
+use tokio::sync::Notify;
 
 /// The current incarnation of one actor, if it lives.
-pub(crate) struct Address<M: Message>(watch::Sender<Option<ActorRef<M>>>);
+///
+/// Not tokio's `watch`: that wakes its waiters in an order of the operating system's chance, and a seed would not give
+/// one trace any more.
+pub(crate) struct Address<M: Message> {
+    /// Read once for each message, written once for each life. Never held while anything is sent or dropped.
+    current: RwLock<Option<ActorRef<M>>>,
+    changed: Notify,
+}
 
 impl<M: Message> Default for Address<M> {
     fn default() -> Self {
-        Address(watch::Sender::new(None))
+        Address { current: RwLock::new(None), changed: Notify::new() }
     }
 }
 
 impl<M: Message> Address<M> {
     /// Announces the actor's newest incarnation.
     pub(crate) fn publish(&self, actor: ActorRef<M>) {
-        self.0.send_replace(Some(actor));
+        let earlier = self.current.write().replace(actor);
+        drop(earlier);
+        self.changed.notify_waiters();
     }
 
     /// The current incarnation.
     pub(crate) fn get(&self) -> Option<ActorRef<M>> {
-        self.0.borrow().clone()
+        self.current.read().clone()
     }
 
     /// Sends, or drops the message when nobody is there. Returns whether it was sent.
@@ -32,15 +42,19 @@ impl<M: Message> Address<M> {
         self.get().is_some_and(|actor| actor.cast(message).is_ok())
     }
 
-    /// Waits until an incarnation other than a dead one is there.
+    /// Waits until an incarnation other than a dead one is there. Waiters go on in the order in which they came.
     ///
     /// # Cancel safety
     /// Dropping it is harmless.
     pub(crate) async fn until_alive(&self) {
-        let alive = |actor: &Option<ActorRef<M>>| {
-            actor.as_ref().is_some_and(|actor| actor.get_status() < ractor::ActorStatus::Draining)
-        };
-        // The sender is ours, so the channel cannot close while we wait.
-        let _ = self.0.subscribe().wait_for(alive).await;
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable(); // Before the look, so that no change is missed.
+            if self.get().is_some_and(|actor| actor.get_status() < ActorStatus::Draining) {
+                return;
+            }
+            changed.await;
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The latency actor: owns a pool's histograms and computes its percentiles.
 //!
 //! Attempts put samples into [`Samples`] and knock once; the actor takes all that are there. So at most one message is
-//! under way however many tasks end, and what is not collected yet is bounded. A restart begins with empty histograms.
+//! under way however many tasks end, and what is not collected yet is bounded. Percentiles walk through whole histograms,
+//! so they are computed a few times a second at most, whatever the rate of tasks. A restart begins with empty histograms.
 //!
 //! Spec: ORCH-3028.
 
@@ -21,6 +22,8 @@ use crate::core::task::Priority;
 const SAMPLES_MAX: usize = 1024;
 /// Largest value of a histogram, in microseconds: a day. Larger ones count as a day.
 const VALUE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
+/// How long percentiles may lag behind what has been collected.
+const PUBLISH_DELAY: Duration = Duration::from_millis(250);
 /// Significant digits of a histogram: a relative error of at most 1 %, in about 20 KiB each.
 const DIGITS: u8 = 2;
 
@@ -133,6 +136,9 @@ pub struct LatencyView {
 pub(crate) enum LatencyMsg {
     /// Samples wait.
     Collect,
+    // ---- from itself
+    /// Compute the percentiles and show them.
+    Publish,
 }
 
 /// The actor.
@@ -142,6 +148,8 @@ pub(crate) struct Latency;
 pub(crate) struct LatencyState {
     pool: Arc<PoolShared>,
     histograms: [[(Histogram<u64>, u64); 5]; 2],
+    /// A `Publish` is under way.
+    armed: bool,
 }
 
 impl Actor for Latency {
@@ -160,23 +168,24 @@ impl Actor for Latency {
         };
         let histograms = [row()?, row()?];
         myself.cast(LatencyMsg::Collect)?; // Whoever knocked at a dead actor is heard now.
-        Ok(LatencyState { pool, histograms })
+        Ok(LatencyState { pool, histograms, armed: false })
     }
 
     async fn handle(
         &self,
-        _: ActorRef<LatencyMsg>,
+        myself: ActorRef<LatencyMsg>,
         message: LatencyMsg,
         state: &mut LatencyState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LatencyMsg::Collect => on_collect(state),
+            LatencyMsg::Collect => on_collect(state, &myself),
+            LatencyMsg::Publish => on_publish(state),
         }
         Ok(())
     }
 }
 
-fn on_collect(state: &mut LatencyState) {
+fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
     state.pool.env.fault_point("latency");
     state.pool.samples.knocked.store(false, SeqCst); // First: a sample that comes now knocks again.
     let samples = std::mem::take(&mut *state.pool.samples.waiting.lock());
@@ -194,6 +203,13 @@ fn on_collect(state: &mut LatencyState) {
             *sum = sum.saturating_add(micros);
         }
     }
+    if !std::mem::replace(&mut state.armed, true) {
+        myself.send_after(PUBLISH_DELAY, || LatencyMsg::Publish);
+    }
+}
+
+fn on_publish(state: &mut LatencyState) {
+    state.armed = false;
     *state.pool.latency_view.lock() = Arc::new(observe(state));
 }
 
