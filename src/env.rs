@@ -98,11 +98,11 @@ impl Env {
         self.0.rng.lock().u64(..)
     }
 
-    /// A new task id: a version-7 UUID of this environment's time and chance.
-    pub fn new_task_id(&self) -> TaskId {
+    /// A new task id: a version-7 UUID of this moment and this environment's chance.
+    pub fn new_task_id(&self, now: Timestamp) -> TaskId {
         let mut random = [0; 10];
         self.0.rng.lock().fill(&mut random);
-        TaskId::generate(self.unix_ms(), random)
+        TaskId::generate(self.0.unix_ms_at_origin + now.as_micros() / 1000, random)
     }
 
     /// Records an event, when this environment records. `kind` is only made if so.
@@ -171,7 +171,7 @@ mod tests {
     async fn one_seed_gives_one_sequence() {
         let (a, b) = (Env::simulated(7), Env::simulated(7));
         assert_eq!([a.random(), a.random()], [b.random(), b.random()]);
-        assert_eq!(a.new_task_id(), b.new_task_id());
+        assert_eq!(a.new_task_id(a.now()), b.new_task_id(b.now()));
         assert_ne!(a.random(), Env::simulated(8).random());
     }
 

@@ -296,16 +296,18 @@ impl Orchestrator {
     /// Dropping the future takes the task back, whether it was accepted meanwhile or not.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
         let runtime = &*self.runtime;
+        let request = Arc::new(request);
         if let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
             return same_task(known, &request);
         }
         let Some(permit) = runtime.gate.try_enter() else {
             return Err(self.refused(gate_closed(runtime, &request)));
         };
-        let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id());
-        let record = match runtime.ledger.open(id, request, permit) {
+        let now = runtime.env.now();
+        let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
+        let record = match runtime.ledger.open(id, &request, permit, now) {
             Ok(record) => record,
-            Err((known, request)) => return same_task(known, &request),
+            Err(known) => return same_task(known, &request),
         };
         let mut undecided = Undecided { runtime, record: &record, decided: false };
         let verdict = self.ask(&record).await;
@@ -502,7 +504,7 @@ impl Orchestrator {
 
 /// The first submission's state, for one that repeats it (ORCH-3024).
 fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Result<Submitted, TaskError> {
-    if known.request != *request {
+    if *known.request != *request {
         let text = format!("field 'task_id': {} is the id of another task; take a new one", known.id);
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }

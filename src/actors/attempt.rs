@@ -147,9 +147,13 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
     }
 }
 
-/// Tells the latency actor and the sessions actor about a task that ran to an end.
+/// Tells the pool manager, the latency actor and the sessions actor about a task that ran to an end.
 fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     let timing = sealed.timing;
+    {
+        let mut sum = attempt.pool.held.lock();
+        *sum = (sum.0.saturating_add((timing.total - timing.queue).as_micros() as u64), sum.1 + 1);
+    }
     if let Some(first_token) = timing.first_token {
         let gaps = sealed.tokens_out.saturating_sub(1);
         attempt.pool.record_sample(Sample {

@@ -52,7 +52,7 @@ pub struct End {
     pub tokens_out: u32,
     /// Time in the queue, in milliseconds.
     pub queue_ms: f64,
-    /// Time from acceptance to the first token, in milliseconds; `None` without a token.
+    /// Time from submission to the first token, in milliseconds; `None` without a token.
     pub first_token_ms: Option<f64>,
     /// Time from the first token to the end, in milliseconds.
     pub decode_ms: f64,

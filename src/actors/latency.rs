@@ -84,15 +84,15 @@ pub struct Quantiles {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Acceptance to start.
+    /// Submission to start.
     Queue,
-    /// Acceptance to the first token.
+    /// Submission to the first token.
     FirstToken,
     /// One token to the next.
     PerToken,
     /// First token to the end.
     Decode,
-    /// Acceptance to the end.
+    /// Submission to the end.
     Total,
 }
 

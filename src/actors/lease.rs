@@ -13,7 +13,6 @@ use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::id::Epoch;
 use crate::core::trace::TraceKind;
-use crate::core::units::Timestamp;
 
 /// The slots of one worker. Numbers are the engine's own, from 0.
 pub(crate) struct SlotTable {
@@ -54,24 +53,18 @@ pub(crate) struct SlotLease {
     pool: Arc<PoolShared>,
     pub(crate) replica: u16,
     pub(crate) slot: u32,
-    taken_at: Timestamp,
 }
 
 impl SlotLease {
     /// Takes a free slot of this worker, or `None` when there is none.
     pub(crate) fn take(pool: &Arc<PoolShared>, replica: u16) -> Option<Self> {
         let slot = pool.replicas[replica as usize].slots.free.lock().pop()?;
-        Some(SlotLease { pool: pool.clone(), replica, slot, taken_at: pool.env.now() })
+        Some(SlotLease { pool: pool.clone(), replica, slot })
     }
 }
 
 impl Drop for SlotLease {
     fn drop(&mut self) {
-        let held = self.pool.env.now().since(self.taken_at);
-        {
-            let mut sum = self.pool.held.lock();
-            *sum = (sum.0.saturating_add(held.as_micros() as u64), sum.1 + 1);
-        }
         self.pool.replicas[self.replica as usize].slots.release(self.slot);
         self.pool.nudge_manager();
     }

@@ -54,16 +54,17 @@ impl Ledger {
     pub(crate) fn open(
         &self,
         id: TaskId,
-        request: TaskRequest,
+        request: &Arc<TaskRequest>,
         permit: Permit,
-    ) -> Result<Arc<TaskRecord>, (Arc<TaskRecord>, TaskRequest)> {
+        now: Timestamp,
+    ) -> Result<Arc<TaskRecord>, Arc<TaskRecord>> {
         match self.tasks.entry(id) {
-            Entry::Occupied(known) => Err((known.get().clone(), request)),
+            Entry::Occupied(known) => Err(known.get().clone()),
             Entry::Vacant(place) => {
                 let id = place.key().clone();
                 let seq = TaskSeq(self.next_seq.fetch_add(1, Relaxed));
                 let seed = effective_seed(request.seed, &id);
-                let record = Arc::new(TaskRecord::new(id, seq, request, seed, self.env.now(), permit));
+                let record = Arc::new(TaskRecord::new(id, seq, request.clone(), seed, now, permit));
                 place.insert(record.clone());
                 self.env.trace(|| TraceKind::Submitted { seq });
                 Ok(record)

@@ -138,7 +138,7 @@ fn on_enqueue(state: &mut QueueState, Submission { record, reply }: Submission) 
 }
 
 fn accept(state: &mut QueueState, record: &Arc<TaskRecord>, reply: RpcReplyPort<Verdict>, accepted: Accepted) {
-    if record.admit(state.pool.env.now(), accepted.queue_position, accepted.predicted_start).is_err() {
+    if record.admit(accepted.queue_position, accepted.predicted_start).is_err() {
         // Its caller gave up in between; the log is sealed.
         state.queue.cancel(record.seq);
         return;

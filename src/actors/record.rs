@@ -22,7 +22,8 @@ use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
 pub(crate) struct TaskRecord {
     pub(crate) id: TaskId,
     pub(crate) seq: TaskSeq,
-    pub(crate) request: TaskRequest,
+    /// Behind a pointer: a record is built and moved once for each task.
+    pub(crate) request: Arc<TaskRequest>,
     /// The seed that every attempt runs with.
     pub(crate) seed: u64,
     pub(crate) submitted_at: Timestamp,
@@ -46,7 +47,6 @@ struct State {
     affinity: Option<u16>,
     queue_position: u64,
     predicted_start: Duration,
-    admitted_at: Timestamp,
     /// Begin of the newest attempt.
     begun_at: Option<Timestamp>,
     first_token_at: Option<Timestamp>,
@@ -78,13 +78,13 @@ pub(crate) struct SealedTask {
 /// How long each part of a task's life took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
-    /// Acceptance to the newest attempt's begin, or to the end of a task that was never begun.
+    /// Submission to the newest attempt's begin, or to the end of a task that was never begun.
     pub(crate) queue: Duration,
-    /// Acceptance to the first token.
+    /// Submission to the first token.
     pub(crate) first_token: Option<Duration>,
     /// First token to the end.
     pub(crate) decode: Duration,
-    /// Acceptance to the end.
+    /// Submission to the end.
     pub(crate) total: Duration,
 }
 
@@ -125,7 +125,7 @@ impl TaskRecord {
     pub(crate) fn new(
         id: TaskId,
         seq: TaskSeq,
-        request: TaskRequest,
+        request: Arc<TaskRequest>,
         seed: u64,
         now: Timestamp,
         permit: Permit,
@@ -140,7 +140,6 @@ impl TaskRecord {
             affinity: None,
             queue_position: 0,
             predicted_start: Duration::ZERO,
-            admitted_at: now,
             begun_at: None,
             first_token_at: None,
             progress_at: now,
@@ -192,10 +191,10 @@ impl TaskRecord {
     }
 
     /// The queue takes the task in: from here on it is promised an end.
-    pub(crate) fn admit(&self, now: Timestamp, position: u64, predicted: Duration) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, position: u64, predicted: Duration) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         state.step(Step::Admit)?;
-        (state.admitted_at, state.queue_position, state.predicted_start) = (now, position, predicted);
+        (state.queue_position, state.predicted_start) = (position, predicted);
         Ok(())
     }
 
@@ -267,7 +266,7 @@ impl TaskRecord {
         let was = state.phase;
         state.step(Step::Seal)?;
         state.ended_at = Some(now);
-        let timing = state.timing(now);
+        let timing = state.timing(self.submitted_at, now);
         let mut tokens_in = state.prompt_tokens;
         let terminal = match terminal {
             Terminal::Error(error) => Err(error),
@@ -399,12 +398,12 @@ impl State {
         if theirs == current { Ok(()) } else { Err(Refusal::StaleEpoch { theirs, current }) }
     }
 
-    fn timing(&self, now: Timestamp) -> Timing {
+    fn timing(&self, submitted_at: Timestamp, now: Timestamp) -> Timing {
         Timing {
-            queue: self.begun_at.unwrap_or(now).since(self.admitted_at),
-            first_token: self.first_token_at.map(|first| first.since(self.admitted_at)),
+            queue: self.begun_at.unwrap_or(now).since(submitted_at),
+            first_token: self.first_token_at.map(|first| first.since(submitted_at)),
             decode: self.first_token_at.map_or(Duration::ZERO, |first| now.since(first)),
-            total: now.since(self.admitted_at),
+            total: now.since(submitted_at),
         }
     }
 

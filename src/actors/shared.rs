@@ -69,7 +69,7 @@ pub(crate) struct PoolShared {
     pub(crate) ahead: [AtomicU64; 2],
     /// What the pool lately delivered. Written by the pool manager.
     pub(crate) rate: Mutex<ServiceRate>,
-    /// Time that slots were held, in microseconds, and by how many leases, since the pool manager last looked.
+    /// Time that attempts ran, in microseconds, and how many, since the pool manager last looked.
     pub(crate) held: Mutex<(u64, u32)>,
     /// A nudge to the pool manager is on its way: slots that are freed meanwhile need no other.
     nudged: AtomicBool,
