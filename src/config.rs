@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::core::id::{DeviceId, DeviceMask, PoolId};
 use crate::core::queue::{Bounds, FullPolicy};
 use crate::core::restart::{Backoff, Excess, RestartPolicy};
-use crate::core::units::Tokens;
 
 macro_rules! section {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }) => {
@@ -78,9 +77,10 @@ pub struct PoolConfig {
     /// Quantisation of the model, part of the replica set's identity.
     #[serde(default = "unspecified")]
     pub quant: String,
-    /// Longest context of one task in tokens, prompt and generation together.
-    #[serde(default = "PoolConfig::ctx_default")]
-    pub ctx: u32,
+    /// Longest context of one task in tokens, prompt and generation together. Left out, it is what the engine says, and
+    /// 4096 until it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctx: Option<u32>,
     /// Name of the sampler settings that the pool pins (ORCH-3046).
     #[serde(default = "PoolConfig::profile_default")]
     pub sampler_profile_version: String,
@@ -121,9 +121,6 @@ fn unspecified() -> String {
 }
 
 impl PoolConfig {
-    fn ctx_default() -> u32 {
-        4096
-    }
     fn profile_default() -> String {
         "1".into()
     }
@@ -144,7 +141,7 @@ impl PoolConfig {
             engine: engine.into(),
             model: model.into(),
             quant: unspecified(),
-            ctx: Self::ctx_default(),
+            ctx: None,
             sampler_profile_version: Self::profile_default(),
             bytes_per_token: Self::bytes_per_token_default(),
             url: None,
@@ -335,6 +332,8 @@ impl ConfigError {
     }
 }
 
+/// Context of a pool that names none, until its engine has said what it has.
+pub const CTX_DEFAULT: u32 = 4096;
 /// Most slots of one replica.
 pub const SLOTS_MAX: u32 = 1024;
 /// Most waiting tasks of one pool.
@@ -407,7 +406,7 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
     }
     mask_faults(pool, path, faults);
     let ranges = [
-        ("ctx", u64::from(pool.ctx), 2, u64::from(u32::MAX) / 2),
+        ("ctx", u64::from(pool.ctx.unwrap_or(CTX_DEFAULT)), 2, u64::from(u32::MAX) / 2),
         ("bytes_per_token", pool.bytes_per_token.into(), 1, 64),
         ("slots", pool.slots.into(), 1, SLOTS_MAX.into()),
         ("queue.capacity", pool.queue.capacity.into(), 0, QUEUE_CAPACITY_MAX.into()),
@@ -444,13 +443,6 @@ fn mask_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
             }
             Ok(_) => {}
         }
-    }
-}
-
-impl PoolConfig {
-    /// Context of one task as a number of tokens.
-    pub fn ctx_tokens(&self) -> Tokens {
-        Tokens(self.ctx)
     }
 }
 

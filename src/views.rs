@@ -71,6 +71,8 @@ pub struct ReplicaView {
     pub engine_version: Option<String>,
     /// Digest of its model, when it is loaded.
     pub model_digest: Option<String>,
+    /// Process of its engine, when the worker started one.
+    pub engine_process_id: Option<u32>,
     /// Share of the KV cache that is used, 0 to 1.
     pub kv_usage: Option<f64>,
     /// Slots that compute, by the engine's own view.
@@ -166,6 +168,7 @@ impl ReplicaView {
             slots_total: replica.slots.total(),
             slots_used: replica.slots.used(),
             engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
+            engine_process_id: identity.as_ref().and_then(|identity| identity.process_id),
             model_digest: identity.map(|identity| identity.model_digest.clone()),
             kv_usage: telemetry.kv_usage,
             engine_slots_busy: telemetry.slots_busy,
@@ -215,7 +218,7 @@ impl Orchestrator {
                 engine: pool.config.engine.clone(),
                 model: pool.config.model.clone(),
                 quant: pool.config.quant.clone(),
-                ctx: pool.config.ctx,
+                ctx: pool.ctx.load(Relaxed),
                 engine_version: identity.map(|identity| identity.engine_version.clone()),
                 sampler_profile_version: pool.config.sampler_profile_version.clone(),
                 replicas_ready: ready.len() as u32,

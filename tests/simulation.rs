@@ -62,7 +62,8 @@ fn world(dice: &mut Dice, id: &str) -> orchestrator_core::config::PoolConfig {
     if id == "b" {
         let shift = |replica: &mut orchestrator_core::config::ReplicaConfig| {
             replica.devices.iter_mut().for_each(|device| {
-                *device = orchestrator_core::config::DeviceRef::Uuid(format!("GPU-b{device:?}").replace(['(', ')'], "-"));
+                *device =
+                    orchestrator_core::config::DeviceRef::Uuid(format!("GPU-b{device:?}").replace(['(', ')'], "-"));
             });
         };
         pool.replicas.iter_mut().for_each(shift);
@@ -103,7 +104,9 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
     }
     let (text, end) = reader.await.unwrap();
     match end {
-        Event::End(end) if end.finish_reason == orchestrator_core::core::task::FinishReason::Canceled => tally.canceled += 1,
+        Event::End(end) if end.finish_reason == orchestrator_core::core::task::FinishReason::Canceled => {
+            tally.canceled += 1
+        }
         Event::End(_) => {
             assert!(!text.is_empty());
             tally.completed += 1;

@@ -6,6 +6,7 @@
 //! Spec: ORCH-3014, ORCH-3015, ORCH-3018, ORCH-3007.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -16,6 +17,7 @@ use crate::core::admission::{PoolFacts, route};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::SessionId;
 use crate::core::task::{KvHint, TaskRequest};
+use crate::core::units::Tokens;
 
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
@@ -87,7 +89,7 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
     }
 }
 
-fn decide(runtime: &RuntimeShared, request: &TaskRequest) -> Result<(Arc<PoolShared>, crate::core::Tokens), TaskError> {
+fn decide(runtime: &RuntimeShared, request: &TaskRequest) -> Result<(Arc<PoolShared>, Tokens), TaskError> {
     let bytes_max = runtime.config.prompt_bytes_max;
     if request.prompt.len() > bytes_max as usize {
         let text = format!("field 'prompt': {} bytes, at most {bytes_max} are taken", request.prompt.len());
@@ -105,7 +107,7 @@ fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest) -> PoolFacts<'a> {
         id: &pool.id,
         engine: &pool.config.engine,
         model: &pool.config.model,
-        ctx: pool.config.ctx_tokens(),
+        ctx: Tokens(pool.ctx.load(Relaxed)),
         bytes_per_token: pool.config.bytes_per_token,
         sampler_profile_version: &pool.config.sampler_profile_version,
         state,

@@ -24,6 +24,8 @@ pub struct ReplicaIdentity {
     pub engine_version: String,
     /// Digest of its model.
     pub model_digest: String,
+    /// The engine's process, when the worker started one.
+    pub process_id: Option<u32>,
 }
 
 /// A worker has begun the task. There is one such event for each attempt.

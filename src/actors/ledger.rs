@@ -197,7 +197,7 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
         replica_id = identity.map(|identity| tracing::field::display(&identity.replica)),
         model_id = pool.map(|pool| pool.config.model.as_str()),
         quant = pool.map(|pool| pool.config.quant.as_str()),
-        ctx = pool.map(|pool| pool.config.ctx),
+        ctx = pool.map(|pool| pool.ctx.load(Relaxed)),
         tensor_split = "none",
         engine_version = identity.map(|identity| identity.engine_version.as_str()),
         sampler_profile_version = pool.map(|pool| pool.config.sampler_profile_version.as_str()),

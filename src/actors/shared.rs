@@ -22,7 +22,7 @@ use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::queue::QueueMsg;
 use crate::actors::sessions::SessionsMsg;
 use crate::actors::worker::WorkerMsg;
-use crate::config::{Config, ConfigError, PoolConfig};
+use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig};
 use crate::core::error::ErrorCode;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
@@ -61,6 +61,8 @@ pub(crate) struct PoolShared {
     pub(crate) queue: Address<QueueMsg>,
     pub(crate) manager: Address<PoolManagerMsg>,
     pub(crate) latency: Address<LatencyMsg>,
+    /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
+    pub(crate) ctx: AtomicU32,
     /// What the operator wants. Written by the pool's supervisor.
     intent: AtomicU8,
     /// Waiting tasks by class. Written by the queue.
@@ -145,6 +147,7 @@ impl PoolShared {
             replica.mask().map(|mask| ReplicaShared::new(replica_id, mask, config.slots))
         };
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
+        let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
         let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
         Ok(Arc::new(PoolShared {
             position,
@@ -158,6 +161,7 @@ impl PoolShared {
             queue: Address::default(),
             manager: Address::default(),
             latency: Address::default(),
+            ctx,
             intent: AtomicU8::new(0),
             depth: Default::default(),
             ahead: Default::default(),

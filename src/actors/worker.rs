@@ -182,16 +182,20 @@ fn on_preloaded(
 
 /// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046).
 fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
-    let wanted = state.pool.config.ctx_tokens();
-    if let Some(ctx) = info.ctx.filter(|ctx| *ctx < wanted) {
-        let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
-        return Err(EngineError::Preload(text));
+    match (info.ctx, state.pool.config.ctx) {
+        (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
+            let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
+            return Err(EngineError::Preload(text));
+        }
+        (Some(ctx), None) => state.pool.ctx.store(ctx.0, Relaxed),
+        _ => {}
     }
     let identity = ReplicaIdentity {
         replica: state.place().id.clone(),
         engine: state.pool.config.engine.clone(),
         engine_version: info.engine_version,
         model_digest: info.model_digest,
+        process_id: info.process_id,
     };
     for other in state.pool.replicas.iter().filter(|other| other.id != identity.replica && other.state().is_ready()) {
         let Some(pinned) = other.identity.lock().clone() else { continue };

@@ -32,6 +32,16 @@ pub struct EngineInfo {
     pub model_digest: String,
     /// Context of one task, when the engine knows better than the configuration.
     pub ctx: Option<Tokens>,
+    /// Its process, when the worker started one.
+    pub process_id: Option<u32>,
+}
+
+impl EngineInfo {
+    /// An engine in this process, of this version and with this model.
+    pub fn new(engine_version: impl Into<String>, model_digest: impl Into<String>) -> Self {
+        let (engine_version, model_digest) = (engine_version.into(), model_digest.into());
+        EngineInfo { engine_version, model_digest, ctx: None, process_id: None }
+    }
 }
 
 /// What an engine measures of itself.

@@ -4,15 +4,15 @@
 //! the feature `engines-http`.
 
 pub mod engine;
-//LL #[cfg(feature = "engines-http")]
-//LL pub(crate) mod http;
-//LL #[cfg(feature = "engines-http")]
-//LL pub mod llamacpp;
-//LL #[cfg(feature = "engines-http")]
-//LL pub(crate) mod process;
+#[cfg(feature = "engines-http")]
+pub(crate) mod http;
+#[cfg(feature = "engines-http")]
+pub mod llamacpp;
+#[cfg(feature = "engines-http")]
+pub(crate) mod process;
 pub mod sim;
-//LL #[cfg(feature = "engines-http")]
-//LL pub(crate) mod sse;
+#[cfg(feature = "engines-http")]
+pub(crate) mod sse;
 
 pub use engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Stopped, Telemetry, TokenOutput};
 pub use sim::SimEngine;

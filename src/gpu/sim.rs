@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::config::SimConfig;
+use crate::config::{CTX_DEFAULT, SimConfig};
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 use crate::env::Env;
@@ -138,7 +138,7 @@ impl SimEngine {
             env: context.env.clone(),
             model_digest: digest(&context.pool.model),
             profile: context.pool.sampler_profile_version.clone(),
-            kv_tokens_max: u64::from(context.pool.ctx) * u64::from(context.pool.slots),
+            kv_tokens_max: u64::from(context.pool.ctx.unwrap_or(CTX_DEFAULT)) * u64::from(context.pool.slots),
             ready: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             died: Notify::new(),
@@ -280,8 +280,7 @@ impl Engine for SimEngine {
         }
         self.stats.loaded.fetch_add(1, Relaxed);
         self.ready.store(true, Relaxed);
-        let engine_version = concat!("sim-", env!("CARGO_PKG_VERSION")).to_owned();
-        Ok(EngineInfo { engine_version, model_digest: self.model_digest.clone(), ctx: None })
+        Ok(EngineInfo::new(concat!("sim-", env!("CARGO_PKG_VERSION")), self.model_digest.clone()))
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {

@@ -56,9 +56,8 @@ pub async fn start(env: Env, pools: Vec<PoolConfig>) -> World {
     for pool in pools {
         let of_pool: Vec<Arc<SimStats>> = pool.replicas.iter().map(|_| Arc::default()).collect();
         stats.push(of_pool.clone());
-        builder = builder.pool(pool, move |context| {
-            SimEngine::with_stats(context, of_pool[context.replica.index as usize].clone())
-        });
+        builder = builder
+            .pool(pool, move |context| SimEngine::with_stats(context, of_pool[context.replica.index as usize].clone()));
     }
     World { orchestrator: builder.start().await.expect("starts"), stats }
 }

@@ -1,0 +1,122 @@
+//! An engine's process: started in its own group with its device mask, its output in our log, killed with its owner.
+
+use std::collections::VecDeque;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use crate::core::id::{DeviceMask, ReplicaId};
+
+/// Longest line of output that is kept, in bytes; the rest of it is dropped.
+const LINE_BYTES_MAX: usize = 2048;
+/// Lines that are kept to explain an exit.
+const LAST_LINES: usize = 8;
+
+/// A running process and all that it started. Dropping it kills the whole group.
+pub(crate) struct EngineProcess {
+    group: Option<Pid>,
+    child: Child,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
+    /// Readers of its output; aborted with it.
+    _readers: JoinSet<()>,
+}
+
+impl EngineProcess {
+    /// Starts `command` for this worker.
+    ///
+    /// # Errors
+    /// What the system says when it cannot be started.
+    pub(crate) fn start(command: &[String], replica: &ReplicaId, mask: &DeviceMask) -> std::io::Result<Self> {
+        let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(program);
+        command.args(arguments).env("CUDA_VISIBLE_DEVICES", mask.to_string()).env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0).kill_on_drop(true); // Its own group, so that what it starts dies with it.
+        let mut child = command.spawn()?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
+        let mut readers = JoinSet::new();
+        if let Some(output) = child.stdout.take() {
+            readers.spawn(capture(output, replica.clone(), last_lines.clone()));
+        }
+        if let Some(output) = child.stderr.take() {
+            readers.spawn(capture(output, replica.clone(), last_lines.clone()));
+        }
+        Ok(EngineProcess { group, child, last_lines, _readers: readers })
+    }
+
+    /// The process's id, while it runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end and says how it ended: exit code and signal are told apart, its last words are quoted.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub(crate) async fn ended(&mut self) -> String {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.wait().await;
+        self.kill_group(); // What it had started must not outlive it.
+        let how = match status {
+            Err(error) => format!("its end cannot be known: {error}"),
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => status.to_string(),
+            },
+        };
+        let last: Vec<String> = self.last_lines.lock().iter().cloned().collect();
+        if last.is_empty() { how } else { format!("{how}; it said last: {}", last.join(" | ")) }
+    }
+}
+
+impl EngineProcess {
+    /// Ends the whole group, once: later its number may be somebody else's.
+    fn kill_group(&mut self) {
+        if let Some(group) = self.group.take() {
+            let _ = kill_process_group(group, Signal::KILL); // Gone already: nothing is left to kill.
+        }
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
+}
+
+/// Copies output into our log line by line, bounded and printable.
+async fn capture(mut output: impl AsyncRead + Unpin, replica: ReplicaId, last: Arc<Mutex<VecDeque<String>>>) {
+    let (mut line, mut chunk) = (Vec::new(), vec![0; 4096]);
+    while let Ok(read @ 1..) = output.read(&mut chunk).await {
+        for byte in &chunk[..read] {
+            match byte {
+                b'\n' => keep(&mut line, &replica, &last),
+                _ if line.len() < LINE_BYTES_MAX => line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+    keep(&mut line, &replica, &last);
+}
+
+fn keep(line: &mut Vec<u8>, replica: &ReplicaId, last: &Mutex<VecDeque<String>>) {
+    let text = String::from_utf8_lossy(line);
+    let text: String = text.trim().chars().filter(|c| !c.is_control()).collect();
+    line.clear();
+    if text.is_empty() {
+        return;
+    }
+    tracing::debug!(target: "engine", replica_id = %replica, "{text}");
+    let mut last = last.lock();
+    if last.len() == LAST_LINES {
+        last.pop_front();
+    }
+    last.push_back(text);
+}
