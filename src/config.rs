@@ -38,6 +38,22 @@ section! {
         pub intake_margin: u32 = 256,
         /// Largest prompt, in bytes.
         pub prompt_bytes_max: u32 = 1024 * 1024,
+        /// The HTTP API of the service; an embedded runtime has none.
+        pub http: HttpConfig = HttpConfig::default(),
+    }
+}
+
+section! {
+    /// The HTTP API of the service.
+    pub struct HttpConfig {
+        /// Address and port to listen on; `--listen` comes first.
+        pub listen: String = "127.0.0.1:7700".into(),
+        /// Largest body of a request, in bytes. JSON may need several bytes for one of the prompt.
+        pub body_bytes_max: u32 = 8 * 1024 * 1024,
+        /// Time between two comments on a stream without events, in milliseconds: proxies close silent connections.
+        pub keep_alive_ms: u64 = 15_000,
+        /// Time between two `metrics` events on a stream, in milliseconds.
+        pub metrics_ms: u64 = 1_000,
     }
 }
 
@@ -361,6 +377,9 @@ impl Config {
         range("sessions.ttl_ms", self.sessions.ttl_ms, 1, DEADLINE_MS_MAX);
         range("retention.tasks", self.retention.tasks.into(), 1, 10_000_000);
         range("retention.age_ms", self.retention.age_ms, 1, DEADLINE_MS_MAX);
+        range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
+        range("http.keep_alive_ms", self.http.keep_alive_ms, 100, DEADLINE_MS_MAX);
+        range("http.metrics_ms", self.http.metrics_ms, 10, DEADLINE_MS_MAX);
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults

@@ -169,9 +169,11 @@ fn evict(state: &QueueState, victim: &TaskRecord) {
 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
 fn full(state: &QueueState, class: Priority, code: ErrorCode, text: String) -> TaskError {
-    let wait = state.pool.rate.lock().wait(state.queue.ahead(class));
+    let ahead = state.queue.ahead(class);
+    let wait = state.pool.rate.lock().wait(ahead);
     let policy = state.pool.config.queue.full_policy.as_str();
-    TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait)
+    let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);
+    TaskError { queue_position: Some(ahead), ..error }
 }
 
 fn on_withdraw(state: &mut QueueState, seq: TaskSeq) {

@@ -90,6 +90,9 @@ pub struct TaskError {
     /// The full-queue policy that decided, when one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// Tasks that would have been ahead of it, when a queue refused it. Not part of the envelope.
+    #[serde(skip)]
+    pub queue_position: Option<u64>,
 }
 
 impl TaskError {
@@ -102,6 +105,7 @@ impl TaskError {
             retriable: code.retriable(),
             retry_after_ms: None,
             policy: None,
+            queue_position: None,
         }
     }
 

@@ -1,0 +1,118 @@
+//! The command line of `orchestratord`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::service::config_file;
+use crate::service::{serve, submit};
+
+/// Keeps GPUs busy, fair and honest for LLM inference.
+#[derive(Debug, Parser)]
+#[command(name = "orchestratord", version)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the HTTP API. Without a configuration: one pool of the simulated engine.
+    Serve(ServeArguments),
+    /// Submit a prompt to a running service and stream its tokens.
+    Submit(SubmitArguments),
+    /// Check a configuration file and say what is wrong with it.
+    Check {
+        /// The YAML file.
+        file: PathBuf,
+    },
+}
+
+/// How to serve.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArguments {
+    /// The YAML file that names the pools.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Address and port to listen on; port 0 takes a free one. [default: 127.0.0.1:7700]
+    #[arg(long)]
+    pub(crate) listen: Option<String>,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to submit, and where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SubmitArguments {
+    /// The text to go on from.
+    pub(crate) prompt: String,
+    /// The service.
+    #[arg(long, default_value = "http://127.0.0.1:7700")]
+    pub(crate) url: String,
+    /// Most tokens to generate.
+    #[arg(long)]
+    pub(crate) max_tokens: Option<u32>,
+    /// The seed; derived from the task's id when left out.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// `interactive` or `batch`.
+    #[arg(long)]
+    pub(crate) priority: Option<String>,
+    /// The model; may be left out where one is served.
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// Who submits, while the service has no authentication.
+    #[arg(long)]
+    pub(crate) client: Option<String>,
+}
+
+/// Runs the command. What goes wrong is told on standard error; the exit code says so too.
+pub fn run() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(arguments) => block_on(serve::run(arguments)),
+        Command::Submit(arguments) => block_on(submit::run(arguments)),
+        Command::Check { file } => check(&file),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            tell(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| format!("the runtime cannot be started: {error}"))?.block_on(work)
+}
+
+fn check(file: &std::path::Path) -> Result<(), String> {
+    let config = config_file::load(file).map_err(|faults| faults.to_string())?;
+    let replicas: usize = config.pools.iter().map(|pool| pool.replicas.len()).sum();
+    say(&format!("{}: valid, {} pools with {replicas} replicas", file.display(), config.pools.len()));
+    Ok(())
+}
+
+/// A line for a person, on standard output.
+#[expect(clippy::print_stdout, reason = "this is the command line")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
+/// A line for a person, on standard error.
+#[expect(clippy::print_stderr, reason = "this is the command line")]
+pub(crate) fn tell(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,243 @@
+//! `/metrics`: the runtime's counters in Prometheus' text format (ORCH-3028). Nothing is counted here: each scrape reads
+//! the views, so a figure cannot differ from what the API says.
+
+use std::fmt;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::actors::latency::{BUCKETS_MS, Stage, StageView};
+use crate::core::error::TaskError;
+use crate::core::task::Priority;
+use crate::orchestrator::Orchestrator;
+use crate::service::error::ApiError;
+use crate::views::{PoolView, ReplicaView};
+
+/// Label sets are pairs: few, bounded by the configuration, never from a request.
+type Labels = Vec<(&'static str, String)>;
+
+/// Figures of the runtime, one line each.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text.")))]
+pub(crate) async fn scrape(State(orchestrator): State<Orchestrator>) -> Result<Response, ApiError> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Views(orchestrator)));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)
+        .map_err(|_| TaskError::new(crate::ErrorCode::Internal, "the metrics cannot be written"))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+struct Views(Orchestrator);
+
+impl fmt::Debug for Views {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Views")
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: impl IntoIterator<Item = (Labels, u64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in series {
+        metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, f64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: impl IntoIterator<Item = (Labels, f64)>,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in series {
+        metric.encode_family(&labels)?.encode_gauge(&value)?;
+    }
+    Ok(())
+}
+
+/// `engine`, `engine_version`, `pool_id` of a pool, and what else is given. Without a Ready replica the version is not
+/// known, and says so.
+fn pool_labels(pool: &PoolView, more: &[(&'static str, &str)]) -> Labels {
+    let version = pool.replicas.iter().find_map(|replica| replica.engine_version.clone());
+    labels(pool, version, more)
+}
+
+fn replica_labels(pool: &PoolView, replica: &ReplicaView, more: &[(&'static str, &str)]) -> Labels {
+    let mut labels = labels(pool, replica.engine_version.clone(), more);
+    labels.push(("replica_id", replica.replica_id.to_string()));
+    labels
+}
+
+fn labels(pool: &PoolView, version: Option<String>, more: &[(&'static str, &str)]) -> Labels {
+    let mut labels = vec![
+        ("engine", pool.engine.clone()),
+        ("engine_version", version.unwrap_or_else(|| "unknown".into())),
+        ("pool_id", pool.pool_id.to_string()),
+    ];
+    labels.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+    labels
+}
+
+impl Collector for Views {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (pools, encoder) = (self.0.pools(), &mut encoder);
+        task_counters(encoder, &pools)?;
+        rejections(encoder, &self.0, &pools)?;
+        replica_series(encoder, &pools)?;
+        latencies(encoder, &pools)?;
+        let view = self.0.view();
+        gauge(encoder, "tasks_open", "Tasks between submission and their end", [(vec![], view.tasks_open as f64)])
+    }
+}
+
+fn by_class<'a, T: Copy + 'a>(
+    pools: &'a [PoolView],
+    of: fn(&PoolView) -> [T; 2],
+) -> impl Iterator<Item = (Labels, T)> + 'a {
+    pools.iter().flat_map(move |pool| {
+        let values = of(pool);
+        Priority::ALL.map(|class| (pool_labels(pool, &[("priority", class.as_str())]), values[class.index()]))
+    })
+}
+
+fn by_replica<'a, T: 'a>(
+    pools: &'a [PoolView],
+    of: impl Fn(&ReplicaView) -> T + Copy + 'a,
+) -> impl Iterator<Item = (Labels, T)> + 'a {
+    pools.iter().flat_map(move |pool| {
+        pool.replicas.iter().map(move |replica| (replica_labels(pool, replica, &[]), of(replica)))
+    })
+}
+
+fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt::Result {
+    // A queued task has no replica yet: the label is there, and empty.
+    let enqueued = by_class(pools, |pool| pool.enqueued).map(|(mut labels, value)| {
+        labels.push(("replica_id", String::new()));
+        (labels, value)
+    });
+    counter(encoder, "tasks_enqueued", "Tasks that a queue took in", enqueued)?;
+    let started = pools.iter().flat_map(|pool| {
+        pool.replicas.iter().flat_map(move |replica| {
+            Priority::ALL.map(|class| {
+                let labels = replica_labels(pool, replica, &[("priority", class.as_str())]);
+                (labels, replica.started[class.index()])
+            })
+        })
+    });
+    counter(encoder, "tasks_started", "Attempts that a worker began", started)?;
+    let canceled = pools.iter().map(|pool| {
+        let mut labels = pool_labels(pool, &[("reason", "client")]);
+        labels.push(("replica_id", String::new()));
+        (labels, pool.canceled)
+    });
+    counter(encoder, "tasks_canceled", "Tasks that were ended by request", canceled)?;
+    let completed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.completed));
+    counter(encoder, "tasks_completed", "Tasks that ended as they should", completed)?;
+    let failed = pools.iter().flat_map(|pool| {
+        pool.failed.iter().map(move |(code, count)| (pool_labels(pool, &[("reason", code.as_str())]), *count))
+    });
+    counter(encoder, "tasks_failed", "Accepted tasks that failed", failed)?;
+    gauge(encoder, "queue_depth", "Waiting tasks", by_class(pools, |pool| pool.queue_depth.map(f64::from)))
+}
+
+fn rejections(encoder: &mut DescriptorEncoder<'_>, orchestrator: &Orchestrator, pools: &[PoolView]) -> fmt::Result {
+    let view = orchestrator.view();
+    // Most refusals come before an engine is chosen; with one engine it is that one.
+    let mut engines: Vec<&str> = pools.iter().map(|pool| pool.engine.as_str()).collect();
+    engines.dedup();
+    let engine = if let [only] = engines.as_slice() { (*only).to_owned() } else { String::new() };
+    let reasons = view.rejected.iter();
+    let series = reasons.map(|(code, count)| (vec![("engine", engine.clone()), ("reason", code.to_string())], *count));
+    counter(encoder, "tasks_rejected", "Submissions that were refused", series)?;
+    let gate = (vec![("engine", engine.clone()), ("policy", "gate".to_owned())], view.gate_closed);
+    let mut policies: Vec<(Labels, u64)> = vec![gate];
+    for pool in pools {
+        let labels = vec![("engine", pool.engine.clone()), ("policy", pool.full_policy.clone())];
+        match policies.iter_mut().find(|(known, _)| *known == labels) {
+            Some((_, count)) => *count += pool.queue_full,
+            None => policies.push((labels, pool.queue_full)),
+        }
+    }
+    counter(encoder, "admission_backpressure_events", "Times that a full queue or the gate decided", policies)
+}
+
+fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt::Result {
+    counter(encoder, "tokens_in", "Prompt tokens", by_replica(pools, |replica| replica.tokens_in))?;
+    counter(encoder, "tokens_out", "Generated tokens", by_replica(pools, |replica| replica.tokens_out))?;
+    counter(encoder, "worker_restarts", "Workers that died", by_replica(pools, |replica| replica.restarts))?;
+    counter(
+        encoder,
+        "slot_stop_timeouts",
+        "Stops that an engine did not confirm in time",
+        by_replica(pools, |replica| replica.stop_timeouts),
+    )?;
+    let preloads = pools.iter().flat_map(|pool| {
+        pool.replicas.iter().flat_map(move |replica| {
+            let outcome = |name, count| (replica_labels(pool, replica, &[("outcome", name)]), count);
+            [outcome("success", replica.preload_successes), outcome("failure", replica.preload_failures)]
+        })
+    });
+    counter(encoder, "preloads", "Loads of a model", preloads)?;
+    let kv = by_replica(pools, |replica| replica.kv_usage).filter_map(|(labels, usage)| Some((labels, usage?)));
+    gauge(encoder, "kv_cache_usage_ratio", "Share of the KV cache that is used", kv)?;
+    gauge(encoder, "slots_used", "Slots that are taken", by_replica(pools, |replica| f64::from(replica.slots_used)))?;
+    gauge(encoder, "slots_total", "Slots there are", by_replica(pools, |replica| f64::from(replica.slots_total)))?;
+    let ready = by_replica(pools, |replica| f64::from(u8::from(replica.state.is_ready())));
+    gauge(encoder, "replica_ready", "Whether the worker is Ready", ready)
+}
+
+fn latencies(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt::Result {
+    for (name, stage) in [("latency_first_token_ms", Stage::FirstToken), ("latency_decode_ms", Stage::Decode)] {
+        let help = "Milliseconds, of tasks that ran to an end";
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, view) in stages(pools, stage) {
+            let (sum, count) = (view.quantiles.sum, view.quantiles.count);
+            metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets(view), None)?;
+        }
+    }
+    for stage in Stage::ALL {
+        let series = stages(pools, stage).flat_map(|(labels, view)| {
+            let quantiles = &view.quantiles;
+            [("0.5", quantiles.p50), ("0.95", quantiles.p95), ("0.99", quantiles.p99)].map(|(name, value)| {
+                let mut labels = labels.clone();
+                labels.push(("quantile", name.to_owned()));
+                (labels, value)
+            })
+        });
+        let name = format!("latency_{}_quantile_ms", stage.as_str());
+        gauge(encoder, &name, "Percentile in milliseconds, of tasks that ran to an end", series)?;
+    }
+    Ok(())
+}
+
+fn stages(pools: &[PoolView], stage: Stage) -> impl Iterator<Item = (Labels, &StageView)> {
+    let row = Stage::ALL.iter().position(|known| *known == stage).unwrap_or_default();
+    pools.iter().flat_map(move |pool| {
+        Priority::ALL
+            .map(|class| (pool_labels(pool, &[("priority", class.as_str())]), &pool.latency.stages[class.index()][row]))
+    })
+}
+
+/// The buckets as the encoder takes them: each with its own count, the last one open.
+fn buckets(view: &StageView) -> Vec<(f64, u64)> {
+    let mut below = 0;
+    let mut buckets: Vec<(f64, u64)> = Vec::with_capacity(BUCKETS_MS.len() + 1);
+    for (bound, cumulative) in BUCKETS_MS.iter().zip(view.buckets) {
+        buckets.push((*bound as f64, cumulative - below));
+        below = cumulative;
+    }
+    buckets.push((f64::MAX, view.quantiles.count - below));
+    buckets
+}

@@ -1,0 +1,104 @@
+//! Pools, replica sets and sessions.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::core::id::{PoolId, SessionId};
+use crate::core::lifecycle::PoolState;
+use crate::orchestrator::Orchestrator;
+use crate::service::error::ApiError;
+use crate::service::http::Client;
+use crate::views::{PoolView, ReplicaSetView};
+
+fn parse_pool(id: &str) -> Result<PoolId, ApiError> {
+    PoolId::parse(id).map_err(|error| ApiError::invalid(format!("pool id in the path: {error}")))
+}
+
+fn unknown_pool(orchestrator: &Orchestrator, id: &PoolId) -> ApiError {
+    let pools = orchestrator.pools();
+    let known: Vec<&str> = pools.iter().map(|pool| pool.pool_id.as_str()).collect();
+    ApiError::not_found(format!("there is no pool {id}; there is {}", known.join(", ")))
+}
+
+/// Every pool.
+#[utoipa::path(get, path = "/v1/pools", responses((status = 200, description = "Every pool as it stands.")))]
+pub(crate) async fn list(State(orchestrator): State<Orchestrator>) -> Json<Vec<PoolView>> {
+    Json(orchestrator.pools())
+}
+
+/// One pool; the status says whether it is Ready.
+#[utoipa::path(get, path = "/v1/pools/{id}/health", params(("id" = String, Path)), responses(
+    (status = 200, description = "The pool is Ready."),
+    (status = 503, description = "The pool is not Ready."),
+    (status = 404, description = "No such pool.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn health(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_pool(&id)?;
+    let view = orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
+    let status = if view.state == PoolState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((status, Json(view)).into_response())
+}
+
+/// Drain a pool: it takes nothing new, finishes what it has, and stops its workers.
+#[utoipa::path(post, path = "/v1/pools/{id}/drain", params(("id" = String, Path)), responses(
+    (status = 202, description = "The drain is under way, or complete."),
+    (status = 404, description = "No such pool.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn drain(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_pool(&id)?;
+    let state = orchestrator.drain(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "pool_id": id, "state": state }))).into_response())
+}
+
+/// Pools grouped by what makes their output the same.
+#[utoipa::path(get, path = "/v1/replicasets", responses((status = 200, description = "Every replica set.")))]
+pub(crate) async fn replica_sets(State(orchestrator): State<Orchestrator>) -> Json<Vec<ReplicaSetView>> {
+    Json(orchestrator.replica_sets())
+}
+
+fn parse_session(id: &str) -> Result<SessionId, ApiError> {
+    SessionId::parse(id).map_err(|error| ApiError::invalid(format!("session id in the path: {error}")))
+}
+
+/// One of the client's conversations.
+#[utoipa::path(get, path = "/v1/sessions/{id}", params(("id" = String, Path)), responses(
+    (status = 200, description = "The conversation."),
+    (status = 404, description = "No such conversation.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn session(
+    State(orchestrator): State<Orchestrator>,
+    Client(client): Client,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_session(&id)?;
+    let view = orchestrator.session(&client, &id).await?;
+    view.map(|view| Json(view).into_response()).ok_or_else(|| no_session(&id))
+}
+
+/// Forget one of the client's conversations.
+#[utoipa::path(delete, path = "/v1/sessions/{id}", params(("id" = String, Path)), responses(
+    (status = 204, description = "Forgotten."),
+    (status = 404, description = "No such conversation.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn end_session(
+    State(orchestrator): State<Orchestrator>,
+    Client(client): Client,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_session(&id)?;
+    let view = orchestrator.end_session(&client, &id).await?;
+    view.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(|| no_session(&id))
+}
+
+fn no_session(id: &SessionId) -> ApiError {
+    ApiError::not_found(format!("there is no session {id} of this client, or it has been forgotten"))
+}

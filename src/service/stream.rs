@@ -1,0 +1,168 @@
+//! A task's events as server-sent events (ORCH-2002).
+//!
+//! `id:` is the event's index in the log, `event:` its type, `data:` one line of JSON. All events that are there go out
+//! as one piece, copied once from the log. `metrics` events come in between and have no id, since the log has none.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use serde::Serialize;
+use tokio::time::{Instant, sleep_until};
+
+use crate::actors::event_log::{EventRef, Started};
+use crate::actors::reader::TaskStream;
+use crate::core::id::{PoolId, TaskId};
+use crate::orchestrator::Orchestrator;
+
+#[derive(Serialize)]
+struct StartedData<'a> {
+    task_id: &'a TaskId,
+    queue_position: u64,
+    predicted_start_ms: u64,
+    engine: &'a str,
+    engine_version: &'a str,
+    model_digest: &'a str,
+    pool_id: &'a PoolId,
+    replica_id: String,
+    seed: u64,
+    attempt: u32,
+    kv_warmth: bool,
+}
+
+#[derive(Serialize)]
+struct TokenData<'a> {
+    t: &'a str,
+    i: u32,
+}
+
+#[derive(Serialize)]
+struct MetricsData {
+    queue_depth: u32,
+    tokens_per_s: f64,
+    kv_warmth: bool,
+}
+
+/// Writes one event.
+fn frame(buffer: &mut Vec<u8>, id: Option<usize>, kind: &str, data: &impl Serialize) {
+    use std::io::Write;
+    // Writing into memory does not fail, nor does any of these types refuse to be JSON.
+    if let Some(id) = id {
+        let _ = writeln!(buffer, "id: {id}");
+    }
+    let _ = write!(buffer, "event: {kind}\ndata: ");
+    let _ = serde_json::to_writer(&mut *buffer, data);
+    buffer.extend_from_slice(b"\n\n");
+}
+
+fn started_data<'a>(task_id: &'a TaskId, started: &'a Started) -> StartedData<'a> {
+    let identity = &started.identity;
+    StartedData {
+        task_id,
+        queue_position: started.queue_position,
+        predicted_start_ms: started.predicted_start_ms,
+        engine: &identity.engine,
+        engine_version: &identity.engine_version,
+        model_digest: &identity.model_digest,
+        pool_id: &identity.replica.pool,
+        replica_id: identity.replica.to_string(),
+        seed: started.seed,
+        attempt: started.attempt,
+        kv_warmth: started.kv_warmth,
+    }
+}
+
+/// One reader's connection.
+struct Connection {
+    orchestrator: Orchestrator,
+    stream: TaskStream,
+    open: bool,
+    /// Tokens since the last `metrics` event.
+    tokens: u32,
+    started: Option<(PoolId, bool)>,
+    metrics_period: Duration,
+    metrics_at: Instant,
+    keep_alive: Duration,
+}
+
+/// What a connection was woken for.
+enum Due {
+    Events,
+    Metrics,
+    Comment,
+}
+
+impl Connection {
+    /// The next piece to send, or `None` when nothing will follow.
+    async fn next_piece(&mut self) -> Option<Bytes> {
+        if !self.open {
+            return None;
+        }
+        let mut buffer = Vec::with_capacity(256);
+        let task_id = self.stream.task_id().clone();
+        let silence = tokio::time::sleep(self.keep_alive);
+        let has_started = self.started.is_some();
+        let (tokens, started) = (&mut self.tokens, &mut self.started);
+        let due = tokio::select! {
+            biased;
+            open = self.stream.visit_next(|index, event| match event {
+                EventRef::Started(event) => {
+                    *started = Some((event.identity.replica.pool.clone(), event.kv_warmth));
+                    frame(&mut buffer, Some(index), "started", &started_data(&task_id, event));
+                }
+                EventRef::Token { text, index: i } => {
+                    *tokens += 1;
+                    frame(&mut buffer, Some(index), "token", &TokenData { t: text, i });
+                }
+                EventRef::End(end) => frame(&mut buffer, Some(index), "end", end),
+                EventRef::Error(error) => frame(&mut buffer, Some(index), "error", error),
+            }) => {
+                self.open = open;
+                Due::Events
+            }
+            () = sleep_until(self.metrics_at), if has_started => Due::Metrics,
+            () = silence => Due::Comment,
+        };
+        match due {
+            Due::Events => {}
+            Due::Metrics => self.metrics(&mut buffer),
+            Due::Comment => buffer.extend_from_slice(b": waiting\n\n"),
+        }
+        Some(Bytes::from(buffer))
+    }
+
+    fn metrics(&mut self, buffer: &mut Vec<u8>) {
+        self.metrics_at += self.metrics_period;
+        let Some((pool, kv_warmth)) = &self.started else { return };
+        let queue_depth = self.orchestrator.pool_shared(pool).map_or(0, |pool| pool.depth_total());
+        let tokens_per_s = f64::from(std::mem::take(&mut self.tokens)) / self.metrics_period.as_secs_f64();
+        frame(buffer, None, "metrics", &MetricsData { queue_depth, tokens_per_s, kv_warmth: *kv_warmth });
+    }
+}
+
+/// A task's events as the body of an answer.
+#[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
+pub(crate) fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
+    let http = &orchestrator.shared().config.http;
+    let metrics_period = Duration::from_millis(http.metrics_ms);
+    let connection = Connection {
+        orchestrator: orchestrator.clone(),
+        stream,
+        open: true,
+        tokens: 0,
+        started: None,
+        metrics_period,
+        metrics_at: Instant::now() + metrics_period,
+        keep_alive: Duration::from_millis(http.keep_alive_ms),
+    };
+    let pieces = futures_util::stream::unfold(connection, |mut connection| async move {
+        connection.next_piece().await.map(|piece| (Ok::<_, std::convert::Infallible>(piece), connection))
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold tokens back.
+    response
+}

@@ -1,0 +1,140 @@
+//! `orchestratord submit`: a prompt goes in, its tokens come out on the terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::{Method, Response};
+use serde_json::{Value, json};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::gpu::http::{HttpClient, HttpError, whole};
+use crate::gpu::sse::SseParser;
+use crate::service::cli::{SubmitArguments, tell};
+
+/// How often the waiting line is written anew.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Submits, streams, and fails when the task does.
+pub(crate) async fn run(arguments: SubmitArguments) -> Result<(), String> {
+    let body = json!({
+        "prompt": arguments.prompt,
+        "max_tokens": arguments.max_tokens,
+        "seed": arguments.seed,
+        "model_ref": arguments.model,
+        "priority": arguments.priority.as_deref().unwrap_or("interactive"),
+    });
+    let mut headers = vec![("accept", "text/event-stream")];
+    headers.extend(arguments.client.as_deref().map(|client| ("x-client-id", client)));
+    let client = HttpClient::new(&arguments.url);
+    let answer = client.send(Method::POST, "/v1/tasks", &headers, body.to_string().into_bytes()).await;
+    let answer = answer.map_err(|error| format!("{}: {error}; is orchestratord running there?", arguments.url))?;
+    if !answer.status().is_success() {
+        return Err(refusal(answer).await);
+    }
+    Terminal::new(&answer).show(answer.into_body()).await
+}
+
+/// The envelope as a line.
+async fn refusal(answer: Response<Incoming>) -> String {
+    match whole(answer).await {
+        Err(HttpError::Status { status, body }) => {
+            let envelope: Value = serde_json::from_str(&body).unwrap_or_default();
+            match (envelope["code"].as_str(), envelope["message"].as_str()) {
+                (Some(code), Some(message)) => {
+                    let again = envelope["retry_after_ms"].as_u64();
+                    let again = again.map_or(String::new(), |ms| format!("; come back in {ms} ms"));
+                    format!("refused: {code}: {message}{again}")
+                }
+                _ => format!("refused with status {status}: {body}"),
+            }
+        }
+        Err(error) => error.to_string(),
+        Ok(_) => "refused without a reason".into(),
+    }
+}
+
+/// What is on the terminal: the waiting line on standard error, then tokens on standard output.
+struct Terminal {
+    position: String,
+    predicted_ms: String,
+    waited: Duration,
+    begun: bool,
+    /// The waiting line is only for people.
+    animate: bool,
+    outcome: Option<Result<(), String>>,
+}
+
+impl Terminal {
+    fn new(answer: &Response<Incoming>) -> Self {
+        let header = |name: &str| {
+            let value = answer.headers().get(name).and_then(|value| value.to_str().ok());
+            value.unwrap_or("?").to_owned()
+        };
+        let animate = std::io::stderr().is_terminal();
+        let (position, predicted_ms) = (header("x-queue-position"), header("x-predicted-start-ms"));
+        tell(&format!("task {}: {position} ahead, about {predicted_ms} ms to wait", header("x-task-id")));
+        Terminal { position, predicted_ms, waited: Duration::ZERO, begun: false, animate, outcome: None }
+    }
+
+    async fn show(mut self, mut body: Incoming) -> Result<(), String> {
+        let mut parser = SseParser::default();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                biased;
+                frame = body.frame() => {
+                    let Some(frame) = frame else { break };
+                    let frame = frame.map_err(|error| format!("the stream broke: {error}"))?;
+                    let Ok(bytes) = frame.into_data() else { continue };
+                    parser.push(&bytes, |data| self.event(data)).map_err(|error| error.to_string())?;
+                }
+                _ = tick.tick(), if !self.begun => self.wait(),
+            }
+        }
+        self.outcome.unwrap_or_else(|| Err("the stream ended without an end of the task".into()))
+    }
+
+    fn wait(&mut self) {
+        self.waited += TICK;
+        if self.animate {
+            let (position, predicted) = (&self.position, &self.predicted_ms);
+            write_now(
+                std::io::stderr(),
+                &format!("\rwaiting {:.1?}, {position} ahead, about {predicted} ms ", self.waited),
+            );
+        }
+    }
+
+    /// Events are told apart by their fields: each type has one that no other has.
+    fn event(&mut self, data: &[u8]) {
+        let event: Value = serde_json::from_slice(data).unwrap_or_default();
+        if let Some(text) = event["t"].as_str() {
+            write_now(std::io::stdout(), text);
+        } else if let Some(replica) = event["replica_id"].as_str() {
+            self.begun = true;
+            let line = format!("started on {replica}, seed {}, attempt {}", event["seed"], event["attempt"]);
+            tell(&if self.animate { format!("\r\x1b[K{line}") } else { line });
+        } else if let Some(code) = event["code"].as_str() {
+            let message = event["message"].as_str().unwrap_or_default();
+            self.outcome = Some(Err(format!("\n{code}: {message}")));
+        } else if let Some(tokens) = event["tokens_out"].as_u64() {
+            let first = event["first_token_ms"].as_f64().unwrap_or_default();
+            let decode = event["decode_ms"].as_f64().unwrap_or_default();
+            write_now(std::io::stdout(), "\n");
+            tell(&format!(
+                "{tokens} tokens, first after {first:.0} ms, all in {:.0} ms, {}",
+                first + decode,
+                event["finish_reason"]
+            ));
+            self.outcome = Some(Ok(()));
+        }
+    }
+}
+
+/// Writes without waiting for a line's end. A closed pipe is the reader's choice.
+fn write_now(mut output: impl Write, text: &str) {
+    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+}

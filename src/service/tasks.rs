@@ -1,0 +1,128 @@
+//! `/v1/tasks`: submit, look, stream, cancel.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::actors::reader::TaskStream;
+use crate::core::id::TaskId;
+use crate::orchestrator::{CancelOutcome, Orchestrator};
+use crate::service::api::{AcceptedBody, SubmitBody};
+use crate::service::config_file::suggestion;
+use crate::service::error::ApiError;
+use crate::service::http::{Client, body_bytes, wants_stream};
+use crate::service::stream::event_stream;
+
+/// Submit a task. With `Accept: text/event-stream` the answer is the stream itself.
+#[utoipa::path(post, path = "/v1/tasks", request_body = SubmitBody, responses(
+    (status = 202, description = "Accepted.", body = AcceptedBody),
+    (status = 200, description = "Accepted; the task's events follow.", content_type = "text/event-stream"),
+    (status = 400, description = "INVALID_PARAMS", body = crate::service::api::ErrorBody),
+    (status = 429, description = "ADMISSION_REJECT", body = crate::service::api::ErrorBody),
+    (status = 503, description = "POOL_UNREADY, POOL_UNAVAILABLE or REPLICA_EXHAUSTED", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn submit(
+    State(orchestrator): State<Orchestrator>,
+    Client(client): Client,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let body: SubmitBody = serde_json::from_slice(&body_bytes(body)?).map_err(|error| explain(&error))?;
+    let request = body.into_request(client).map_err(ApiError::invalid)?;
+    let submitted = orchestrator.submit(request).await?;
+    let accepted = AcceptedBody::from(&submitted);
+    if !wants_stream(&headers) {
+        return Ok((StatusCode::ACCEPTED, Json(accepted)).into_response());
+    }
+    let mut response = event_stream(&orchestrator, submitted.stream());
+    let named = [
+        ("x-task-id", HeaderValue::from_str(&accepted.task_id).ok()),
+        ("x-queue-position", Some(accepted.queue_position.into())),
+        ("x-predicted-start-ms", Some(accepted.predicted_start_ms.into())),
+    ];
+    for (name, value) in named {
+        value.map(|value| response.headers_mut().insert(name, value));
+    }
+    Ok(response)
+}
+
+/// What is wrong with a body: where, and the nearest right name for an unknown field.
+fn explain(error: &serde_json::Error) -> ApiError {
+    let text = error.to_string();
+    let (what, place) = text.split_once(" at line ").unwrap_or((&text, "1"));
+    let parts: Vec<&str> = what.split('`').collect();
+    let message = match parts.as_slice() {
+        ["unknown field ", field, _, known @ ..] => {
+            let known: Vec<&str> = known.iter().copied().step_by(2).collect();
+            format!("unknown field {field:?}{}", suggestion(field, &known))
+        }
+        _ => what.to_owned(),
+    };
+    ApiError::invalid(format!("the body is not a task: {message} (line {place})"))
+}
+
+fn parse_id(id: &str) -> Result<TaskId, ApiError> {
+    TaskId::parse(id).map_err(|error| ApiError::invalid(format!("task id in the path: {error}")))
+}
+
+fn unknown(id: &TaskId) -> ApiError {
+    ApiError::not_found(format!("there is no task {id}, or it has been forgotten"))
+}
+
+/// Where a task stands.
+#[utoipa::path(get, path = "/v1/tasks/{id}", params(("id" = String, Path)), responses(
+    (status = 200, description = "The task as it stands."),
+    (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn status(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_id(&id)?;
+    orchestrator.task(&id).map(|view| Json(view).into_response()).ok_or_else(|| unknown(&id))
+}
+
+/// A task's events, from the first or from behind `Last-Event-ID`.
+#[utoipa::path(get, path = "/v1/tasks/{id}/stream",
+    params(("id" = String, Path), ("Last-Event-ID" = Option<u64>, Header)), responses(
+    (status = 200, description = "Events: started, token, metrics, end, error.", content_type = "text/event-stream"),
+    (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn stream(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let id = parse_id(&id)?;
+    let from = match headers.get("last-event-id") {
+        None => 0,
+        Some(value) => {
+            let last = value.to_str().ok().and_then(|text| text.trim().parse::<u32>().ok());
+            let last = last.ok_or_else(|| ApiError::invalid("header 'Last-Event-ID': it must be an event's number"))?;
+            last as usize + 1
+        }
+    };
+    let stream: TaskStream = orchestrator.stream(&id, from).ok_or_else(|| unknown(&id))?;
+    Ok(event_stream(&orchestrator, stream))
+}
+
+/// End a task. No token follows.
+#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", params(("id" = String, Path)), responses(
+    (status = 200, description = "The task has ended: by this call, or before it."),
+    (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn cancel(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_id(&id)?;
+    match orchestrator.cancel(&id) {
+        CancelOutcome::Canceled(task) => Ok(Json(json!({ "canceled": true, "task": task })).into_response()),
+        CancelOutcome::AlreadyEnded(task) => Ok(Json(json!({ "canceled": false, "task": task })).into_response()),
+        CancelOutcome::Unknown => Err(unknown(&id)),
+    }
+}
