@@ -22,7 +22,7 @@ use crate::actors::record::{TaskRecord, TaskView};
 use crate::actors::root::{Root, RootMsg};
 use crate::actors::sessions::{SessionView, SessionsMsg};
 use crate::actors::shared::{PoolShared, RuntimeShared, code_index};
-use crate::actors::supervise::SUPERVISOR;
+use crate::actors::supervise::{STOPPED, SUPERVISOR};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
@@ -38,6 +38,9 @@ use crate::gpu::engine::{Engine, EngineContext, EngineFactory};
 const SENDS_MAX: u32 = 5;
 /// Longest wait for an actor to come back, and for a verdict.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two looks at engines that are about to end.
+const ENGINE_END_PERIOD: Duration = Duration::from_millis(1);
 
 /// A running runtime. Cheap to clone; the runtime stops when the last clone is dropped.
 #[derive(Clone)]
@@ -446,6 +449,8 @@ impl Orchestrator {
     /// # Cancel safety
     /// Dropping the future leaves the drains under way; drop the handle to end at once.
     pub async fn stop(self) {
+        let replicas = self.runtime.pools.iter().flat_map(|pool| &pool.replicas);
+        let engines: Vec<_> = replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
         for pool in &self.runtime.pools {
             self.drain(&pool.id);
         }
@@ -461,9 +466,18 @@ impl Orchestrator {
             () = ended.wait() => {}
         }
         if let Some(root) = self.life.root.lock().clone() {
-            root.stop(Some("stopped".into()));
+            root.stop(Some(STOPPED.into()));
         }
         ended.wait().await;
+        // What still held an engine was aborted just now and lets go when it is next polled.
+        let gone = async {
+            while engines.iter().any(|engine| engine.strong_count() > 0) {
+                tokio::time::sleep(ENGINE_END_PERIOD).await;
+            }
+        };
+        if timeout(ANSWER_TIMEOUT, gone).await.is_err() {
+            tracing::error!("an engine is still held by somebody");
+        }
     }
 
     /// Whether the runtime has ended, by [`Orchestrator::stop`] or because its actors failed too often.

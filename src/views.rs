@@ -1,5 +1,6 @@
 //! What can be seen of a runtime: plain values, as of the moment they were taken. No actor is asked for them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -41,7 +42,7 @@ pub struct PoolView {
     /// Tasks that their clients ended.
     pub canceled: u64,
     /// Accepted tasks that failed, by code.
-    pub failed: Vec<(ErrorCode, u64)>,
+    pub failed: BTreeMap<ErrorCode, u64>,
     /// Times that the full policy was applied.
     pub queue_full: u64,
     /// The full policy.
@@ -126,7 +127,7 @@ pub struct RuntimeView {
     /// Tasks that are known, ended ones included.
     pub tasks_known: usize,
     /// Submissions that were refused, by code.
-    pub rejected: Vec<(ErrorCode, u64)>,
+    pub rejected: BTreeMap<ErrorCode, u64>,
     /// Refusals by the intake gate among them.
     pub gate_closed: u64,
 }
@@ -148,7 +149,7 @@ impl PoolView {
             enqueued: counters.enqueued.each_ref().map(|count| count.load(Relaxed)),
             completed: counters.completed.load(Relaxed),
             canceled: counters.canceled.load(Relaxed),
-            failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).to_vec(),
+            failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).into_iter().collect(),
             queue_full: counters.queue_full.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),
             replicas,

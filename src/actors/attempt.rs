@@ -26,8 +26,8 @@ use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
 
-/// Attempts that a task may have when engines could not be reached; then it fails. One for each of two replicas, and one
-/// for the case that the second was just restarting.
+/// Attempts that a task without a token may have when engines are lost; then it fails, so that a task that kills engines
+/// ends. One for each of two replicas, and one for the case that the second was just restarting.
 const ATTEMPTS_MAX: u32 = 3;
 
 /// What an attempt has of its worker.
@@ -53,7 +53,7 @@ enum Outcome {
 /// Runs a task to its end.
 ///
 /// # Cancel safety
-/// Dropping it seals the log with `WORKER_RESET` and frees the slot.
+/// Dropping it seals the log with `WORKER_RESET`, or returns a task without a token to its queue, and frees the slot.
 pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     let (record, epoch) = assignment.into_task();
     if let Some(deadline) = passed_deadline(&attempt, &record) {
@@ -134,9 +134,10 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
         }
         Outcome::Returned(Err(error)) => {
+            // First out of service, then back to the queue: else the task would be sent here again at once.
+            attempt.pool.suspect_replica(attempt.lease.replica);
             let _ = attempt.worker.cast(WorkerMsg::EngineSuspected(error.clone())); // Gone: the engine is known lost.
-            let untouched = matches!(error, EngineError::Unreachable(_)) && record.is_untouched();
-            if untouched && record.attempts() < ATTEMPTS_MAX {
+            if may_run_again(record) {
                 return return_to_queue(&attempt.pool, record.clone(), epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
@@ -145,6 +146,11 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
     if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
         report(attempt, record, &sealed);
     }
+}
+
+/// A task without a token has cost nobody anything and shown nobody anything: it may simply be run again.
+fn may_run_again(record: &TaskRecord) -> bool {
+    record.is_untouched() && record.attempts() < ATTEMPTS_MAX
 }
 
 /// Tells the pool manager, the latency actor and the sessions actor about a task that ran to an end.
@@ -191,12 +197,15 @@ impl Attempt {
 /// Answers for a task whose attempt is dropped: the worker died, or the engine's code panicked.
 struct AttemptGuard<'a> {
     attempt: &'a Attempt,
-    record: &'a TaskRecord,
+    record: &'a Arc<TaskRecord>,
     epoch: Epoch,
 }
 
 impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
+        if may_run_again(self.record) {
+            return return_to_queue(&self.attempt.pool, self.record.clone(), self.epoch);
+        }
         let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");
         let wait = self.attempt.pool.expected_wait(self.record.priority());
         let terminal = Terminal::Error(error.retry_after(wait));

@@ -15,7 +15,7 @@ use crate::actors::latency::Latency;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::queue::{QueueActor, QueueArgs};
 use crate::actors::shared::{PoolShared, RuntimeShared};
-use crate::actors::supervise::{BOOKKEEPER, Children, Next, Supervisor};
+use crate::actors::supervise::{BOOKKEEPER, Children, Next, STOPPED, Supervisor};
 use crate::actors::worker::{Worker, WorkerArgs};
 use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, ReplicaState};
@@ -131,11 +131,13 @@ impl Actor for PoolSupervisor {
         let Some(child) = state.children.dead(&event) else { return Ok(()) };
         if let PoolChild::Worker(index) = child {
             state.pool.replicas[index as usize].discard_engine();
-            state.pool.replicas[index as usize].restarts.fetch_add(1, Relaxed);
             state.down(index);
         }
         if !is_wanted(state.pool.intent(), child) {
             return Ok(());
+        }
+        if let PoolChild::Worker(index) = child {
+            state.pool.replicas[index as usize].restarts.fetch_add(1, Relaxed);
         }
         let next = state.children.after_death(child);
         state.bring_back(next).await
@@ -217,7 +219,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
 fn stop_workers(state: &mut PoolSupervisorState) {
     state.pool.set_intent(Intent::Stop);
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
-        worker.stop(Some("drained".into()));
+        worker.stop(Some(STOPPED.into()));
     }
     for index in 0..state.pool.replicas.len() as u16 {
         state.pool.set_replica_state(index, ReplicaState::Stopped);

@@ -235,6 +235,14 @@ impl PoolShared {
         self.nudged.store(false, SeqCst);
     }
 
+    /// Takes a Ready replica out of service until its worker has looked at it. For attempts, which are part of the worker.
+    pub(crate) fn suspect_replica(&self, index: u16) {
+        let mut state = self.replicas[index as usize].state.lock();
+        if state.is_ready() {
+            *state = ReplicaState::Suspect;
+        }
+    }
+
     /// Moves a worker's place to another state, and tells who waits for it.
     pub(crate) fn set_replica_state(&self, index: u16, state: ReplicaState) {
         *self.replicas[index as usize].state.lock() = state;

@@ -23,6 +23,9 @@ pub(crate) const BOOKKEEPER: RestartPolicy =
 pub(crate) const SUPERVISOR: RestartPolicy =
     RestartPolicy { intensity: 10, period: Duration::from_secs(60), backoff: Backoff::NONE, excess: Excess::Escalate };
 
+/// The reason of an actor's end that was asked for.
+pub(crate) const STOPPED: &str = "stopped";
+
 /// What a supervisor is to do now.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next<K> {
@@ -97,7 +100,11 @@ impl<K: Copy + PartialEq> Children<K> {
         let child = self.table.iter_mut().find(|child| is_incarnation(child, id))?;
         child.cell = None;
         child.generation += 1;
-        tracing::warn!(actor = %child.name, %cause, "an actor has died");
+        if cause == STOPPED {
+            tracing::debug!(actor = %child.name, "an actor has been stopped");
+        } else {
+            tracing::warn!(actor = %child.name, %cause, "an actor has died");
+        }
         self.env.trace(|| TraceKind::ActorDied { actor: child.name.clone() });
         Some(child.key)
     }

@@ -66,6 +66,8 @@ pub(crate) struct WorkerState {
     engine: Option<Arc<dyn AnyEngine>>,
     /// Set while tasks may be run.
     identity: Option<Arc<ReplicaIdentity>>,
+    /// A look at the engine is under way.
+    suspected: bool,
     /// Attempts and background tasks; aborted with the worker.
     tasks: JoinSet<()>,
 }
@@ -82,7 +84,7 @@ impl Actor for Worker {
     ) -> Result<WorkerState, ActorProcessingErr> {
         let WorkerArgs { runtime, pool, index } = args;
         myself.cast(WorkerMsg::Prepare)?;
-        Ok(WorkerState { runtime, pool, index, engine: None, identity: None, tasks: JoinSet::new() })
+        Ok(WorkerState { runtime, pool, index, engine: None, identity: None, suspected: false, tasks: JoinSet::new() })
     }
 
     async fn handle(
@@ -255,8 +257,8 @@ async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
 }
 
 fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {
-    if state.place().state() != ReplicaState::Ready {
-        return; // It is being looked at already.
+    if state.identity.is_none() || std::mem::replace(&mut state.suspected, true) {
+        return; // It is not in service, or is being looked at already.
     }
     let Some(engine) = state.engine.clone() else { return };
     tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
@@ -268,6 +270,7 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
 
 fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result<(), ActorProcessingErr> {
     result?;
+    state.suspected = false;
     state.set(ReplicaState::Ready);
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 use std::net::TcpListener;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -27,6 +28,9 @@ use crate::gpu::sse::SseParser;
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 /// Time between two looks at a slot that is being left.
 const SLOT_PERIOD: Duration = Duration::from_millis(5);
+/// Idle looks in a row at the slot of a run that was left before its answer had begun: the server may still have had to
+/// take the request up. 50 ms, some ten times what it needs for that.
+const IDLE_LOOKS_UNANSWERED: u32 = 10;
 /// How long a small question may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -37,6 +41,8 @@ pub struct LlamaCpp {
     client: OnceLock<HttpClient>,
     /// The process that we started; `None` for a server at a URL. An async lock, since waiting for its end holds it.
     process: Mutex<Option<EngineProcess>>,
+    /// Slots whose run has not been answered yet, by number: the server may begin it after we have left.
+    unanswered: Vec<AtomicBool>,
 }
 
 /// `/props`, as far as it matters.
@@ -117,7 +123,8 @@ struct ErrorBody {
 impl LlamaCpp {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        LlamaCpp { context: context.clone(), client: OnceLock::new(), process: Mutex::new(None) }
+        let unanswered = (0..context.pool.slots).map(|_| AtomicBool::new(false)).collect();
+        LlamaCpp { context: context.clone(), client: OnceLock::new(), process: Mutex::new(None), unanswered }
     }
 
     fn client(&self) -> Result<&HttpClient, EngineError> {
@@ -253,7 +260,10 @@ impl Engine for LlamaCpp {
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
         let body = serde_json::to_vec(&Self::body(&job)).map_err(|error| EngineError::Refused(error.to_string()))?;
+        let unanswered = &self.unanswered[job.slot as usize];
+        unanswered.store(true, Relaxed);
         let answer = self.client()?.send(Method::POST, "/completion", &[], body).await.map_err(lost)?;
+        unanswered.store(false, Relaxed);
         if !answer.status().is_success() {
             return Err(whole(answer).await.map_or_else(lost, |_| EngineError::Garbled("an empty refusal".into())));
         }
@@ -282,14 +292,18 @@ impl Engine for LlamaCpp {
 
     async fn released(&self, slot: u32) {
         let Ok(client) = self.client() else { return };
-        loop {
+        let unanswered = self.unanswered[slot as usize].swap(false, Relaxed);
+        let mut looks_left = if unanswered { IDLE_LOOKS_UNANSWERED } else { 1 };
+        while looks_left > 0 {
             match ask::<Vec<Slot>>(client, "/slots").await {
                 Ok(slots) if slots.iter().any(|known| known.id == slot && known.is_processing) => {}
-                // It computes nothing there, or it is gone and computes nothing anywhere.
-                Ok(_) | Err(EngineError::Unreachable(_)) => return,
+                Ok(_) => looks_left -= 1,
+                Err(EngineError::Unreachable(_)) => return, // It is gone, and computes nothing anywhere.
                 Err(_) => {}
             }
-            sleep(SLOT_PERIOD).await;
+            if looks_left > 0 {
+                sleep(SLOT_PERIOD).await;
+            }
         }
     }
 

@@ -37,6 +37,12 @@ pub fn parse(text: &str, name: &str) -> Result<Config, FileFaults> {
     if faults.is_empty() { Ok(config) } else { Err(FileFaults(faults)) }
 }
 
+/// The JSON Schema of the configuration, as it is kept in `.specs/config.schema.json`.
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(Config);
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
+}
+
 fn explain(error: &serde_saphyr::Error, name: &str) -> String {
     let error = error.without_snippet();
     let place = error.location().map_or(String::new(), |at| format!(":{}:{}", at.line(), at.column()));

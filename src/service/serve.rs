@@ -1,5 +1,7 @@
 //! `orchestratord serve`: the runtime, the HTTP API around it, and the signals that end both.
 
+use std::io::IsTerminal;
+
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -81,7 +83,8 @@ impl Signals {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = std::io::stderr().is_terminal(); // Colours are for people, not for files.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     // A second runtime in one process keeps the first one's log.
     let _ = match format {
         LogFormat::Human => builder.try_init(),

@@ -1,1 +1,68 @@
-fn main() {}
+//! Chores of the project: `cargo xtask engines | regen-openapi | regen-schema`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+use orchestrator_core::service::{config_file, http};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "Chores of the project")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install the real llama.cpp server and its tiny model, which the engine tests run on.
+    Engines,
+    /// Write `.specs/openapi.json` from the HTTP API's types.
+    RegenOpenapi,
+    /// Write `.specs/config.schema.json` from the configuration's types.
+    RegenSchema,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Engines => install_engines(),
+        Chore::RegenOpenapi => write(".specs/openapi.json", &http::openapi()),
+        Chore::RegenSchema => write(".specs/config.schema.json", &config_file::schema()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            tell(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The project's root: the folder above this package's.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn install_engines() -> Result<(), String> {
+    let server = root().join("xtask/engines/llamacpp/llama-server");
+    let status = Command::new(&server).arg("--install-only").status();
+    match status.map_err(|error| format!("{} cannot be started: {error}", server.display()))? {
+        status if status.success() => {
+            tell("llama.cpp is installed");
+            Ok(())
+        }
+        status => Err(format!("the installation of llama.cpp failed: {status}")),
+    }
+}
+
+fn write(path: &str, text: &str) -> Result<(), String> {
+    let path = root().join(path);
+    std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    tell(&format!("wrote {}", path.display()));
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "this is a command line")]
+fn tell(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,222 @@
+//! The real llama.cpp server, started by the runtime: tokens, cancel, death.
+//!
+//! `cargo xtask engines` installs it. Without it these tests say that they were skipped; with `REQUIRE_ENGINES` set,
+//! they fail instead.
+#![cfg(feature = "engines-http")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+mod support;
+
+use std::path::PathBuf;
+
+use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig};
+use orchestrator_core::core::lifecycle::PoolState;
+use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::gpu::llamacpp::LlamaCpp;
+use orchestrator_core::{CancelOutcome, ErrorCode, Event, Orchestrator, TaskRequest};
+use support::{eventually, exchange, is_idle, kill, pool_id, read_whole};
+
+/// The command that starts a server, or `None` when it is not installed.
+fn server() -> Option<String> {
+    let home = std::env::var_os("LLAMACPP_HOME").map(PathBuf::from).or_else(|| {
+        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/orchestrator-core/llamacpp"))
+    })?;
+    let command = concat!(env!("CARGO_MANIFEST_DIR"), "/xtask/engines/llamacpp/llama-server");
+    if home.join("tiny.gguf").exists() && home.join("installed.txt").exists() {
+        return Some(command.to_owned());
+    }
+    assert!(std::env::var_os("REQUIRE_ENGINES").is_none(), "llama.cpp is not installed: cargo xtask engines");
+    println!("SKIPPED: llama.cpp is not installed (cargo xtask engines installs it)");
+    None
+}
+
+fn pool(server: &str, replicas: u32, slots: u32) -> PoolConfig {
+    let command = [server, "--port", "{port}", "--parallel", "{slots}", "--ctx-size", "{ctx}"];
+    let mut pool = PoolConfig::new("tiny", "llamacpp", "tiny.gguf");
+    pool.command = Some(command.map(str::to_owned).to_vec());
+    pool.slots = slots;
+    pool.ctx = Some(4096);
+    pool.replicas = (0..replicas).map(|index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] }).collect();
+    pool.restart.backoff_ms = 50;
+    pool
+}
+
+async fn start(pool: PoolConfig) -> Orchestrator {
+    let orchestrator = Orchestrator::builder().pool(pool, LlamaCpp::new).start().await.unwrap();
+    let pools = orchestrator.clone();
+    eventually("every replica is Ready", || pools.pools()[0].replicas.iter().all(|r| r.state.is_ready())).await;
+    orchestrator
+}
+
+fn pids(orchestrator: &Orchestrator) -> Vec<u32> {
+    orchestrator.pools()[0].replicas.iter().map(|replica| replica.engine_process_id.unwrap()).collect()
+}
+
+/// The port that a server was started with, from its command line.
+fn port(pid: u32) -> u16 {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let parts: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let at = parts.iter().position(|part| part == "--port").unwrap();
+    parts[at + 1].parse().unwrap()
+}
+
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// Slots that compute now, by the server's own `/slots`.
+fn busy(port: u16) -> usize {
+    let (status, _, body) = exchange(port, "GET", "/slots", &[], b"");
+    assert_eq!(status, 200, "{body}");
+    let slots: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+    slots.iter().filter(|slot| slot["is_processing"] == true).count()
+}
+
+fn prompt(number: u64) -> String {
+    format!("the sky and the sea, day {number}: we go")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_prompts_give_the_tokens_of_the_server_asked_directly() {
+    let Some(server) = server() else { return };
+    let orchestrator = start(pool(&server, 2, 2)).await;
+    let direct = port(pids(&orchestrator)[0]);
+    let mut submitted = Vec::new();
+    for number in 0..20 {
+        let request = TaskRequest::completion(prompt(number)).max_tokens(48).seed(number * 7 + 1);
+        submitted.push(orchestrator.submit(request).await.unwrap());
+    }
+    let (mut equal, mut replicas) = (0, std::collections::BTreeSet::new());
+    for (number, submitted) in (0..).zip(submitted) {
+        let (text, end) = read_whole(submitted.stream()).await;
+        let Event::End(end) = end else { panic!("{end:?}") };
+        replicas.insert(orchestrator.task(&submitted.task_id).unwrap().replica_id.unwrap().to_string());
+        let body = serde_json::json!({
+            "prompt": prompt(number), "n_predict": 48, "seed": number * 7 + 1, "cache_prompt": false
+        });
+        let (status, _, answer) = exchange(direct, "POST", "/completion", &[], body.to_string().as_bytes());
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!((status, answer["content"].as_str()), (200, Some(text.as_str())), "prompt {number} {answer}");
+        assert_eq!(answer["tokens_evaluated"].as_u64(), Some(end.tokens_in.0.into()));
+        equal += 1;
+    }
+    assert_eq!(replicas.len(), 2, "both replicas served");
+    println!("{equal} of 20 prompts equal, served by {replicas:?}");
+    orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_engine_costs_its_own_tasks_and_comes_back() {
+    let Some(server) = server() else { return };
+    let orchestrator = start(pool(&server, 2, 2)).await;
+    let before = pids(&orchestrator);
+    let mut streams = Vec::new();
+    for number in 0..24 {
+        let request = TaskRequest::completion(prompt(number)).max_tokens(2_500).seed(number);
+        let submitted = orchestrator.submit(request).await.unwrap();
+        streams.push(tokio::spawn(read_whole(submitted.stream())));
+    }
+    let watched = orchestrator.clone();
+    eventually("both replicas are full", || watched.pools()[0].replicas.iter().all(|r| r.slots_used == 2)).await;
+    kill(before[0], "-KILL");
+    let (mut completed, mut resets) = (0, 0);
+    for stream in streams {
+        // Each stream is checked for exactly one terminal event.
+        match stream.await.unwrap().1 {
+            Event::End(end) => {
+                assert_eq!(end.finish_reason, FinishReason::Length);
+                completed += 1;
+            }
+            Event::Error(error) => {
+                assert_eq!((error.code, error.retriable), (ErrorCode::WorkerReset, true), "{error}");
+                resets += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..=2).contains(&resets), "only what ran on the killed engine fails: {resets}");
+    assert_eq!(completed + resets, 24);
+    eventually("the killed worker is Ready again", || watched.pools()[0].replicas.iter().all(|r| r.state.is_ready())).await;
+    let (after, view) = (pids(&orchestrator), orchestrator.pools());
+    assert_eq!((after[1], view[0].replicas[1].restarts), (before[1], 0), "the other engine was not touched");
+    assert_eq!(view[0].replicas[0].restarts, 1);
+    assert_ne!(after[0], before[0]);
+    let mut again = Vec::new();
+    for number in 0..8 {
+        again.push(orchestrator.submit(TaskRequest::completion(prompt(number)).max_tokens(300)).await.unwrap());
+    }
+    for submitted in &again {
+        assert!(matches!(read_whole(submitted.stream()).await.1, Event::End(_)));
+    }
+    eventually("no slot is lost", || is_idle(&watched)).await;
+    println!("{completed} completed, {resets} WORKER_RESET, engine {} -> {}", before[0], after[0]);
+    orchestrator.stop().await;
+    eventually("no engine outlives the runtime", || after.iter().all(|pid| !lives(*pid))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_at_any_moment_frees_the_engines_own_slot() {
+    let Some(server) = server() else { return };
+    let orchestrator = start(pool(&server, 1, 2)).await;
+    let port = port(pids(&orchestrator)[0]);
+    let mut seen = Vec::new();
+    // `None`: at once, queued or just dispatched. `Some(n)`: behind the n-th token. The last: behind the end.
+    for (round, moment) in [None, None, Some(1), Some(2), Some(5), Some(50), Some(400), Some(4_000)].into_iter().enumerate() {
+        let max_tokens = if moment == Some(4_000) { 20 } else { 3_000 };
+        let request = TaskRequest::completion(prompt(round as u64)).max_tokens(max_tokens).seed(3);
+        let submitted = orchestrator.submit(request).await.unwrap();
+        let mut stream = submitted.stream();
+        let mut tokens = 0;
+        while moment.is_some_and(|moment| tokens < moment) {
+            match stream.next().await {
+                Some((_, Event::Token { .. })) => tokens += 1,
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let outcome = orchestrator.cancel(&submitted.task_id);
+        let view = match outcome {
+            CancelOutcome::Canceled(view) => view,
+            CancelOutcome::AlreadyEnded(view) => {
+                assert_eq!(moment, Some(4_000), "it had not ended yet");
+                view
+            }
+            CancelOutcome::Unknown => panic!("unknown"),
+        };
+        let pool = orchestrator.clone();
+        eventually("the slot is free again", || pool.pools()[0].slots_used == 0).await;
+        assert_eq!(busy(port), 0, "the engine's own slot is idle as soon as ours is free");
+        let (_, end) = read_whole(submitted.stream()).await;
+        let Event::End(end) = end else { panic!("{end:?}") };
+        assert_eq!(end.tokens_out, view.tokens_out, "no token after cancel");
+        assert_eq!(end.finish_reason == FinishReason::Canceled, moment != Some(4_000));
+        assert_eq!(orchestrator.task(&submitted.task_id).unwrap().end, view.end, "one terminal state");
+        seen.push(end.tokens_out);
+    }
+    println!("tokens at each cancel: {seen:?}");
+    assert_eq!(orchestrator.pools()[0].replicas[0].stop_timeouts, 0);
+    orchestrator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
+    let Some(server) = server() else { return };
+    let orchestrator = start(pool(&server, 2, 1)).await;
+    for (index, pid) in pids(&orchestrator).into_iter().enumerate() {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let wanted = format!("CUDA_VISIBLE_DEVICES={index}").into_bytes();
+        assert!(environment.split(|byte| *byte == 0).any(|entry| entry == wanted), "replica {index}");
+    }
+    orchestrator.stop().await;
+
+    let mut wrong = pool(&server, 1, 1);
+    wrong.command = Some(vec!["sh".into(), "-c".into(), "echo no such model >&2; exit 3 # {port}".into()]);
+    let orchestrator = Orchestrator::builder().pool(wrong, LlamaCpp::new).start().await.unwrap();
+    let pools = orchestrator.clone();
+    eventually("the load has failed", || pools.pools()[0].replicas[0].preload_failures > 0).await;
+    orchestrator.until_pool(&pool_id("tiny"), |state| state == PoolState::Unready).await;
+    let error = orchestrator.submit(TaskRequest::completion("x")).await.err().unwrap();
+    assert_eq!(error.code, ErrorCode::PoolUnready);
+    assert!(error.retry_after_ms.is_some());
+}

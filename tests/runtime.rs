@@ -1,0 +1,21 @@
+//! The embedded runtime, through its public handle, in virtual time on one thread.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+mod support;
+
+#[path = "runtime/admission.rs"]
+mod admission;
+#[path = "runtime/cancel.rs"]
+mod cancel;
+#[path = "runtime/drain.rs"]
+mod drain;
+#[path = "runtime/panics.rs"]
+mod panics;
+#[path = "runtime/queue_policies.rs"]
+mod queue_policies;
+#[path = "runtime/sessions.rs"]
+mod sessions;
+#[path = "runtime/streams.rs"]
+mod streams;
+#[path = "runtime/workers.rs"]
+mod workers;
