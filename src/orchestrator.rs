@@ -51,6 +51,7 @@ pub struct Orchestrator {
 
 /// The root and its guardian; ends with the last handle.
 struct Life {
+    runtime: Arc<RuntimeShared>,
     root: Arc<Mutex<Option<ActorRef<RootMsg>>>>,
     guardian: JoinHandle<()>,
     ended: Arc<Ended>,
@@ -86,6 +87,8 @@ impl Ended {
 impl Drop for Life {
     fn drop(&mut self) {
         self.guardian.abort();
+        end_everything(&self.runtime);
+        self.ended.set();
         if let Some(root) = self.root.lock().take() {
             root.kill();
         }
@@ -208,7 +211,7 @@ impl Life {
     async fn start(runtime: Arc<RuntimeShared>) -> Result<Life, SpawnErr> {
         let (root, mut handle) = Actor::spawn(None, Root, runtime.clone()).await?;
         let current = Arc::new(Mutex::new(Some(root)));
-        let place = current.clone();
+        let (place, shared) = (current.clone(), runtime.clone());
         let ended = Arc::new(Ended::default());
         let announce = ended.clone();
         // Not detached: the handle belongs to `Life`, which aborts it.
@@ -235,7 +238,7 @@ impl Life {
             end_everything(&runtime);
             announce.set();
         });
-        Ok(Life { root: current, guardian, ended })
+        Ok(Life { runtime: shared, root: current, guardian, ended })
     }
 }
 
@@ -450,7 +453,8 @@ impl Orchestrator {
     /// Dropping the future leaves the drains under way; drop the handle to end at once.
     pub async fn stop(self) {
         let replicas = self.runtime.pools.iter().flat_map(|pool| &pool.replicas);
-        let engines: Vec<_> = replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
+        let engines: Vec<_> =
+            replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
         for pool in &self.runtime.pools {
             self.drain(&pool.id);
         }

@@ -13,7 +13,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 
 use crate::actors::latency::Latency;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
-use crate::actors::queue::{QueueActor, QueueArgs};
+use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::supervise::{BOOKKEEPER, Children, Next, STOPPED, Supervisor};
 use crate::actors::worker::{Worker, WorkerArgs};
@@ -212,6 +212,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
         let text = format!("pool {} was drained before the task could end", state.pool.id);
         let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
         let _ = state.runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
+        state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
     }
     stop_workers(state);
 }

@@ -68,7 +68,10 @@ async fn a_submission_whose_caller_goes_away_leaves_nothing() {
             let submit = orchestrator.submit(request(&id, 500));
             tokio::pin!(submit);
             for _ in 0..polls {
-                let _ = futures_util::poll!(submit.as_mut());
+                if futures_util::poll!(submit.as_mut()).is_ready() {
+                    orchestrator.cancel(&task_id(&id));
+                    break;
+                }
                 tokio::task::yield_now().await;
             }
         }
