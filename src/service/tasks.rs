@@ -31,7 +31,12 @@ pub(crate) async fn submit(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body: SubmitBody = serde_json::from_slice(&body_bytes(body)?).map_err(|error| explain(&error))?;
+    let body = body_bytes(body)?;
+    // Else an array would be taken for an object, field by field in their order.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
+        return Err(ApiError::invalid("the body is not a task: a JSON object is expected (line 1 column 1)"));
+    }
+    let body: SubmitBody = serde_json::from_slice(&body).map_err(|error| explain(&error))?;
     let request = body.into_request(client).map_err(ApiError::invalid)?;
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
