@@ -142,7 +142,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn row(name: &str, depth: u64, mut anchor: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
     let pairs: Vec<(f64, f64)> = (0..ROUNDS).map(|_| (anchor(), ours())).collect();
     let ratio = median(pairs.iter().map(|(anchor, ours)| ours / anchor).collect());
-    let (anchor, ours) = (median(pairs.iter().map(|pair| pair.0).collect()), median(pairs.iter().map(|pair| pair.1).collect()));
+    let (anchor, ours) =
+        (median(pairs.iter().map(|pair| pair.0).collect()), median(pairs.iter().map(|pair| pair.1).collect()));
     println!("{name:20} depth {depth:>9}   ours {ours:7.1} ns   anchor {anchor:7.1} ns   ratio {ratio:5.2}");
 }
 
@@ -153,7 +154,12 @@ fn table() {
     }
     for depth in DEPTHS {
         let order = random_half(depth);
-        row("cancel by id", depth, || canceled::<Anchor>(depth, &item, &order), || canceled::<Queue<Item>>(depth, &item, &order));
+        row(
+            "cancel by id",
+            depth,
+            || canceled::<Anchor>(depth, &item, &order),
+            || canceled::<Queue<Item>>(depth, &item, &order),
+        );
     }
 }
 

@@ -10,6 +10,8 @@ mod bad_inputs;
 mod contract;
 #[path = "http/life.rs"]
 mod life;
+#[path = "http/log.rs"]
+mod log;
 
 use serde_json::Value;
 use support::{Service, exchange};

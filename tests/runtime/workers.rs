@@ -161,3 +161,39 @@ async fn a_dead_engine_costs_its_tasks_and_restarts_alone() {
     let loads: u32 = stats[0].iter().map(|replica| replica.loaded.load(Relaxed)).sum();
     assert!(restarts > 0 && u64::from(loads) <= 2 + restarts);
 }
+
+/// An engine that says another version on each replica.
+struct Versioned(String);
+
+impl orchestrator_core::gpu::Engine for Versioned {
+    async fn preload(&self) -> Result<orchestrator_core::gpu::EngineInfo, orchestrator_core::gpu::EngineError> {
+        Ok(orchestrator_core::gpu::EngineInfo::new(self.0.clone(), "digest"))
+    }
+
+    async fn generate<'a>(
+        &'a self,
+        _: orchestrator_core::gpu::Job<'a>,
+        out: &'a mut dyn orchestrator_core::gpu::TokenOutput,
+    ) -> Result<orchestrator_core::gpu::Finish, orchestrator_core::gpu::EngineError> {
+        out.push("token")?;
+        let reason = orchestrator_core::core::task::FinishReason::Stop;
+        Ok(orchestrator_core::gpu::Finish { reason, tokens_in: None })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_is_not_like_its_siblings_never_becomes_ready() {
+    let mixed = pool("a", 2, 1, millisecond());
+    let builder = orchestrator_core::Orchestrator::builder().env(Env::simulated(1));
+    let factory = |context: &orchestrator_core::gpu::EngineContext| Versioned(format!("v{}", context.replica.index));
+    let orchestrator = builder.pool(mixed, factory).start().await.unwrap();
+    orchestrator.until_ready().await;
+    for number in 0..6 {
+        let submitted = orchestrator.submit(request(&format!("t{number}"), 1)).await.unwrap();
+        read_whole(submitted.stream()).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let replicas = &orchestrator.pools()[0].replicas;
+    assert_eq!((replicas[0].started[0], replicas[1].started[0]), (6, 0));
+    assert!(replicas[1].preload_failures > 1 && replicas[1].preload_successes == 0);
+}

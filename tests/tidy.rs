@@ -1,0 +1,89 @@
+//! The house rules that a machine can check.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+fn files(folder: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    walk(&root.join(folder), &mut found);
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    found.sort();
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        (name, std::fs::read_to_string(&path).unwrap())
+    };
+    found.into_iter().map(read).collect()
+}
+
+/// The part of a file that is compiled into the library.
+fn production(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap()
+}
+
+#[test]
+fn no_file_grows_beyond_its_topic() {
+    for (name, text) in files("src") {
+        let lines = production(&text).lines().count();
+        let most = if name == "src/config.rs" { 480 } else { 430 };
+        assert!(lines <= most, "{name} has {lines} lines");
+    }
+    for (name, text) in files("tests") {
+        assert!(text.lines().count() <= 430, "{name}");
+    }
+}
+
+#[test]
+fn each_layer_knows_only_what_lies_below_it() {
+    let forbidden: &[(&str, &[&str])] = &[
+        (
+            "src/core",
+            &["ractor", "tokio", "async ", "crate::actors", "crate::gpu", "crate::service", "tracing", "Instant"],
+        ),
+        ("src/gpu", &["ractor", "crate::actors", "crate::service", "crate::orchestrator", "crate::core::queue"]),
+        ("src/actors", &["axum", "serde_json", "crate::service", "crate::orchestrator", "std::env"]),
+    ];
+    for (folder, words) in forbidden {
+        for (name, text) in files(folder) {
+            let code = production(&text).lines().filter(|line| !line.trim_start().starts_with("//"));
+            for line in code {
+                assert!(!words.iter().any(|word| line.contains(word)), "{name}: {line}");
+            }
+        }
+    }
+    for (name, text) in files("src") {
+        let knows_codec = text.contains("bincode::");
+        assert!(!knows_codec || name == "src/core/wire.rs", "{name} knows the codec");
+    }
+}
+
+#[test]
+fn nothing_in_the_library_breaks_determinism() {
+    for (name, text) in files("src") {
+        for (number, part) in text.split("select! {").enumerate().skip(1) {
+            assert!(part.trim_start().starts_with("biased;"), "{name}: select! number {number} is not biased");
+        }
+        let code: Vec<&str> = production(&text).lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let forbidden = ["thread_rng", "rand::", "spawn_blocking", "thread::spawn", "sync::watch", "RandomState"];
+        for line in code {
+            assert!(!forbidden.iter().any(|word| line.contains(word)), "{name}: {line}");
+        }
+    }
+}
+
+#[test]
+fn no_test_is_ignored_and_none_waits_for_the_wall_clock() {
+    for (name, text) in files("tests").into_iter().chain(files("src")) {
+        if name == "tests/tidy.rs" {
+            continue; // It names what it forbids.
+        }
+        assert!(!text.contains("#[ignore"), "{name}");
+        assert!(!text.contains("thread::sleep"), "{name}");
+    }
+}

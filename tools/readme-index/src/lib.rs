@@ -1,0 +1,93 @@
+//! The requirements index, and the table that the README shows of it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// `requirements/index.yaml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// In the order of the specification.
+    pub requirements: Vec<Requirement>,
+}
+
+/// One requirement.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Requirement {
+    /// Its id, such as `ORCH-3004`.
+    pub id: String,
+    /// What it is about.
+    pub title: String,
+    /// `MUST`, `SHOULD` or `MAY`.
+    pub level: String,
+    /// Whether it is there.
+    pub status: Status,
+    /// Where it is specified.
+    pub spec: String,
+    /// Files that answer for it.
+    pub code: Vec<String>,
+    /// Tests that show it, as `file::name`.
+    pub tests: Vec<String>,
+}
+
+/// Whether a requirement is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is, and tests show it.
+    Built,
+    /// It is not yet.
+    Planned,
+}
+
+/// Begin and end of the generated part of the README.
+pub const MARKS: [&str; 2] = ["<!-- requirements: begin -->", "<!-- requirements: end -->"];
+
+/// Reads the index of the project at `root`.
+///
+/// # Errors
+/// One line: it cannot be read, or is not of the right shape.
+pub fn read(root: &Path) -> Result<Index, String> {
+    let path = root.join("requirements/index.yaml");
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_saphyr::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// The table: id, what, where in code, which tests.
+pub fn table(index: &Index) -> String {
+    let mut text = String::from("| id | level | what | code | tests |\n|---|---|---|---|---|\n");
+    for requirement in &index.requirements {
+        let Requirement { id, title, level, status, spec, code, tests } = requirement;
+        let code: Vec<String> = code.iter().map(|path| format!("[`{}`]({path})", short(path))).collect();
+        let tests = match status {
+            Status::Planned => "*planned*".to_owned(),
+            Status::Built => tests.iter().map(|test| link(test)).collect::<Vec<_>>().join("<br>"),
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "| [{id}]({spec}) | {level} | {title} | {} | {tests} |", code.join("<br>"));
+    }
+    text
+}
+
+fn short(path: &str) -> &str {
+    path.strip_prefix("src/").unwrap_or(path)
+}
+
+fn link(test: &str) -> String {
+    let (file, name) = test.split_once("::").unwrap_or((test, test));
+    format!("[`{name}`]({file})")
+}
+
+/// The README with a fresh table between its marks.
+///
+/// # Errors
+/// One line: the marks are not there.
+pub fn refresh(readme: &str, index: &Index) -> Result<String, String> {
+    let missing = || format!("README.md has no marks {MARKS:?}");
+    let (head, rest) = readme.split_once(MARKS[0]).ok_or_else(missing)?;
+    let (_, tail) = rest.split_once(MARKS[1]).ok_or_else(missing)?;
+    Ok(format!("{head}{}\n{}{}{tail}", MARKS[0], table(index), MARKS[1]))
+}
