@@ -1,5 +1,7 @@
 //! A host program with an engine of its own: `cargo run --example embed`.
 
+#![allow(clippy::print_stdout)] // A program that prints.
+
 use std::error::Error;
 
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig};

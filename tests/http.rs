@@ -1,6 +1,6 @@
 //! The service from outside: the binary, its HTTP API, its configuration file, its signals.
 #![cfg(feature = "service")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 mod support;
 

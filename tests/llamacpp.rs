@@ -3,7 +3,7 @@
 //! `cargo xtask engines` installs it. Without it these tests say that they were skipped; with `REQUIRE_ENGINES` set,
 //! they fail instead.
 #![cfg(feature = "engines-http")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 mod support;
 

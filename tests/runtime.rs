@@ -1,5 +1,5 @@
 //! The embedded runtime, through its public handle, in virtual time on one thread.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 mod support;
 

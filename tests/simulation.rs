@@ -1,6 +1,6 @@
 //! The whole tree on one thread in virtual time: random worlds with panics, dying and hanging engines and cancels. Every
 //! seed runs twice and must give the same trace; every accepted task must end.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 

@@ -288,7 +288,7 @@ mod tests {
             wait: Duration::from_millis(50),
             ..pool(&name)
         };
-        let error = route(&request, &[waiting.clone()]).expect_err("unready");
+        let error = route(&request, std::slice::from_ref(&waiting)).expect_err("unready");
         assert_eq!((error.code, error.retry_after_ms), (ErrorCode::PoolUnready, Some(750)));
         for state in [PoolState::Draining, PoolState::Stopped, PoolState::Broken] {
             let out = PoolFacts { state, ..waiting.clone() };

@@ -1,5 +1,5 @@
 //! What several test programs share.
-#![allow(dead_code, missing_docs, clippy::unwrap_used)] // Each program uses its part.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods)] // Each program uses its part.
 
 use std::sync::Arc;
 
