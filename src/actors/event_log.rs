@@ -2,7 +2,7 @@
 //!
 //! Token text lies end to end in one string and an entry is 16 bytes, so a token costs no allocation of its own. Nothing
 //! is ever removed or changed: a reader that knows an index can resume from it (`Last-Event-ID`). This file knows no lock
-//! and no clock; [`TaskRecord`](super::record::TaskRecord) puts one lock around appending and sealing.
+//! and no clock; `TaskRecord` puts one lock around appending and sealing.
 
 use std::sync::Arc;
 

@@ -4,8 +4,8 @@
 //! in O(1) at any depth, so a cancel costs the same for the first as for the millionth. Entries live in a slab and are
 //! chained by index; in steady state nothing is allocated.
 //!
-//! A [`Lane`] is one FIFO. A class has one today; lanes of their own for each client, charged in tokens, take their
-//! place inside [`Class`] without changing what a caller sees.
+//! A lane is one FIFO. A class has one today; lanes of their own for each client, charged in tokens, take their
+//! place inside a class without changing what a caller sees.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
