@@ -36,7 +36,7 @@ use crate::gpu::engine::{Engine, EngineContext, EngineFactory};
 /// How often a submission is sent again after the actor that had it died. Each death is a bug; five in a row within one
 /// submission are an outage.
 const SENDS_MAX: u32 = 5;
-/// Longest wait for an actor to come back, and for a verdict.
+/// Longest wait for an actor to come back.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time between two looks at engines that are about to end.
@@ -216,7 +216,8 @@ impl Life {
         let announce = ended.clone();
         // Not detached: the handle belongs to `Life`, which aborts it.
         let guardian = tokio::spawn(async move {
-            let mut history = RestartHistory::new(SUPERVISOR, runtime.env.now());
+            let mut history = RestartHistory::new(SUPERVISOR);
+            history.on_healthy(runtime.env.now());
             loop {
                 let _ = handle.await; // However it ended, it has.
                 let stopping = runtime.pools.iter().all(|pool| pool.intent() == Intent::Stop);
@@ -227,7 +228,8 @@ impl Life {
                 match Actor::spawn(None, Root, runtime.clone()).await {
                     Ok((root, next)) => {
                         (*place.lock(), handle) = (Some(root), next);
-                        history.on_started(runtime.env.now());
+                        history.on_started();
+                        history.on_healthy(runtime.env.now());
                     }
                     Err(error) => {
                         tracing::error!(%error, "the root could not be started again");
@@ -271,15 +273,9 @@ impl Drop for Undecided<'_> {
 
 /// Seals first and tells the holder second; whoever comes late finds the seal.
 fn end_by_client(runtime: &RuntimeShared, record: &Arc<TaskRecord>) -> bool {
-    let (phase, pool) = (record.phase(), record.pool());
-    let sealed = match phase {
-        Phase::Submitted => {
-            runtime.ledger.withdraw(record, Terminal::CANCELED);
-            true
-        }
-        _ => runtime.ledger.seal(record, None, Terminal::CANCELED).is_ok(),
-    };
-    if let (true, Some(pool)) = (sealed, pool) {
+    let sealed = runtime.ledger.seal(record, None, Terminal::CANCELED).is_ok();
+    // Read behind the seal: before it, the task could still be routed and queued.
+    if let (true, Some(pool)) = (sealed, record.pool()) {
         pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes only what is not sealed.
     }
     sealed
@@ -303,8 +299,10 @@ impl Orchestrator {
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
         let runtime = &*self.runtime;
         let request = Arc::new(request);
-        if let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
-            return same_task(known, &request);
+        while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
+            if let Some(outcome) = same_task(known, &request).await {
+                return outcome;
+            }
         }
         let Some(permit) = runtime.gate.try_enter() else {
             return Err(self.refused(gate_closed(runtime, &request)));
@@ -313,7 +311,8 @@ impl Orchestrator {
         let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
         let record = match runtime.ledger.open(id, &request, permit, now) {
             Ok(record) => record,
-            Err(known) => return same_task(known, &request),
+            // Somebody submitted the same id just now.
+            Err(known) => return same_task(known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
         };
         let mut undecided = Undecided { runtime, record: &record, decided: false };
         let verdict = self.ask(&record).await;
@@ -322,7 +321,7 @@ impl Orchestrator {
         match verdict {
             Ok(accepted) => Ok(submitted(record, accepted)),
             Err(error) => {
-                runtime.ledger.withdraw(&record, Terminal::Error(error.clone()));
+                let _ = runtime.ledger.seal(&record, None, Terminal::Error(error.clone())); // Cancelled just now.
                 Err(self.refused(error))
             }
         }
@@ -336,21 +335,32 @@ impl Orchestrator {
             if self.runtime.admission.cast(AdmissionMsg::Submit(submission)) {
                 match receiver.await {
                     Ok(verdict) => return verdict,
-                    Err(_) if record.phase().is_accepted() => {
+                    Err(_) if record.was_accepted() => {
                         // The queue died between its decision and its answer; the decision stands.
                         let (queue_position, predicted_start) = record.promise();
                         return Ok(Accepted { queue_position, predicted_start });
                     }
+                    Err(_) if record.phase() == Phase::Terminal => {
+                        let text = "the task was cancelled before it was accepted";
+                        return Err(TaskError::new(ErrorCode::AdmissionReject, text).retry_after(Duration::ZERO));
+                    }
                     Err(_) => {}
                 }
             }
-            let back = timeout(ANSWER_TIMEOUT, self.runtime.admission.until_alive());
-            if self.life.ended.is_set() || back.await.is_err() {
+            if self.life.ended.is_set() || timeout(ANSWER_TIMEOUT, self.until_way_in(record)).await.is_err() {
                 break;
             }
         }
         let text = "admission did not answer; the task was not accepted";
         Err(TaskError::new(ErrorCode::Internal, text).retry_after(ANSWER_TIMEOUT))
+    }
+
+    /// Waits until everybody lives whom this task has to pass: its message may have died with any of them.
+    async fn until_way_in(&self, record: &TaskRecord) {
+        self.runtime.admission.until_alive().await;
+        if let Some(pool) = record.pool() {
+            pool.queue.until_alive().await;
+        }
     }
 
     fn refused(&self, error: TaskError) -> TaskError {
@@ -520,14 +530,25 @@ impl Orchestrator {
     }
 }
 
-/// The first submission's state, for one that repeats it (ORCH-3024).
-fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Result<Submitted, TaskError> {
+/// The first submission's state, for one that repeats it (ORCH-3024), as soon as the first has been decided. `None` when
+/// it was not accepted: its id is free.
+async fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Option<Result<Submitted, TaskError>> {
     if *known.request != *request {
         let text = format!("field 'task_id': {} is the id of another task; take a new one", known.id);
-        return Err(TaskError::new(ErrorCode::InvalidParams, text));
+        return Some(Err(TaskError::new(ErrorCode::InvalidParams, text)));
+    }
+    if !known.until_decided().await {
+        tokio::task::yield_now().await; // Whoever sealed it is about to forget it.
+        return None;
     }
     let (queue_position, predicted_start) = known.promise();
-    Ok(submitted(known, Accepted { queue_position, predicted_start }))
+    Some(Ok(submitted(known, Accepted { queue_position, predicted_start })))
+}
+
+/// Two submissions of one id met, and the first was not accepted.
+fn undecided_twin() -> TaskError {
+    let text = "another submission of this task id was refused just now";
+    TaskError::new(ErrorCode::AdmissionReject, text).retry_after(Duration::ZERO)
 }
 
 fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {

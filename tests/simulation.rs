@@ -26,6 +26,7 @@ struct Tally {
     resets: u64,
     timeouts: u64,
     evicted: u64,
+    turned_out: u64,
     panics: u64,
     events: usize,
 }
@@ -78,6 +79,9 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
     let env = orchestrator.env().clone();
     let mut tally = Tally::default();
     tokio::time::sleep(Duration::from_millis(dice.below(horizon_ms))).await;
+    if dice.below(10) == 0 {
+        orchestrator.ping_supervisors(); // So that they panic too.
+    }
     let session = (dice.below(3) == 0).then(|| format!("s{}", dice.below(5)));
     let request = TaskRequest {
         task_id: Some(support::task_id(&format!("t{number}"))),
@@ -115,6 +119,7 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
             ErrorCode::WorkerReset => tally.resets += 1,
             ErrorCode::DecodeTimeout => tally.timeouts += 1,
             ErrorCode::QueueFullDropLru | ErrorCode::AdmissionReject => tally.evicted += 1,
+            ErrorCode::PoolUnavailable => tally.turned_out += 1,
             other => panic!("unexpected end {other} of an accepted task at {:?}", env.now()),
         },
         other => panic!("not terminal: {other:?}"),
@@ -147,6 +152,7 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
             tally.resets += one.resets;
             tally.timeouts += one.timeouts;
             tally.evicted += one.evicted;
+            tally.turned_out += one.turned_out;
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
@@ -158,7 +164,8 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
         let ends = |kind: &TraceKind| matches!(kind, TraceKind::Ended { .. } | TraceKind::Failed { .. });
         let submitted = trace.iter().filter(|event| matches!(event.kind, TraceKind::Submitted { .. })).count();
         assert_eq!(trace.iter().filter(|event| ends(&event.kind)).count(), submitted, "one end for each submission");
-        assert_eq!(tally.accepted, tally.completed + tally.canceled + tally.resets + tally.timeouts + tally.evicted);
+        let ended = tally.completed + tally.canceled + tally.resets + tally.timeouts + tally.evicted + tally.turned_out;
+        assert_eq!(tally.accepted, ended);
         tally.panics = env.panics_fired();
         tally.events = trace.len();
         (wire::encode(&trace).unwrap(), tally)
@@ -192,6 +199,7 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         all.resets += tally.resets;
         all.timeouts += tally.timeouts;
         all.evicted += tally.evicted;
+        all.turned_out += tally.turned_out;
         all.panics += tally.panics;
         all.events += tally.events;
     }

@@ -4,7 +4,7 @@
 //! message: a lease gives its slot back, an assignment returns its task to the queue, a reply port tells the caller.
 
 use parking_lot::RwLock;
-use ractor::{ActorRef, ActorStatus, Message};
+use ractor::{ActorCell, ActorRef, ActorStatus, Message, MessagingErr};
 use tokio::sync::Notify;
 
 /// The current incarnation of one actor, if it lives.
@@ -40,6 +40,20 @@ impl<M: Message> Address<M> {
     pub(crate) fn cast(&self, message: M) -> bool {
         // The reference is cloned out of the cell: dropping an undelivered message may itself send.
         self.get().is_some_and(|actor| actor.cast(message).is_ok())
+    }
+
+    /// Sends, or gives the message back when nobody is there.
+    pub(crate) fn try_cast(&self, message: M) -> Result<(), Option<M>> {
+        let Some(actor) = self.get() else { return Err(Some(message)) };
+        actor.cast(message).map_err(|error| match error {
+            MessagingErr::SendErr(message) => Some(message),
+            MessagingErr::ChannelClosed | MessagingErr::InvalidActorType => None,
+        })
+    }
+
+    /// The current incarnation, without its message type.
+    pub(crate) fn cell(&self) -> Option<ActorCell> {
+        self.get().map(|actor| actor.get_cell())
     }
 
     /// Waits until an incarnation other than a dead one is there. Waiters go on in the order in which they came.

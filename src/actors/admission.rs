@@ -78,14 +78,14 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
         KvHint::Cold => None,
     };
     // Undelivered: the reply port drops with the message, and the caller sends the task again.
-    match (session, runtime.sessions.get()) {
-        (Some(session), Some(sessions)) => {
-            let _ = sessions.cast(SessionsMsg::Locate { session, pool, submission });
-        }
-        // Without the sessions actor a task has no warm replica, and is served all the same.
-        _ => {
-            pool.queue.cast(QueueMsg::Enqueue(submission));
-        }
+    let Some(session) = session else {
+        pool.queue.cast(QueueMsg::Enqueue(submission));
+        return;
+    };
+    let located = runtime.sessions.try_cast(SessionsMsg::Locate { session, pool, submission });
+    // Without the sessions actor a task has no warm replica, and is served all the same.
+    if let Err(Some(SessionsMsg::Locate { pool, submission, .. })) = located {
+        pool.queue.cast(QueueMsg::Enqueue(submission));
     }
 }
 

@@ -93,15 +93,10 @@ impl Ledger {
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
             self.retain(record, now, sealed.bytes);
+        } else {
+            self.forget(&record.id, record.seq); // Never accepted: its id is free again.
         }
         Ok(sealed)
-    }
-
-    /// Closes the record of a task that was never accepted: its id is free again.
-    pub(crate) fn withdraw(&self, record: &TaskRecord, terminal: Terminal) {
-        if self.seal(record, None, terminal).is_ok_and(|sealed| !sealed.was.is_accepted()) {
-            self.forget(&record.id, record.seq);
-        }
     }
 
     fn forget(&self, id: &TaskId, seq: TaskSeq) {

@@ -26,6 +26,8 @@ use crate::core::units::VramBytes;
 pub(crate) enum PoolManagerMsg {
     /// Tasks for slots that were offered.
     Assign { batch: Vec<Assignment> },
+    /// It can be reached: offer everything anew.
+    Begin,
     /// Slots, replicas or the operator's wish have changed.
     LookAround,
     /// A new queue: earlier offers are void.
@@ -52,12 +54,10 @@ impl Actor for PoolManager {
 
     async fn pre_start(
         &self,
-        myself: ActorRef<PoolManagerMsg>,
+        _: ActorRef<PoolManagerMsg>,
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.rate.lock().hold_mean);
-        pool.queue.cast(QueueMsg::ManagerReplaced); // Undelivered: a new queue has no credit anyway.
-        myself.cast(PoolManagerMsg::LookAround)?;
         Ok(PoolManagerState { pool, offered: 0, hold, drained: false })
     }
 
@@ -70,6 +70,7 @@ impl Actor for PoolManager {
         state.pool.env.fault_point("pool_manager");
         match message {
             PoolManagerMsg::Assign { batch } => on_assign(state, batch),
+            PoolManagerMsg::Begin => on_begin(state),
             PoolManagerMsg::LookAround => on_look_around(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
         }
@@ -109,6 +110,12 @@ pub(crate) fn candidate(replica: &ReplicaShared) -> Candidate<'_> {
         vram_free: VramBytes(0),
         tokens_per_s: 0,
     }
+}
+
+fn on_begin(state: &mut PoolManagerState) {
+    state.pool.queue.cast(QueueMsg::ManagerReplaced); // Undelivered: a new queue has no credit anyway.
+    state.offered = 0;
+    on_look_around(state);
 }
 
 fn on_look_around(state: &mut PoolManagerState) {

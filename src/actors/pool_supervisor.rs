@@ -6,7 +6,7 @@
 //! Spec: ORCH-3002, ORCH-3003, ORCH-3053.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
@@ -14,11 +14,12 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 use crate::actors::latency::Latency;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
+use crate::actors::record::TaskRecord;
 use crate::actors::shared::{PoolShared, RuntimeShared};
-use crate::actors::supervise::{BOOKKEEPER, Children, Next, STOPPED, Supervisor};
+use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, STOPPED, Supervisor};
 use crate::actors::worker::{Worker, WorkerArgs};
 use crate::core::error::ErrorCode;
-use crate::core::lifecycle::{Intent, ReplicaState};
+use crate::core::lifecycle::{Intent, PoolState, ReplicaState};
 use crate::core::restart::Breaker;
 use crate::core::task::Terminal;
 
@@ -107,6 +108,7 @@ impl Actor for PoolSupervisor {
         message: PoolSupervisorMsg,
         state: &mut PoolSupervisorState,
     ) -> Result<(), ActorProcessingErr> {
+        let _children = KillInOrder(state.pool.actors());
         state.pool.env.fault_point("pool_supervisor");
         match message {
             PoolSupervisorMsg::Drain => on_drain(state),
@@ -130,7 +132,10 @@ impl Actor for PoolSupervisor {
     ) -> Result<(), ActorProcessingErr> {
         let Some(child) = state.children.dead(&event) else { return Ok(()) };
         if let PoolChild::Worker(index) = child {
-            state.pool.replicas[index as usize].discard_engine();
+            let place = &state.pool.replicas[index as usize];
+            place.discard_engine();
+            let ready_since = place.ready_since.lock().take();
+            state.children.was_healthy(child, ready_since);
             state.down(index);
         }
         if !is_wanted(state.pool.intent(), child) {
@@ -140,7 +145,11 @@ impl Actor for PoolSupervisor {
             state.pool.replicas[index as usize].restarts.fetch_add(1, Relaxed);
         }
         let next = state.children.after_death(child);
-        state.bring_back(next).await
+        let outcome = state.bring_back(next).await;
+        if outcome.is_err() {
+            KillInOrder(state.pool.actors()).kill();
+        }
+        outcome
     }
 }
 
@@ -160,17 +169,20 @@ impl Supervisor for PoolSupervisorState {
                 Ok(actor.get_cell())
             }
             PoolChild::Queue => {
+                pool.queue_generation.fetch_add(1, SeqCst);
                 let args = QueueArgs { runtime: self.runtime.clone(), pool: pool.clone() };
                 let (actor, _) = Actor::spawn_linked(None, QueueActor, args, parent).await?;
                 pool.queue.publish(actor.clone());
+                // What came back between its look at the ledger and its address is found by a second look.
+                actor.cast(QueueMsg::Refill).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 pool.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
                 Ok(actor.get_cell())
             }
             PoolChild::PoolManager => {
                 let (actor, _) = Actor::spawn_linked(None, PoolManager, pool.clone(), parent).await?;
                 pool.manager.publish(actor.clone());
-                // Not by a nudge: one that was sent to the old address a moment ago would suppress it.
-                actor.cast(PoolManagerMsg::LookAround).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+                // Only now: what it offers before it can be reached would be answered to nobody.
+                actor.cast(PoolManagerMsg::Begin).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 Ok(actor.get_cell())
             }
             PoolChild::Worker(index) => {
@@ -190,6 +202,9 @@ impl Supervisor for PoolSupervisorState {
                 Breaker::Closed | Breaker::HalfOpen => ReplicaState::Backoff { until },
             };
             self.pool.set_replica_state(index, state);
+            if self.pool.state() == PoolState::Broken {
+                self.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
+            }
         }
         self.myself.send_after(after, move || PoolSupervisorMsg::StartChild { child, generation });
     }
@@ -208,7 +223,8 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
     if state.pool.intent() != Intent::Drain {
         return;
     }
-    for record in state.runtime.ledger.unfinished_in(state.pool.position) {
+    let accepted = |record: &Arc<TaskRecord>| record.phase().is_accepted();
+    for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(accepted) {
         let text = format!("pool {} was drained before the task could end", state.pool.id);
         let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
         let _ = state.runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
@@ -222,6 +238,7 @@ fn stop_workers(state: &mut PoolSupervisorState) {
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
         worker.stop(Some(STOPPED.into()));
     }
+    state.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
     for index in 0..state.pool.replicas.len() as u16 {
         state.pool.set_replica_state(index, ReplicaState::Stopped);
         state.pool.replicas[index as usize].discard_engine();

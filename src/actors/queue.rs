@@ -7,8 +7,9 @@
 //!
 //! Spec: ORCH-3004, ORCH-3005, ORCH-2007, ORCH-3029.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -23,6 +24,7 @@ use crate::core::lifecycle::Intent;
 use crate::core::queue::{Enqueued, FullPolicy, Queue};
 use crate::core::task::{Phase, Priority, Terminal};
 use crate::core::trace::TraceKind;
+use crate::core::units::Timestamp;
 
 /// What a submission is answered with.
 pub(crate) type Verdict = Result<Accepted, TaskError>;
@@ -62,6 +64,13 @@ pub(crate) enum QueueMsg {
     Offer { slots: u32 },
     /// A new pool manager: earlier offers are void.
     ManagerReplaced,
+    /// It can be reached: look at the ledger once more.
+    Refill,
+    /// The pool has stopped, or every breaker is open.
+    PoolOut,
+    // ---- from itself
+    /// A waiting task's deadline may have passed.
+    DeadlineDue,
 }
 
 /// The actor.
@@ -74,6 +83,12 @@ pub(crate) struct QueueState {
     queue: Queue<Arc<TaskRecord>>,
     /// Slots that the pool manager has offered and that no task was sent for.
     credit: u32,
+    /// The generation of this life; an older one takes nothing in any more.
+    generation: u64,
+    /// Deadlines of waiting tasks. Invariant: only tasks in `queue`.
+    deadlines: BTreeSet<(Timestamp, TaskSeq)>,
+    /// The moment of the `DeadlineDue` that is under way.
+    armed: Option<Timestamp>,
 }
 
 impl Actor for QueueActor {
@@ -83,18 +98,18 @@ impl Actor for QueueActor {
 
     async fn pre_start(&self, _: ActorRef<QueueMsg>, args: QueueArgs) -> Result<QueueState, ActorProcessingErr> {
         let QueueArgs { runtime, pool } = args;
-        let mut queue = Queue::new(pool.config.queue.bounds());
-        for record in runtime.ledger.queued_in(pool.position) {
-            queue.put_back(record.seq, record.priority(), record.clone());
-        }
-        let state = QueueState { runtime, pool, queue, credit: 0 };
+        let generation = pool.queue_generation.load(SeqCst);
+        let queue = Queue::new(pool.config.queue.bounds());
+        let (deadlines, armed) = (BTreeSet::new(), None);
+        let mut state = QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed };
+        on_refill(&mut state);
         state.publish();
         Ok(state)
     }
 
     async fn handle(
         &self,
-        _: ActorRef<QueueMsg>,
+        myself: ActorRef<QueueMsg>,
         message: QueueMsg,
         state: &mut QueueState,
     ) -> Result<(), ActorProcessingErr> {
@@ -105,8 +120,15 @@ impl Actor for QueueActor {
             QueueMsg::Return { record } => on_return(state, record),
             QueueMsg::Offer { slots } => state.credit += slots,
             QueueMsg::ManagerReplaced => state.credit = 0,
+            QueueMsg::Refill => on_refill(state),
+            QueueMsg::PoolOut => {}
+            QueueMsg::DeadlineDue => on_deadline_due(state),
+        }
+        if state.pool.is_out() {
+            turn_everybody_out(state);
         }
         dispatch(state);
+        arm(state, &myself);
         state.publish();
         if cfg!(debug_assertions) && state.queue.len() < 64 {
             state.queue.invariants();
@@ -116,10 +138,18 @@ impl Actor for QueueActor {
 }
 
 fn on_enqueue(state: &mut QueueState, Submission { record, reply }: Submission) {
-    if record.phase() != Phase::Submitted {
-        // Sent twice: the promise that was made stands. Cancelled on its way: the caller is gone or will see the log.
-        let (queue_position, predicted_start) = record.promise();
-        let _ = reply.send(Ok(Accepted { queue_position, predicted_start }));
+    match record.phase() {
+        Phase::Submitted => {}
+        Phase::Terminal => return, // Cancelled on its way; the reply drops, and the caller sees the log.
+        Phase::Queued | Phase::Assigned | Phase::Running => {
+            // Sent twice: the promise that was made stands.
+            let (queue_position, predicted_start) = record.promise();
+            let _ = reply.send(Ok(Accepted { queue_position, predicted_start }));
+            return;
+        }
+    }
+    if state.pool.is_out() {
+        let _ = reply.send(Err(out(state)));
         return;
     }
     let class = record.priority();
@@ -130,6 +160,7 @@ fn on_enqueue(state: &mut QueueState, Submission { record, reply }: Submission) 
         Enqueued::Refused { item } => refuse(state, &item, reply),
         outcome => {
             if let Enqueued::Evicted { item, .. } = outcome {
+                state.forget_deadline(&item);
                 evict(state, &item);
             }
             accept(state, &record, reply, Accepted { queue_position: ahead, predicted_start });
@@ -144,6 +175,11 @@ fn accept(state: &mut QueueState, record: &Arc<TaskRecord>, reply: RpcReplyPort<
         return;
     }
     state.pool.env.trace(|| TraceKind::Queued { seq: record.seq });
+    state.note_deadline(record);
+    if state.generation != state.pool.queue_generation.load(SeqCst) {
+        // Killed while it decided: the newer queue may have looked at the ledger a moment too early.
+        state.pool.queue.cast(QueueMsg::Return { record: record.clone() });
+    }
     state.pool.counters.enqueued[record.priority().index()].fetch_add(1, Relaxed);
     state.pool.env.fault_point("queue");
     let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
@@ -177,7 +213,10 @@ fn full(state: &QueueState, class: Priority, code: ErrorCode, text: String) -> T
 }
 
 fn on_withdraw(state: &mut QueueState, seq: TaskSeq) {
-    state.queue.cancel(seq); // Not here: it was dispatched just now, and whoever has it finds the seal.
+    // Not here: it was dispatched just now, and whoever has it finds the seal.
+    if let Some(record) = state.queue.cancel(seq) {
+        state.forget_deadline(&record);
+    }
     if state.queue.is_empty() && state.pool.intent() != Intent::Serve {
         state.pool.nudge_manager(); // The drain may be complete.
     }
@@ -185,7 +224,53 @@ fn on_withdraw(state: &mut QueueState, seq: TaskSeq) {
 
 fn on_return(state: &mut QueueState, record: Arc<TaskRecord>) {
     if record.phase() == Phase::Queued {
+        state.note_deadline(&record);
         state.queue.put_back(record.seq, record.priority(), record);
+    }
+}
+
+/// Takes what waits from the ledger, which knows it all; what is here already is there too.
+fn on_refill(state: &mut QueueState) {
+    state.queue = Queue::new(state.pool.config.queue.bounds());
+    state.deadlines.clear();
+    for record in state.runtime.ledger.queued_in(state.pool.position) {
+        on_return(state, record);
+    }
+}
+
+/// Ends every waiting task: the pool will not run it (ORCH-3018).
+fn turn_everybody_out(state: &mut QueueState) {
+    while let Some((_, record)) = state.queue.dispatch() {
+        let _ = state.runtime.ledger.seal(&record, None, Terminal::Error(out(state))); // Cancelled just now.
+    }
+    state.deadlines.clear();
+}
+
+fn out(state: &QueueState) -> TaskError {
+    let pool = &state.pool;
+    let text = format!("pool {} is {}", pool.id, pool.state().as_str());
+    let error = TaskError::new(ErrorCode::PoolUnavailable, text).engine(&pool.config.engine);
+    error.retry_after(pool.next_try().unwrap_or_default())
+}
+
+/// Ends the waiting tasks whose deadlines have passed.
+fn on_deadline_due(state: &mut QueueState) {
+    state.armed = None;
+    let now = state.pool.env.now();
+    while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
+        state.deadlines.pop_first();
+        let Some(record) = state.queue.cancel(seq) else { continue };
+        let terminal = Terminal::error(ErrorCode::DecodeTimeout, "the deadline passed before the task could start");
+        let _ = state.runtime.ledger.seal(&record, None, terminal); // Cancelled just now.
+    }
+}
+
+/// One timer, for the earliest deadline.
+fn arm(state: &mut QueueState, myself: &ActorRef<QueueMsg>) {
+    let Some((earliest, _)) = state.deadlines.first().copied() else { return };
+    if state.armed.is_none_or(|armed| earliest < armed) {
+        state.armed = Some(earliest);
+        myself.send_after(earliest.since(state.pool.env.now()), || QueueMsg::DeadlineDue);
     }
 }
 
@@ -194,6 +279,7 @@ fn dispatch(state: &mut QueueState) {
     let mut batch = Vec::new();
     while (batch.len() as u32) < state.credit {
         let Some((_, record)) = state.queue.dispatch() else { break };
+        state.forget_deadline(&record);
         // Refused: sealed a moment ago, and its withdrawal is on its way.
         if let Ok(epoch) = record.assign() {
             state.pool.env.trace(|| TraceKind::Assigned { seq: record.seq, epoch });
@@ -212,6 +298,18 @@ fn dispatch(state: &mut QueueState) {
 }
 
 impl QueueState {
+    fn note_deadline(&mut self, record: &TaskRecord) {
+        if let Some(deadline) = record.deadline() {
+            self.deadlines.insert((deadline, record.seq));
+        }
+    }
+
+    fn forget_deadline(&mut self, record: &TaskRecord) {
+        if let Some(deadline) = record.deadline() {
+            self.deadlines.remove(&(deadline, record.seq));
+        }
+    }
+
     /// Shows the depth to admission and to metrics, as of now.
     fn publish(&self) {
         for class in Priority::ALL {

@@ -66,6 +66,12 @@ impl TaskStream {
         !sealed
     }
 
+    /// Whether nothing will follow.
+    pub fn is_exhausted(&self) -> bool {
+        let (next, sealed) = self.record.visit(usize::MAX, |_, _| ());
+        self.fetched.is_empty() && sealed && self.next >= next
+    }
+
     /// The task as it stands now.
     pub fn view(&self) -> TaskView {
         self.record.view()

@@ -38,6 +38,8 @@ pub(crate) struct TaskRecord {
 struct State {
     phase: Phase,
     epoch: Epoch,
+    /// The queue has taken it in at some time: an end was promised.
+    accepted: bool,
     attempts: u32,
     log: EventLog,
     /// The pool that the task was routed to; `None` before that.
@@ -109,6 +111,8 @@ pub struct TaskView {
     pub queue_position: u64,
     /// Predicted time from acceptance to start, in milliseconds.
     pub predicted_start_ms: u64,
+    /// Whether its newest attempt found its session's KV cache warm.
+    pub kv_warmth: bool,
     /// Attempts that were begun.
     pub attempts: u32,
     /// Tokens so far.
@@ -133,6 +137,7 @@ impl TaskRecord {
         let state = State {
             phase: Phase::Submitted,
             epoch: Epoch(0),
+            accepted: false,
             attempts: 0,
             log: EventLog::default(),
             pool: None,
@@ -151,6 +156,11 @@ impl TaskRecord {
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
         TaskRecord { id, seq, request, seed, submitted_at: now, state: Mutex::new(state), changed, stopped }
+    }
+
+    /// The moment after which nobody wants the task any more.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        self.request.deadline.map(|deadline| self.submitted_at.after(deadline))
     }
 
     /// The class.
@@ -194,8 +204,34 @@ impl TaskRecord {
     pub(crate) fn admit(&self, position: u64, predicted: Duration) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         state.step(Step::Admit)?;
-        (state.queue_position, state.predicted_start) = (position, predicted);
+        (state.queue_position, state.predicted_start, state.accepted) = (position, predicted, true);
+        self.wake_readers(state); // Somebody may wait for the decision.
         Ok(())
+    }
+
+    /// Whether the queue has taken the task in at some time.
+    pub(crate) fn was_accepted(&self) -> bool {
+        self.state.lock().accepted
+    }
+
+    /// Waits until the task has been accepted, or has ended without that. Returns whether it was accepted.
+    ///
+    /// # Cancel safety
+    /// Dropping it is harmless.
+    pub(crate) async fn until_decided(&self) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            {
+                let mut state = self.state.lock();
+                if state.phase != Phase::Submitted {
+                    return state.accepted;
+                }
+                state.reader_waits = true;
+                changed.as_mut().enable(); // Under the lock, as for readers.
+            }
+            changed.await;
+        }
     }
 
     /// What the task was promised when it was accepted: tasks ahead, and the time to its start.
@@ -372,6 +408,7 @@ impl TaskRecord {
             seed: self.seed,
             queue_position: state.queue_position,
             predicted_start_ms: millis_ceil(state.predicted_start),
+            kv_warmth: state.kv_warmth,
             attempts: state.attempts,
             tokens_out: state.log.tokens(),
             end,

@@ -12,7 +12,7 @@ use crate::actors::admission::Admission;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs};
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
-use crate::actors::supervise::{BOOKKEEPER, Children, Next, SUPERVISOR, Supervisor};
+use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, SUPERVISOR, Supervisor};
 use crate::core::restart::Breaker;
 
 /// What the actor is told.
@@ -72,6 +72,7 @@ impl Actor for Root {
         message: RootMsg,
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
+        let _children = KillInOrder(state.descendants());
         state.runtime.env.fault_point("root");
         match message {
             RootMsg::StartChild { child, generation } if state.children.is_due(child, generation) => {
@@ -89,7 +90,19 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         let Some(child) = state.children.dead(&event) else { return Ok(()) };
         let next = state.children.after_death(child);
-        state.bring_back(next).await
+        let outcome = state.bring_back(next).await;
+        if outcome.is_err() {
+            KillInOrder(state.descendants()).kill();
+        }
+        outcome
+    }
+}
+
+impl RootState {
+    /// Everything below, in the order in which it is killed when the root dies: leaves first.
+    fn descendants(&self) -> Vec<ActorCell> {
+        let pools = self.runtime.pools.iter().flat_map(|pool| pool.actors());
+        pools.chain(self.children.living(|_| true)).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ractor::ActorCell;
 use tokio::sync::Notify;
 
 use crate::actors::address::Address;
@@ -28,6 +29,7 @@ use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
 use crate::core::predict::ServiceRate;
 use crate::core::task::Priority;
+use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::gpu::engine::{AnyEngine, EngineFactory, Telemetry};
 
@@ -63,6 +65,10 @@ pub(crate) struct PoolShared {
     pub(crate) latency: Address<LatencyMsg>,
     /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
     pub(crate) ctx: AtomicU32,
+    /// Engine version and model digest of the replica set (ORCH-3046). Held while a worker compares and joins.
+    pub(crate) pinned: Mutex<Option<(String, String)>>,
+    /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
+    pub(crate) queue_generation: AtomicU64,
     /// What the operator wants. Written by the pool's supervisor.
     intent: AtomicU8,
     /// Waiting tasks by class. Written by the queue.
@@ -95,6 +101,8 @@ pub(crate) struct ReplicaShared {
     /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
     /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
     pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
+    /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
+    pub(crate) ready_since: Mutex<Option<Timestamp>>,
     /// What the engine said of itself when it was loaded.
     pub(crate) identity: Mutex<Option<Arc<ReplicaIdentity>>>,
     pub(crate) telemetry: Mutex<Telemetry>,
@@ -162,6 +170,8 @@ impl PoolShared {
             manager: Address::default(),
             latency: Address::default(),
             ctx,
+            pinned: Mutex::default(),
+            queue_generation: AtomicU64::new(0),
             intent: AtomicU8::new(0),
             depth: Default::default(),
             ahead: Default::default(),
@@ -193,6 +203,11 @@ impl PoolShared {
     /// Where the pool stands now.
     pub(crate) fn state(&self) -> PoolState {
         PoolState::of(self.intent(), self.replicas.iter().map(ReplicaShared::state))
+    }
+
+    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open.
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.state(), PoolState::Stopped | PoolState::Broken)
     }
 
     /// How long until the first replica that is down is tried again.
@@ -243,6 +258,12 @@ impl PoolShared {
         }
     }
 
+    /// The pool's actors in the order in which they are killed when a supervisor above them dies.
+    pub(crate) fn actors(&self) -> Vec<ActorCell> {
+        let workers = self.replicas.iter().filter_map(|replica| replica.worker.cell());
+        workers.chain(self.manager.cell()).chain(self.queue.cell()).chain(self.latency.cell()).collect()
+    }
+
     /// Moves a worker's place to another state, and tells who waits for it.
     pub(crate) fn set_replica_state(&self, index: u16, state: ReplicaState) {
         *self.replicas[index as usize].state.lock() = state;
@@ -260,6 +281,7 @@ impl ReplicaShared {
             worker: Address::default(),
             state: Mutex::new(ReplicaState::Preloading),
             engine: Mutex::new(None),
+            ready_since: Mutex::new(None),
             identity: Mutex::new(None),
             telemetry: Mutex::default(),
             started: Default::default(),

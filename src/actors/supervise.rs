@@ -12,6 +12,7 @@ use ractor::{ActorCell, ActorId, ActorProcessingErr, SpawnErr, SupervisionEvent}
 
 use crate::core::restart::{Backoff, Breaker, Decision, Excess, RestartHistory, RestartPolicy};
 use crate::core::trace::TraceKind;
+use crate::core::units::Timestamp;
 use crate::env::Env;
 
 /// The rule for actors that only keep books: their state is rebuilt from the ledger, so they come back at once. Twenty
@@ -71,7 +72,7 @@ impl<K: Copy + PartialEq> Children<K> {
 
     /// Declares a child. The order of declaration is the order of start.
     pub(crate) fn declare(&mut self, key: K, name: impl Into<String>, policy: RestartPolicy) {
-        let history = RestartHistory::new(policy, self.env.now());
+        let history = RestartHistory::new(policy);
         self.table.push(Child { key, name: name.into(), history, cell: None, generation: 0 });
     }
 
@@ -81,7 +82,10 @@ impl<K: Copy + PartialEq> Children<K> {
         let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return };
         child.cell = Some(cell);
         child.generation += 1;
-        child.history.on_started(now);
+        child.history.on_started();
+        if child.history.policy().excess == Excess::Escalate {
+            child.history.on_healthy(now); // Bookkeepers and supervisors have nothing to load.
+        }
         self.env.trace(|| TraceKind::ActorStarted { actor: child.name.clone() });
     }
 
@@ -109,6 +113,14 @@ impl<K: Copy + PartialEq> Children<K> {
         Some(child.key)
     }
 
+    /// Notes since when a child that has just died had been healthy; `None` if it never was.
+    pub(crate) fn was_healthy(&mut self, key: K, since: Option<Timestamp>) {
+        let child = self.table.iter_mut().find(|child| child.key == key);
+        if let (Some(child), Some(since)) = (child, since) {
+            child.history.on_healthy(since);
+        }
+    }
+
     /// Asks the rule about a child that is dead, or could not be started.
     pub(crate) fn after_death(&mut self, key: K) -> Next<K> {
         let (now, roll) = (self.env.now(), self.env.random());
@@ -127,6 +139,25 @@ impl<K: Copy + PartialEq> Children<K> {
     pub(crate) fn living(&self, wanted: impl Fn(K) -> bool) -> Vec<ActorCell> {
         let wanted = self.table.iter().rev().filter(|child| wanted(child.key));
         wanted.filter_map(|child| child.cell.clone()).collect()
+    }
+}
+
+/// Kills actors in a fixed order when it is dropped by a panic. ractor kills the children of a dead supervisor in the
+/// order of a hash map, and what they leave behind would then come back in another order each time.
+pub(crate) struct KillInOrder(pub(crate) Vec<ActorCell>);
+
+impl KillInOrder {
+    /// Kills them now: the supervisor is about to fail.
+    pub(crate) fn kill(&self) {
+        self.0.iter().for_each(ActorCell::kill);
+    }
+}
+
+impl Drop for KillInOrder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.kill();
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Tele
 /// How often a Ready engine is measured.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
 /// How long an engine may take to answer a measurement.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Measurements without an answer, in a row, after which an engine counts as lost.
 const PROBES_MISSED_MAX: u32 = 3;
 
@@ -129,13 +129,24 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let was_loaded = state.place().identity.lock().is_some();
     if let (Some(engine), true) = (left_over, was_loaded) {
         state.engine = Some(engine.clone());
+        let (slots, limit) = (state.place().slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
         state.tasks.spawn(async move {
-            let result = probe(&*engine).await.map(drop);
+            let result = timeout(limit, adopt(&*engine, slots)).await;
+            let result = result.unwrap_or_else(|_| Err(EngineError::Lost("its slots were not left in time".into())));
             let _ = myself.cast(WorkerMsg::Adopted(result)); // Fails only when this worker is gone.
         });
         return;
     }
     start_engine(state, myself);
+}
+
+/// An engine that an earlier life left behind serves again when it answers and computes nothing of that life any more.
+async fn adopt(engine: &dyn AnyEngine, slots: u32) -> Result<(), EngineError> {
+    probe(engine).await?;
+    for slot in 0..slots {
+        engine.released(slot).await;
+    }
+    Ok(())
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
@@ -177,12 +188,11 @@ fn on_preloaded(
         model_digest = %identity.model_digest,
         "a worker is ready"
     );
-    *state.place().identity.lock() = Some(identity);
     become_ready(state, myself);
     Ok(())
 }
 
-/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046).
+/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first pins it.
 fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
     match (info.ctx, state.pool.config.ctx) {
         (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
@@ -199,15 +209,19 @@ fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaId
         model_digest: info.model_digest,
         process_id: info.process_id,
     };
-    for other in state.pool.replicas.iter().filter(|other| other.id != identity.replica && other.state().is_ready()) {
-        let Some(pinned) = other.identity.lock().clone() else { continue };
-        let (ours, theirs) =
-            ((&identity.engine_version, &identity.model_digest), (&pinned.engine_version, &pinned.model_digest));
-        if ours != theirs {
+    let ours = (identity.engine_version.clone(), identity.model_digest.clone());
+    let mut pinned = state.pool.pinned.lock();
+    let others = state.pool.replicas.iter().filter(|other| other.id != identity.replica);
+    let alone = others.into_iter().all(|other| other.identity.lock().is_none());
+    match &*pinned {
+        Some(theirs) if !alone && *theirs != ours => {
             return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
         }
+        _ => *pinned = Some(ours),
     }
-    Ok(Arc::new(identity))
+    let identity = Arc::new(identity);
+    *state.place().identity.lock() = Some(identity.clone()); // Under the pin's lock: two loads cannot pass each other.
+    Ok(identity)
 }
 
 fn on_adopted(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, result: Result<(), EngineError>) {
@@ -221,6 +235,7 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let Some(engine) = state.engine.clone() else { return };
     let identity = state.place().identity.lock().clone();
     state.identity = identity;
+    *state.place().ready_since.lock() = Some(state.pool.env.now());
     state.set(ReplicaState::Ready);
     let watched = (engine.clone(), myself.clone());
     state.tasks.spawn(async move {

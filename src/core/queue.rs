@@ -204,7 +204,10 @@ impl<T> Queue<T> {
         if self.contains(seq) {
             return false;
         }
-        let mut before = self.classes[class.index()].lane.head;
+        let lane = &self.classes[class.index()].lane;
+        // Behind everybody: the usual case of a queue that is filled again in order.
+        let is_last = lane.tail != NIL && self.nodes[lane.tail as usize].seq < seq;
+        let mut before = if is_last { NIL } else { lane.head };
         while before != NIL && self.nodes[before as usize].seq < seq {
             before = self.nodes[before as usize].next;
         }

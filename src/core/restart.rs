@@ -47,7 +47,7 @@ pub enum Excess {
 pub struct RestartPolicy {
     /// Most restarts within `period`.
     pub intensity: u32,
-    /// The sliding window. A child that lived this long starts with a clean record.
+    /// The sliding window. A child that was healthy this long starts with a clean record.
     pub period: Duration,
     /// The wait before each restart.
     pub backoff: Backoff,
@@ -85,14 +85,21 @@ pub struct RestartHistory {
     /// Moments of the restarts within the last `period`. Invariant: at most `intensity` long.
     recent: VecDeque<Timestamp>,
     failures_in_a_row: u32,
-    started: Timestamp,
+    /// Since when the newest life has been good for something; `None` while it only tries.
+    healthy_since: Option<Timestamp>,
     breaker: Breaker,
 }
 
 impl RestartHistory {
-    /// A clean record of a child that starts now.
-    pub fn new(policy: RestartPolicy, now: Timestamp) -> Self {
-        RestartHistory { policy, recent: VecDeque::new(), failures_in_a_row: 0, started: now, breaker: Breaker::Closed }
+    /// A clean record.
+    pub fn new(policy: RestartPolicy) -> Self {
+        let (recent, breaker) = (VecDeque::new(), Breaker::Closed);
+        RestartHistory { policy, recent, failures_in_a_row: 0, healthy_since: None, breaker }
+    }
+
+    /// The rule.
+    pub fn policy(&self) -> &RestartPolicy {
+        &self.policy
     }
 
     /// State of the breaker.
@@ -100,17 +107,22 @@ impl RestartHistory {
         self.breaker
     }
 
-    /// Notes that the child has been started again.
-    pub fn on_started(&mut self, now: Timestamp) {
-        self.started = now;
+    /// Notes that the child has been started. It is good for nothing yet.
+    pub fn on_started(&mut self) {
+        self.healthy_since = None;
         if self.breaker == Breaker::Open {
             self.breaker = Breaker::HalfOpen;
         }
     }
 
+    /// Notes that the child has been good for something since this moment: an hour of trying to load a model is no life.
+    pub fn on_healthy(&mut self, since: Timestamp) {
+        self.healthy_since = Some(since);
+    }
+
     /// Decides about a child that died now. `roll` is any random number.
     pub fn on_exit(&mut self, now: Timestamp, roll: u64) -> Decision {
-        if now.since(self.started) >= self.policy.period {
+        if self.healthy_since.take().is_some_and(|since| now.since(since) >= self.policy.period) {
             self.failures_in_a_row = 0;
             self.breaker = Breaker::Closed;
         }
@@ -151,26 +163,38 @@ mod tests {
         Timestamp::from_micros(seconds * 1_000_000)
     }
 
+    /// A child that started, and was healthy at once, at 0.
+    fn alive(excess: Excess) -> RestartHistory {
+        let mut history = RestartHistory::new(policy(excess));
+        start(&mut history, 0);
+        history
+    }
+
+    fn start(history: &mut RestartHistory, now: u64) {
+        history.on_started();
+        history.on_healthy(at(now));
+    }
+
     fn restart(seconds: u32) -> Decision {
         Decision::Restart { after: seconds * SECOND }
     }
 
     #[test]
     fn escalates_on_exactly_the_first_restart_beyond_the_intensity() {
-        let mut history = RestartHistory::new(policy(Excess::Escalate), at(0));
+        let mut history = alive(Excess::Escalate);
         for (now, want) in [(1, restart(1)), (2, restart(2)), (3, restart(4)), (4, Decision::Escalate)] {
             assert_eq!(history.on_exit(at(now), 0), want, "at {now}");
-            history.on_started(at(now));
+            start(&mut history, now);
         }
     }
 
     #[test]
     fn a_restart_exactly_one_period_old_still_counts_and_an_older_one_does_not() {
         for (last, want_escalation) in [(11, true), (12, false)] {
-            let mut history = RestartHistory::new(policy(Excess::Escalate), at(0));
+            let mut history = alive(Excess::Escalate);
             for now in [1, 9, 10] {
                 history.on_exit(at(now), 0);
-                history.on_started(at(now));
+                start(&mut history, now);
             }
             assert_eq!(history.on_exit(at(last), 0) == Decision::Escalate, want_escalation, "at {last}");
         }
@@ -190,25 +214,34 @@ mod tests {
 
     #[test]
     fn a_child_that_lived_a_period_starts_with_a_clean_record() {
-        let mut history = RestartHistory::new(policy(Excess::Escalate), at(0));
+        let mut history = alive(Excess::Escalate);
         history.on_exit(at(1), 0);
-        history.on_started(at(2));
+        start(&mut history, 2);
         assert_eq!(history.on_exit(at(12), 0), restart(1));
     }
 
     #[test]
     fn the_breaker_opens_probes_once_and_closes_after_a_period_of_life() {
-        let mut history = RestartHistory::new(policy(Excess::OpenBreaker(60 * SECOND)), at(0));
+        let mut history = alive(Excess::OpenBreaker(60 * SECOND));
         for now in 1..=3 {
             history.on_exit(at(now), 0);
-            history.on_started(at(now));
+            start(&mut history, now);
         }
         assert_eq!((history.on_exit(at(4), 0), history.breaker()), (restart(60), Breaker::Open));
-        history.on_started(at(64));
+        start(&mut history, 64);
         assert_eq!(history.breaker(), Breaker::HalfOpen);
         assert_eq!((history.on_exit(at(65), 0), history.breaker()), (restart(60), Breaker::Open), "the probe failed");
-        history.on_started(at(125));
+        start(&mut history, 125);
         history.on_exit(at(135), 0);
         assert_eq!(history.breaker(), Breaker::Closed, "the probe lived");
+    }
+
+    #[test]
+    fn an_hour_of_trying_is_no_life() {
+        let mut history = RestartHistory::new(policy(Excess::OpenBreaker(60 * SECOND)));
+        for (attempt, want) in [(1, 1), (2, 2), (3, 4), (4, 8)] {
+            history.on_started();
+            assert_eq!(history.on_exit(at(attempt * 3_600), 0), restart(want), "attempt {attempt}");
+        }
     }
 }

@@ -27,6 +27,9 @@ pub(crate) enum HttpError {
     /// No connection, or nothing came back on it: the server has not begun to work on it, as far as can be known.
     #[error("{0}")]
     Connect(String),
+    /// No answer came in time: the server may be at work on it.
+    #[error("{0}")]
+    Timeout(String),
     /// The connection broke.
     #[error("{0}")]
     Broken(String),
@@ -89,7 +92,7 @@ impl HttpClient {
     /// Gets a whole answer within `limit`.
     pub(crate) async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
         let answer = async { whole(self.send(Method::GET, path, &[], Vec::new()).await?).await };
-        let late = |_| HttpError::Connect(format!("no answer to {path} within {limit:?}"));
+        let late = |_| HttpError::Timeout(format!("no answer to {path} within {limit:?}"));
         timeout(limit, answer).await.map_err(late)?
     }
 }

@@ -28,6 +28,8 @@ use crate::gpu::sse::SseParser;
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 /// Time between two looks at a slot that is being left.
 const SLOT_PERIOD: Duration = Duration::from_millis(5);
+/// How long figures may take; less than a probe has.
+const METRICS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Idle looks in a row at the slot of a run that was left before its answer had begun: the server may still have had to
 /// take the request up. 50 ms, some ten times what it needs for that.
 const IDLE_LOOKS_UNANSWERED: u32 = 10;
@@ -162,6 +164,10 @@ impl LlamaCpp {
                 "the server has {have} slots, the pool is configured for {want}"
             )));
         }
+        // Without it nobody could say when a cancelled run has really ended.
+        client.get("/slots", ASK_TIMEOUT).await.map_err(|error| {
+            EngineError::Preload(format!("/slots: {error}; start the server with its slots endpoint enabled"))
+        })?;
         // The server knows no digest of its file: what the file is made of stands in for it.
         let models: Models = ask(client, "/v1/models").await?;
         let meta = models.data.into_iter().next().and_then(|model| model.meta).unwrap_or_default();
@@ -203,12 +209,18 @@ async fn ask<T: serde::de::DeserializeOwned>(client: &HttpClient, path: &str) ->
 fn lost(error: HttpError) -> EngineError {
     match error {
         HttpError::Connect(text) => EngineError::Unreachable(text),
-        HttpError::Broken(text) => EngineError::Lost(text),
+        HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text),
         HttpError::Status { status: StatusCode::BAD_REQUEST, body } => EngineError::Refused(body),
         // Busy or still loading: it has not begun.
         HttpError::Status { status: StatusCode::SERVICE_UNAVAILABLE, body } => EngineError::Unreachable(body),
         HttpError::Status { status, body } => EngineError::Lost(format!("status {status}: {body}")),
     }
+}
+
+/// Whether the server says that this slot computes nothing.
+fn is_idle(slots: &[u8], slot: u32) -> bool {
+    let slots: Option<Vec<Slot>> = serde_json::from_slice(slots).ok();
+    slots.is_some_and(|slots| slots.iter().all(|known| known.id != slot || !known.is_processing))
 }
 
 /// What one event of the answer amounts to.
@@ -295,11 +307,11 @@ impl Engine for LlamaCpp {
         let unanswered = self.unanswered[slot as usize].swap(false, Relaxed);
         let mut looks_left = if unanswered { IDLE_LOOKS_UNANSWERED } else { 1 };
         while looks_left > 0 {
-            match ask::<Vec<Slot>>(client, "/slots").await {
-                Ok(slots) if slots.iter().any(|known| known.id == slot && known.is_processing) => {}
-                Ok(_) => looks_left -= 1,
-                Err(EngineError::Unreachable(_)) => return, // It is gone, and computes nothing anywhere.
-                Err(_) => {}
+            match client.get("/slots", ASK_TIMEOUT).await.map(|body| is_idle(&body, slot)) {
+                Ok(true) => looks_left -= 1,
+                Err(HttpError::Connect(_)) => return, // It is gone, and computes nothing anywhere.
+                // Busy, or not answering because it is: it looks at its slots between two batches only.
+                Ok(false) | Err(_) => {}
             }
             if looks_left > 0 {
                 sleep(SLOT_PERIOD).await;
@@ -308,7 +320,12 @@ impl Engine for LlamaCpp {
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
-        let text = self.client()?.get("/metrics", ASK_TIMEOUT).await.map_err(lost)?;
+        // `/health` is answered beside the computation, `/metrics` only between two batches, and by servers that were
+        // told to have it: the one says whether the server lives, the other adds figures when it can.
+        self.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
+        let Ok(text) = self.client()?.get("/metrics", METRICS_TIMEOUT).await else {
+            return Ok(Telemetry::default());
+        };
         let text = String::from_utf8_lossy(&text);
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -1,11 +1,13 @@
 //! `orchestratord serve`: the runtime, the HTTP API around it, and the signals that end both.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -13,7 +15,10 @@ use crate::orchestrator::Orchestrator;
 use crate::service::cli::{LogFormat, ServeArguments, say};
 use crate::service::{config_file, engines, http};
 
-/// Serves until a signal comes. SIGTERM and SIGINT drain first; a second signal ends at once.
+/// How long clients may take to close their connections when everything has ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until a signal comes. SIGTERM, SIGINT and SIGHUP drain first; a second signal ends at once.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     log_to_stderr(arguments.log_format);
     let config = match &arguments.config {
@@ -56,20 +61,24 @@ async fn drain(
 ) {
     orchestrator.stop().await;
     let _ = stop.send(()); // The server is gone: it has stopped.
-    if let Ok(Err(error)) = server.await {
-        tracing::error!(%error, "the server failed");
+    match timeout(CLOSE_TIMEOUT, server).await {
+        Ok(Ok(Err(error))) => tracing::error!(%error, "the server failed"),
+        Ok(_) => {}
+        Err(_) => tracing::warn!("some clients did not close their connections in time"),
     }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT and SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
     }
 
     async fn next(&mut self) {
@@ -77,6 +86,7 @@ impl Signals {
             biased;
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {} // The terminal is gone; the engines must not stay behind.
         }
     }
 }

@@ -82,7 +82,8 @@ struct Connection {
     tokens: u32,
     started: Option<(PoolId, bool)>,
     metrics_period: Duration,
-    metrics_at: Instant,
+    /// When the last `metrics` event went out, or the task started.
+    measured_at: Instant,
     keep_alive: Duration,
 }
 
@@ -93,6 +94,7 @@ enum Due {
     Comment,
 }
 
+#[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
 impl Connection {
     /// The next piece to send, or `None` when nothing will follow.
     async fn next_piece(&mut self) -> Option<Bytes> {
@@ -103,12 +105,14 @@ impl Connection {
         let task_id = self.stream.task_id().clone();
         let silence = tokio::time::sleep(self.keep_alive);
         let has_started = self.started.is_some();
-        let (tokens, started) = (&mut self.tokens, &mut self.started);
+        let metrics_at = self.measured_at + self.metrics_period;
+        let (tokens, started, measured_at) = (&mut self.tokens, &mut self.started, &mut self.measured_at);
         let due = tokio::select! {
             biased;
             open = self.stream.visit_next(|index, event| match event {
                 EventRef::Started(event) => {
                     *started = Some((event.identity.replica.pool.clone(), event.kv_warmth));
+                    *measured_at = Instant::now();
                     frame(&mut buffer, Some(index), "started", &started_data(&task_id, event));
                 }
                 EventRef::Token { text, index: i } => {
@@ -121,7 +125,7 @@ impl Connection {
                 self.open = open;
                 Due::Events
             }
-            () = sleep_until(self.metrics_at), if has_started => Due::Metrics,
+            () = sleep_until(metrics_at), if has_started => Due::Metrics,
             () = silence => Due::Comment,
         };
         match due {
@@ -133,10 +137,11 @@ impl Connection {
     }
 
     fn metrics(&mut self, buffer: &mut Vec<u8>) {
-        self.metrics_at += self.metrics_period;
+        let elapsed = self.measured_at.elapsed();
+        self.measured_at = Instant::now();
         let Some((pool, kv_warmth)) = &self.started else { return };
         let queue_depth = self.orchestrator.pool_shared(pool).map_or(0, |pool| pool.depth_total());
-        let tokens_per_s = f64::from(std::mem::take(&mut self.tokens)) / self.metrics_period.as_secs_f64();
+        let tokens_per_s = f64::from(std::mem::take(&mut self.tokens)) / elapsed.as_secs_f64().max(1e-3);
         frame(buffer, None, "metrics", &MetricsData { queue_depth, tokens_per_s, kv_warmth: *kv_warmth });
     }
 }
@@ -146,14 +151,17 @@ impl Connection {
 pub(crate) fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
     let http = &orchestrator.shared().config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);
+    // A reader that comes back does not see `started` again.
+    let view = stream.view();
+    let started = view.replica_id.map(|replica| (replica.pool, view.kv_warmth));
     let connection = Connection {
         orchestrator: orchestrator.clone(),
         stream,
         open: true,
         tokens: 0,
-        started: None,
+        started,
         metrics_period,
-        metrics_at: Instant::now() + metrics_period,
+        measured_at: Instant::now(),
         keep_alive: Duration::from_millis(http.keep_alive_ms),
     };
     let pieces = futures_util::stream::unfold(connection, |mut connection| async move {

@@ -95,6 +95,7 @@ pub(crate) async fn status(
 #[utoipa::path(get, path = "/v1/tasks/{id}/stream",
     params(("id" = String, Path), ("Last-Event-ID" = Option<u64>, Header)), responses(
     (status = 200, description = "Events: started, token, metrics, end, error.", content_type = "text/event-stream"),
+    (status = 204, description = "Nothing follows behind Last-Event-ID."),
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn stream(
@@ -112,6 +113,9 @@ pub(crate) async fn stream(
         }
     };
     let stream: TaskStream = orchestrator.stream(&id, from).ok_or_else(|| unknown(&id))?;
+    if from > 0 && stream.is_exhausted() {
+        return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
+    }
     Ok(event_stream(&orchestrator, stream))
 }
 

@@ -23,7 +23,7 @@ impl Load {
         self.next += 1;
         let orchestrator = orchestrator.clone();
         self.tasks.push(tokio::spawn(async move {
-            let mut request = request(&format!("t{number}"), 1 + (number % 20) as u32);
+            let mut request = request(&format!("t{number}"), 10 + (number % 40) as u32);
             request.session_id = Some(orchestrator_core::core::SessionId::parse(&format!("s{}", number % 7)).unwrap());
             let submitted = orchestrator.submit(request).await.ok()?;
             Some(read_whole(submitted.stream()).await.1)
@@ -38,8 +38,12 @@ async fn strike(actor: &'static str) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut load = Load { tasks: Vec::new(), next: 0 };
     for round in 1..=u64::from(PANICS) {
+        // Every slot is taken and some tasks wait when the panic strikes.
+        for _ in 0..12 {
+            load.add(&orchestrator);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
         env.arm_panic(actor);
-        // Under load until the panic has struck, and a little longer.
         while env.panics_fired() < round {
             load.add(&orchestrator);
             orchestrator.ping_supervisors();
