@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::actors::event_log::{Event, EventRef};
-use crate::actors::record::{TaskRecord, TaskView};
+use crate::actors::record::TaskRecord;
+use crate::actors::task_view::TaskView;
 use crate::core::id::TaskId;
 
 /// The events of one task, from an index on, as they come.

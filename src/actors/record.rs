@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::actors::event_log::{End, EventLog, EventRef, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
 use crate::actors::shared::PoolShared;
-use crate::core::error::TaskError;
-use crate::core::id::{ClientId, Epoch, PoolId, ReplicaId, TaskId, TaskSeq};
+use crate::actors::task_view::{TaskView, Timing};
+use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest, Terminal};
 use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
 
@@ -75,54 +74,6 @@ pub(crate) struct SealedTask {
     pub(crate) tokens_out: u32,
     /// Memory that the record goes on holding.
     pub(crate) bytes: usize,
-}
-
-/// How long each part of a task's life took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timing {
-    /// Submission to the newest attempt's begin, or to the end of a task that was never begun.
-    pub(crate) queue: Duration,
-    /// Submission to the first token.
-    pub(crate) first_token: Option<Duration>,
-    /// First token to the end.
-    pub(crate) decode: Duration,
-    /// Submission to the end.
-    pub(crate) total: Duration,
-}
-
-/// A task as a client sees it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TaskView {
-    /// Its id.
-    pub task_id: TaskId,
-    /// Where it stands.
-    pub phase: Phase,
-    /// Who pays for it.
-    pub client_id: ClientId,
-    /// Its class.
-    pub priority: Priority,
-    /// The pool that it was routed to.
-    pub pool_id: Option<PoolId>,
-    /// The replica that runs it, or ran it last.
-    pub replica_id: Option<ReplicaId>,
-    /// The seed that it runs with.
-    pub seed: u64,
-    /// Tasks that were ahead when it was accepted.
-    pub queue_position: u64,
-    /// Predicted time from acceptance to start, in milliseconds.
-    pub predicted_start_ms: u64,
-    /// Whether its newest attempt found its session's KV cache warm.
-    pub kv_warmth: bool,
-    /// Attempts that were begun.
-    pub attempts: u32,
-    /// Tokens so far.
-    pub tokens_out: u32,
-    /// How it ended well, if it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub end: Option<End>,
-    /// How it failed, if it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<TaskError>,
 }
 
 impl TaskRecord {

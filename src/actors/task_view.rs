@@ -1,0 +1,58 @@
+//! A task from outside: as a client sees it, and how long each part of its life took.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::actors::event_log::End;
+use crate::core::error::TaskError;
+use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
+use crate::core::task::{Phase, Priority};
+
+/// How long each part of a task's life took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    /// Submission to the newest attempt's begin, or to the end of a task that was never begun.
+    pub(crate) queue: Duration,
+    /// Submission to the first token.
+    pub(crate) first_token: Option<Duration>,
+    /// First token to the end.
+    pub(crate) decode: Duration,
+    /// Submission to the end.
+    pub(crate) total: Duration,
+}
+
+/// A task as a client sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TaskView {
+    /// Its id.
+    pub task_id: TaskId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Who pays for it.
+    pub client_id: ClientId,
+    /// Its class.
+    pub priority: Priority,
+    /// The pool that it was routed to.
+    pub pool_id: Option<PoolId>,
+    /// The replica that runs it, or ran it last.
+    pub replica_id: Option<ReplicaId>,
+    /// The seed that it runs with.
+    pub seed: u64,
+    /// Tasks that were ahead when it was accepted.
+    pub queue_position: u64,
+    /// Predicted time from acceptance to start, in milliseconds.
+    pub predicted_start_ms: u64,
+    /// Whether its newest attempt found its session's KV cache warm.
+    pub kv_warmth: bool,
+    /// Attempts that were begun.
+    pub attempts: u32,
+    /// Tokens so far.
+    pub tokens_out: u32,
+    /// How it ended well, if it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+    /// How it failed, if it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<TaskError>,
+}

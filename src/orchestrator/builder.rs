@@ -1,0 +1,94 @@
+//! What a runtime is made of, and how its parts come together.
+
+use std::sync::Arc;
+
+use crate::actors::address::Address;
+use crate::actors::gate::IntakeGate;
+use crate::actors::ledger::Ledger;
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::config::{Config, ConfigError, PoolConfig};
+use crate::env::Env;
+use crate::gpu::engine::{Engine, EngineContext, EngineFactory};
+use crate::orchestrator::handle::Orchestrator;
+use crate::orchestrator::life::Life;
+
+/// What a runtime is made of.
+pub struct Builder {
+    pub(super) config: Config,
+    pub(super) factories: Vec<EngineFactory>,
+    pub(super) env: Option<Env>,
+}
+
+/// Why a runtime could not be started. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("the configuration is wrong: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Config(Vec<ConfigError>),
+    /// The tree of actors could not be started.
+    #[error("the actors could not be started: {0}")]
+    Actors(String),
+}
+
+impl Builder {
+    /// Adds a pool, and what makes an engine for each life of each of its workers.
+    #[must_use]
+    pub fn pool<E, F>(mut self, config: PoolConfig, factory: F) -> Self
+    where
+        E: Engine,
+        F: Fn(&EngineContext) -> E + Send + Sync + 'static,
+    {
+        self.config.pools.push(config);
+        self.factories.push(Arc::new(move |context| Arc::new(factory(context))));
+        self
+    }
+
+    /// Sets everything but the pools.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = Config { pools: self.config.pools, ..config };
+        self
+    }
+
+    /// Sets where time and chance come from; without it, they are real.
+    #[must_use]
+    pub fn env(mut self, env: Env) -> Self {
+        self.env = Some(env);
+        self
+    }
+
+    /// Starts the runtime. Pools load their models behind it; tasks may be submitted at once and wait.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(self) -> Result<Orchestrator, StartError> {
+        let faults = self.config.faults();
+        if !faults.is_empty() {
+            return Err(StartError::Config(faults));
+        }
+        let env = self.env.unwrap_or_else(Env::real);
+        let runtime = assemble(self.config, self.factories, env).map_err(|error| StartError::Config(vec![error]))?;
+        let life = Life::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
+        Ok(Orchestrator { runtime, life: Arc::new(life) })
+    }
+}
+
+fn assemble(config: Config, factories: Vec<EngineFactory>, env: Env) -> Result<Arc<RuntimeShared>, ConfigError> {
+    let mut places = config.intake_margin as usize;
+    let mut pools = Vec::new();
+    for (position, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
+        places += pool.queue.capacity as usize + pool.slots as usize * pool.replicas.len();
+        pools.push(PoolShared::new(position as u16, pool.clone(), env.clone(), factory)?);
+    }
+    Ok(Arc::new(RuntimeShared {
+        ledger: Ledger::new(env.clone(), config.retention.clone()),
+        env,
+        config,
+        gate: IntakeGate::new(places),
+        pools,
+        admission: Address::default(),
+        sessions: Address::default(),
+        rejected: Default::default(),
+        gate_closed: Default::default(),
+    }))
+}

@@ -1,0 +1,214 @@
+//! A running runtime, from outside.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::actors::pool_supervisor::PoolSupervisorMsg;
+use crate::actors::reader::TaskStream;
+use crate::actors::root::RootMsg;
+use crate::actors::sessions::{SessionView, SessionsMsg};
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::supervise::STOPPED;
+use crate::actors::task_view::TaskView;
+use crate::config::Config;
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
+use crate::core::lifecycle::{Intent, PoolState};
+use crate::env::Env;
+use crate::orchestrator::builder::Builder;
+use crate::orchestrator::life::Life;
+use crate::orchestrator::submission::end_by_client;
+
+/// Longest wait for an actor to come back.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two looks at engines that are about to end.
+const ENGINE_END_PERIOD: Duration = Duration::from_millis(1);
+
+/// A running runtime. Cheap to clone; the runtime stops when the last clone is dropped.
+#[derive(Clone)]
+pub struct Orchestrator {
+    pub(super) runtime: Arc<RuntimeShared>,
+    pub(super) life: Arc<Life>,
+}
+
+/// What a cancel found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CancelOutcome {
+    /// The task has ended by this cancel. No token follows (ORCH-3026).
+    Canceled(TaskView),
+    /// The task had ended already; its end stands.
+    AlreadyEnded(TaskView),
+    /// There is no such task, or it has been forgotten.
+    Unknown,
+}
+
+impl Orchestrator {
+    /// A runtime to be.
+    pub fn builder() -> Builder {
+        Builder { config: Config::default(), factories: Vec::new(), env: None }
+    }
+
+    /// The task with this id, as it stands now; `None` when there is none, or it has been forgotten.
+    pub fn task(&self, id: &TaskId) -> Option<TaskView> {
+        self.runtime.ledger.get(id).map(|record| record.view())
+    }
+
+    /// The events of a task from index `from` on; `None` when there is no such task.
+    pub fn stream(&self, id: &TaskId, from: usize) -> Option<TaskStream> {
+        self.runtime.ledger.get(id).map(|record| TaskStream::new(record, from))
+    }
+
+    /// Ends a task. When this returns, its log is sealed: no token follows (ORCH-3017, ORCH-3026).
+    pub fn cancel(&self, id: &TaskId) -> CancelOutcome {
+        let Some(record) = self.runtime.ledger.get(id) else {
+            return CancelOutcome::Unknown;
+        };
+        match end_by_client(&self.runtime, &record) {
+            true => CancelOutcome::Canceled(record.view()),
+            false => CancelOutcome::AlreadyEnded(record.view()),
+        }
+    }
+
+    /// Begins to drain a pool: it takes nothing new, finishes what it has within its `drain_ms`, and then stops its
+    /// workers. Returns the state that it is in, or `None` when there is no such pool.
+    pub fn drain(&self, pool: &PoolId) -> Option<PoolState> {
+        let pool = self.pool_shared(pool)?;
+        if pool.intent() == Intent::Serve {
+            pool.set_intent(Intent::Drain); // At once: nothing new comes in from here on.
+            pool.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+        }
+        Some(pool.state())
+    }
+
+    /// Waits until a pool is in a state that `wanted` names; `None` when there is no such pool.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn until_pool(&self, pool: &PoolId, wanted: impl Fn(PoolState) -> bool) -> Option<PoolState> {
+        let pool = self.pool_shared(pool)?;
+        loop {
+            let changed = pool.state_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable(); // Before the look, so that no change is missed.
+            let state = pool.state();
+            if wanted(state) {
+                return Some(state);
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until every pool has a Ready replica.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn until_ready(&self) {
+        for pool in &self.runtime.pools {
+            self.until_pool(&pool.id, |state| state == PoolState::Ready).await;
+        }
+    }
+
+    /// What is known of a client's conversation.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the sessions actor does not answer.
+    pub async fn session(&self, client: &ClientId, session: &SessionId) -> Result<Option<SessionView>, TaskError> {
+        let (client, session) = (client.clone(), session.clone());
+        self.ask_sessions(|reply| SessionsMsg::Observe { session, client, reply }).await
+    }
+
+    /// Forgets a client's conversation; returns what was known of it.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the sessions actor does not answer.
+    pub async fn end_session(&self, client: &ClientId, session: &SessionId) -> Result<Option<SessionView>, TaskError> {
+        let (client, session) = (client.clone(), session.clone());
+        self.ask_sessions(|reply| SessionsMsg::Forget { session, client, reply }).await
+    }
+
+    async fn ask_sessions(
+        &self,
+        message: impl FnOnce(ractor::RpcReplyPort<Option<SessionView>>) -> SessionsMsg,
+    ) -> Result<Option<SessionView>, TaskError> {
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        self.runtime.sessions.cast(message(sender.into()));
+        let lost = || TaskError::new(ErrorCode::Internal, "the sessions actor did not answer");
+        timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())
+    }
+
+    /// Drains every pool, then ends all actors and engines.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the drains under way; drop the handle to end at once.
+    pub async fn stop(self) {
+        let replicas = self.runtime.pools.iter().flat_map(|pool| &pool.replicas);
+        let engines: Vec<_> =
+            replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
+        for pool in &self.runtime.pools {
+            self.drain(&pool.id);
+        }
+        let ended = self.life.ended.clone();
+        let drained = async {
+            for pool in &self.runtime.pools {
+                self.until_pool(&pool.id, |state| state == PoolState::Stopped).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = drained => {}
+            () = ended.wait() => {}
+        }
+        if let Some(root) = self.life.root.lock().clone() {
+            root.stop(Some(STOPPED.into()));
+        }
+        ended.wait().await;
+        // What still held an engine was aborted just now and lets go when it is next polled.
+        let gone = async {
+            while engines.iter().any(|engine| engine.strong_count() > 0) {
+                tokio::time::sleep(ENGINE_END_PERIOD).await;
+            }
+        };
+        if timeout(ANSWER_TIMEOUT, gone).await.is_err() {
+            tracing::error!("an engine is still held by somebody");
+        }
+    }
+
+    /// Whether the runtime has ended, by [`Orchestrator::stop`] or because its actors failed too often.
+    pub fn has_ended(&self) -> bool {
+        self.life.ended.is_set()
+    }
+
+    /// Waits until the runtime has ended.
+    pub fn until_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let ended = self.life.ended.clone();
+        async move { ended.wait().await }
+    }
+
+    /// Where time and chance come from.
+    pub fn env(&self) -> &Env {
+        &self.runtime.env
+    }
+
+    /// Makes every supervisor handle a message, so that planned faults strike them too. For tests.
+    #[doc(hidden)]
+    pub fn ping_supervisors(&self) {
+        if let Some(root) = self.life.root.lock().clone() {
+            let _ = root.cast(RootMsg::Ping);
+        }
+        for pool in &self.runtime.pools {
+            pool.supervisor.cast(PoolSupervisorMsg::Ping);
+        }
+    }
+
+    pub(crate) fn pool_shared(&self, id: &PoolId) -> Option<&Arc<PoolShared>> {
+        self.runtime.pools.iter().find(|pool| pool.id == *id)
+    }
+
+    pub(crate) fn shared(&self) -> &RuntimeShared {
+        &self.runtime
+    }
+}

@@ -1,0 +1,10 @@
+//! The public handle: start a runtime, submit tasks, read and cancel them, look at it, stop it.
+
+mod builder;
+mod handle;
+mod life;
+mod submission;
+
+pub use builder::{Builder, StartError};
+pub use handle::{CancelOutcome, Orchestrator};
+pub use submission::Submitted;

@@ -1,0 +1,191 @@
+//! How a task gets in: the gate, the ledger, the question, and what becomes of a caller that goes away.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::actors::admission::AdmissionMsg;
+use crate::actors::queue::{Accepted, QueueMsg, Submission, Verdict};
+use crate::actors::reader::TaskStream;
+use crate::actors::record::TaskRecord;
+use crate::actors::shared::{RuntimeShared, code_index};
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::TaskId;
+use crate::core::task::{Phase, TaskRequest, Terminal};
+use crate::core::units::millis_ceil;
+use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
+
+/// How often a submission is sent again after the actor that had it died. Each death is a bug; five in a row within one
+/// submission are an outage.
+const SENDS_MAX: u32 = 5;
+
+/// An accepted task.
+pub struct Submitted {
+    /// Its id.
+    pub task_id: TaskId,
+    /// Tasks that will be started before it (ORCH-3029).
+    pub queue_position: u64,
+    /// Predicted time until it starts, in milliseconds.
+    pub predicted_start_ms: u64,
+    /// How long a well-behaved client waits before it sends the next task, in milliseconds; 0 while a slot is free.
+    pub backoff_ms: u64,
+    record: Arc<TaskRecord>,
+}
+
+impl Submitted {
+    /// The task's events, from the first on.
+    pub fn stream(&self) -> TaskStream {
+        TaskStream::new(self.record.clone(), 0)
+    }
+}
+
+/// A submission that has no verdict yet. Dropped, it takes the task back.
+struct Undecided<'a> {
+    runtime: &'a RuntimeShared,
+    record: &'a Arc<TaskRecord>,
+    decided: bool,
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        if !self.decided {
+            end_by_client(self.runtime, self.record);
+        }
+    }
+}
+
+/// Seals first and tells the holder second; whoever comes late finds the seal.
+pub(super) fn end_by_client(runtime: &RuntimeShared, record: &Arc<TaskRecord>) -> bool {
+    let sealed = runtime.ledger.seal(record, None, Terminal::CANCELED).is_ok();
+    // Read behind the seal: before it, the task could still be routed and queued.
+    if let (true, Some(pool)) = (sealed, record.pool()) {
+        pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes only what is not sealed.
+    }
+    sealed
+}
+
+impl Orchestrator {
+    /// Hands in a task and waits for the verdict.
+    ///
+    /// A task id that is known already returns the first submission's state (ORCH-3024), if the request is the same.
+    ///
+    /// # Errors
+    /// [`TaskError`] when the task was not accepted; nothing of it is left, and its id is free.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the task back, whether it was accepted meanwhile or not.
+    pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        let runtime = &*self.runtime;
+        let request = Arc::new(request);
+        while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
+            if let Some(outcome) = same_task(known, &request).await {
+                return outcome;
+            }
+        }
+        let Some(permit) = runtime.gate.try_enter() else {
+            return Err(self.refused(gate_closed(runtime, &request)));
+        };
+        let now = runtime.env.now();
+        let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
+        let record = match runtime.ledger.open(id, &request, permit, now) {
+            Ok(record) => record,
+            // Somebody submitted the same id just now.
+            Err(known) => return same_task(known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
+        };
+        let mut undecided = Undecided { runtime, record: &record, decided: false };
+        let verdict = self.ask(&record).await;
+        undecided.decided = true;
+        drop(undecided);
+        match verdict {
+            Ok(accepted) => Ok(submitted(record, accepted)),
+            Err(error) => {
+                let _ = runtime.ledger.seal(&record, None, Terminal::Error(error.clone())); // Cancelled just now.
+                Err(self.refused(error))
+            }
+        }
+    }
+
+    /// Sends a task in until somebody answers: what dies in a mailbox is sent again.
+    async fn ask(&self, record: &Arc<TaskRecord>) -> Verdict {
+        for _ in 0..SENDS_MAX {
+            let (sender, receiver) = ractor::concurrency::oneshot();
+            let submission = Submission { record: record.clone(), reply: sender.into() };
+            if self.runtime.admission.cast(AdmissionMsg::Submit(submission)) {
+                match receiver.await {
+                    Ok(verdict) => return verdict,
+                    Err(_) if record.was_accepted() => {
+                        // The queue died between its decision and its answer; the decision stands.
+                        let (queue_position, predicted_start) = record.promise();
+                        return Ok(Accepted { queue_position, predicted_start });
+                    }
+                    Err(_) if record.phase() == Phase::Terminal => {
+                        let text = "the task was cancelled before it was accepted";
+                        return Err(TaskError::new(ErrorCode::AdmissionReject, text).retry_after(Duration::ZERO));
+                    }
+                    Err(_) => {}
+                }
+            }
+            if self.life.ended.is_set() || timeout(ANSWER_TIMEOUT, self.until_way_in(record)).await.is_err() {
+                break;
+            }
+        }
+        let text = "admission did not answer; the task was not accepted";
+        Err(TaskError::new(ErrorCode::Internal, text).retry_after(ANSWER_TIMEOUT))
+    }
+
+    /// Waits until everybody lives whom this task has to pass: its message may have died with any of them.
+    async fn until_way_in(&self, record: &TaskRecord) {
+        self.runtime.admission.until_alive().await;
+        if let Some(pool) = record.pool() {
+            pool.queue.until_alive().await;
+        }
+    }
+
+    fn refused(&self, error: TaskError) -> TaskError {
+        let counter = &self.runtime.rejected[code_index(error.code)];
+        counter.fetch_add(1, Relaxed);
+        error
+    }
+}
+
+/// The first submission's state, for one that repeats it (ORCH-3024), as soon as the first has been decided. `None` when
+/// it was not accepted: its id is free.
+async fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Option<Result<Submitted, TaskError>> {
+    if *known.request != *request {
+        let text = format!("field 'task_id': {} is the id of another task; take a new one", known.id);
+        return Some(Err(TaskError::new(ErrorCode::InvalidParams, text)));
+    }
+    if !known.until_decided().await {
+        tokio::task::yield_now().await; // Whoever sealed it is about to forget it.
+        return None;
+    }
+    let (queue_position, predicted_start) = known.promise();
+    Some(Ok(submitted(known, Accepted { queue_position, predicted_start })))
+}
+
+/// Two submissions of one id met, and the first was not accepted.
+fn undecided_twin() -> TaskError {
+    let text = "another submission of this task id was refused just now";
+    TaskError::new(ErrorCode::AdmissionReject, text).retry_after(Duration::ZERO)
+}
+
+fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
+    let predicted_start_ms = millis_ceil(accepted.predicted_start);
+    Submitted {
+        task_id: record.id.clone(),
+        queue_position: accepted.queue_position,
+        predicted_start_ms,
+        backoff_ms: predicted_start_ms,
+        record,
+    }
+}
+
+/// The refusal of a runtime that has as many tasks as it may have anywhere.
+fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
+    runtime.gate_closed.fetch_add(1, Relaxed);
+    let wait = runtime.pools.iter().map(|pool| pool.expected_wait(request.priority)).min().unwrap_or_default();
+    let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
+    TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(wait)
+}
