@@ -41,7 +41,7 @@ impl Submitted {
     }
 }
 
-/// A submission that has no verdict yet. Dropped, it takes the task back.
+/// A submission whose caller has no verdict yet. Dropped, it takes the task back.
 struct Undecided<'a> {
     runtime: &'a RuntimeShared,
     record: &'a Arc<TaskRecord>,
@@ -50,7 +50,9 @@ struct Undecided<'a> {
 
 impl Drop for Undecided<'_> {
     fn drop(&mut self) {
-        if !self.decided {
+        // A task that was accepted meanwhile under an id that its caller chose is found under it when the caller comes back.
+        let can_be_found = self.record.request.task_id.is_some() && self.record.was_accepted();
+        if !self.decided && !can_be_found {
             end_by_client(self.runtime, self.record);
         }
     }
@@ -75,7 +77,8 @@ impl Orchestrator {
     /// [`TaskError`] when the task was not accepted; nothing of it is left, and its id is free.
     ///
     /// # Cancel safety
-    /// Dropping the future takes the task back, whether it was accepted meanwhile or not.
+    /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own goes
+    /// on: submitting it again finds it.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
         let runtime = &*self.runtime;
         let request = Arc::new(request);

@@ -79,3 +79,24 @@ async fn a_wrong_request_is_refused_before_any_queue() {
     assert_eq!(orchestrator.pools()[0].enqueued, [0, 0]);
     assert_eq!(orchestrator.view().tasks_open, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_id_shares_the_decision_and_not_the_callers_fate() {
+    let World { orchestrator, .. } = start(Env::simulated(2), vec![pool("a", 1, 1, millisecond())]).await;
+    orchestrator.until_ready().await;
+    for polls in 0..6 {
+        let id = format!("t{polls}");
+        let mut first = Box::pin(orchestrator.submit(request(&id, 5)));
+        let mut second = Box::pin(orchestrator.submit(request(&id, 5)));
+        assert!(futures_util::poll!(first.as_mut()).is_pending());
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
+        for _ in 0..polls {
+            tokio::task::yield_now().await;
+        }
+        drop(first); // The first caller goes away: what it had not been promised is taken back.
+        let again = second.await.unwrap_or_else(|error| panic!("{polls}: {error}"));
+        let (_, end) = read_whole(again.stream()).await;
+        let canceled = orchestrator_core::core::task::FinishReason::Canceled;
+        assert!(matches!(end, orchestrator_core::Event::End(end) if end.finish_reason != canceled), "{polls} polls");
+    }
+}

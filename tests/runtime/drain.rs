@@ -71,3 +71,36 @@ async fn dropping_the_last_handle_ends_every_task() {
     tokio::time::sleep(Duration::from_millis(1)).await; // Aborted tasks let go when they are next polled.
     assert_eq!(stats[0][0].active.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_meets_the_end_of_a_drain_ends_or_is_refused() {
+    // The drain begins at every point of a submission's way, with a conversation for one more mailbox.
+    for polls in 0..12 {
+        let World { orchestrator, .. } = start(Env::simulated(2), vec![pool("a", 1, 1, millisecond())]).await;
+        orchestrator.until_ready().await;
+        let mut request = request("t", 3);
+        request.session_id = Some(orchestrator_core::core::SessionId::parse("s").unwrap());
+        let submit = orchestrator.submit(request);
+        tokio::pin!(submit);
+        let mut outcome = None;
+        for _ in 0..polls {
+            if let std::task::Poll::Ready(result) = futures_util::poll!(submit.as_mut()) {
+                outcome = Some(result);
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        orchestrator.drain(&pool_id("a"));
+        let outcome = match outcome {
+            Some(outcome) => outcome,
+            None => submit.await,
+        };
+        match outcome {
+            Ok(submitted) => drop(read_whole(submitted.stream()).await),
+            Err(error) => assert_eq!(error.code, ErrorCode::PoolUnavailable, "{polls}: {error}"),
+        }
+        orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Stopped).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(is_idle(&orchestrator), "{polls}");
+    }
+}

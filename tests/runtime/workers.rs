@@ -197,3 +197,41 @@ async fn a_replica_that_is_not_like_its_siblings_never_becomes_ready() {
     assert_eq!((replicas[0].started[0], replicas[1].started[0]), (6, 0));
     assert!(replicas[1].preload_failures > 1 && replicas[1].preload_successes == 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_task_ends_at_its_deadline_and_not_at_its_turn() {
+    let World { orchestrator, .. } = start(Env::simulated(5), vec![pool("a", 1, 1, millisecond())]).await;
+    orchestrator.until_ready().await;
+    orchestrator.submit(request("long", 3_000)).await.unwrap();
+    let mut waits = request("waits", 5);
+    waits.deadline = Some(Duration::from_millis(200));
+    let waits = orchestrator.submit(waits).await.unwrap();
+    let begin = orchestrator.env().now();
+    let (_, end) = read_whole(waits.stream()).await;
+    assert!(matches!(&end, Event::Error(error) if error.code == ErrorCode::DecodeTimeout), "{end:?}");
+    assert!(orchestrator.env().now().since(begin) < Duration::from_millis(210));
+    assert_eq!(orchestrator.pools()[0].queue_depth, [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_whose_breakers_are_open_turns_its_waiting_tasks_out() {
+    let faults = SimFaults { refuse_preloads: 100, ..SimFaults::default() };
+    let World { orchestrator, .. } = start(Env::simulated(3), vec![pool("a", 1, 1, faulty(faults))]).await;
+    let waits = orchestrator.submit(request("t", 1)).await.unwrap();
+    let (_, end) = read_whole(waits.stream()).await;
+    let Event::Error(error) = end else { panic!("{end:?}") };
+    assert_eq!(error.code, ErrorCode::PoolUnavailable);
+    assert!(error.retry_after_ms.is_some_and(|ms| ms > 50_000), "it says when the next probe is made: {error:?}");
+    until_idle(&orchestrator).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_takes_long_to_fail_opens_its_breaker_too() {
+    let mut slow = pool("a", 1, 1, millisecond());
+    slow.sim.as_mut().unwrap().preload_us = 300_000_000; // Beyond its limit of two minutes.
+    let World { orchestrator, stats } = start(Env::simulated(3), vec![slow]).await;
+    orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Unready).await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    let loads = stats[0][0].preloads.load(Relaxed);
+    assert!((10..=30).contains(&loads), "two minutes each, with waits that grow: {loads}");
+}
