@@ -66,7 +66,7 @@ impl SlotLease {
 impl Drop for SlotLease {
     fn drop(&mut self) {
         self.pool.replicas[self.replica as usize].slots.release(self.slot);
-        self.pool.nudge_manager();
+        self.pool.nudge_manager_if_starving();
     }
 }
 

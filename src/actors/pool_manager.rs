@@ -120,23 +120,41 @@ fn on_begin(state: &mut PoolManagerState) {
 
 fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
-    let (micros, leases) = std::mem::take(&mut *state.pool.held.lock());
-    if leases > 0 {
-        state.hold.record(Duration::from_micros(micros / u64::from(leases)));
+}
+
+/// Offers the free slots of Ready replicas that are not on offer yet, unless the queue has enough for who comes next.
+///
+/// While a part of the slots is on offer and nobody waits, more can wait for the next task's arrival here: a task then
+/// costs neither an offer nor a nudge of its own.
+fn offer(state: &mut PoolManagerState) {
+    measure(state);
+    loop {
+        let free = state.pool.slots_free();
+        let slots = free.saturating_sub(state.offered);
+        let wanted = state.pool.depth_total() > 0 || state.offered <= free / 2;
+        // Undelivered: the next queue announces itself, and everything is offered to it.
+        let sent = slots > 0 && wanted && state.pool.queue.cast(QueueMsg::Offer { slots });
+        if sent {
+            state.offered += slots;
+        }
+        if state.pool.publish_offered(state.offered) || !sent && slots > 0 {
+            return;
+        }
+        if state.pool.slots_free() == 0 {
+            return; // Nothing on offer is known now: the lease that frees the next slot nudges.
+        }
     }
 }
 
-/// Offers the free slots of Ready replicas that are not on offer yet.
-fn offer(state: &mut PoolManagerState) {
-    let free = state.pool.slots_free();
-    let slots = free.saturating_sub(state.offered);
+/// Takes up what attempts have lately measured, and shows it to the queue.
+fn measure(state: &mut PoolManagerState) {
+    let (micros, attempts) = std::mem::take(&mut *state.pool.held.lock());
+    if attempts > 0 {
+        state.hold.record(Duration::from_micros(micros / u64::from(attempts)));
+    }
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
     let slots_ready = ready.map(|replica| replica.slots.total()).sum();
     *state.pool.rate.lock() = ServiceRate { slots_ready, hold_mean: state.hold.get() };
-    // Undelivered: the next queue announces itself, and everything is offered to it.
-    if slots > 0 && state.pool.queue.cast(QueueMsg::Offer { slots }) {
-        state.offered += slots;
-    }
 }
 
 /// Tells the supervisor once when a draining pool has nothing left to do.

@@ -4,7 +4,7 @@
 //! and from the ledger instead of being told what it missed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -79,6 +79,8 @@ pub(crate) struct PoolShared {
     pub(crate) rate: Mutex<ServiceRate>,
     /// Time that attempts ran, in microseconds, and how many, since the pool manager last looked.
     pub(crate) held: Mutex<(u64, u32)>,
+    /// Slots on offer to the queue. Written by the pool manager.
+    offered: AtomicU32,
     /// A nudge to the pool manager is on its way: slots that are freed meanwhile need no other.
     nudged: AtomicBool,
     pub(crate) samples: Samples,
@@ -177,6 +179,7 @@ impl PoolShared {
             ahead: Default::default(),
             rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean }),
             held: Mutex::default(),
+            offered: AtomicU32::new(0),
             nudged: AtomicBool::new(false),
             samples: Samples::default(),
             latency_view: Mutex::default(),
@@ -242,6 +245,25 @@ impl PoolShared {
     pub(crate) fn nudge_manager(&self) {
         if !self.nudged.swap(true, SeqCst) && !self.manager.cast(PoolManagerMsg::LookAround) {
             self.nudged.store(false, SeqCst); // Nobody there: the next pool manager looks when it has its address.
+        }
+    }
+
+    /// Shows how many slots are on offer to the queue; returns whether any are.
+    ///
+    /// The fence pairs with the one in `nudge_manager_if_starving`: either the pool manager, which looks at the slots
+    /// behind this, sees one that was freed, or whoever freed it sees that none is on offer and nudges.
+    pub(crate) fn publish_offered(&self, offered: u32) -> bool {
+        self.offered.store(offered, SeqCst);
+        fence(SeqCst);
+        offered > 0
+    }
+
+    /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it hears
+    /// from the next task anyway.
+    pub(crate) fn nudge_manager_if_starving(&self) {
+        fence(SeqCst);
+        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve {
+            self.nudge_manager();
         }
     }
 
