@@ -15,7 +15,7 @@
 //!     .await?;
 //! let submitted = orchestrator.submit(TaskRequest::completion("The sky is").max_tokens(8).seed(7)).await?;
 //! let (text, end) = submitted.stream().collect().await;
-//! assert_eq!(text, " mountain quick ends finds leads over always after");
+//! assert_eq!(text, " mountain quick under takes closes with, ends");
 //! # assert!(end.is_some());
 //! # Ok(())
 //! # }
