@@ -86,7 +86,7 @@ fn pool(slots: u32, capacity: u32) -> PoolConfig {
 }
 
 async fn start(pool: PoolConfig) -> Orchestrator {
-    let retention = RetentionConfig { tasks: 4096, ..RetentionConfig::default() };
+    let retention = RetentionConfig { tasks: 256, ..RetentionConfig::default() };
     let builder = Orchestrator::builder().config(Config { retention, ..Config::default() });
     let orchestrator = builder.pool(pool, SimEngine::new).start().await.unwrap();
     orchestrator.until_ready().await;
@@ -123,29 +123,29 @@ async fn whole_tasks(orchestrator: &Orchestrator, depth: u64, clients: &Arc<Vec<
 
 /// An engine that hangs: what is dispatched never ends, what is queued stays.
 async fn submit_to_dispatch() -> f64 {
-    struct Hang(Arc<AtomicU64>);
+    struct Hang(Arc<AtomicU64>, Arc<tokio::sync::Notify>);
     impl Engine for Hang {
         async fn preload(&self) -> Result<EngineInfo, EngineError> {
             Ok(EngineInfo::new("1", "d"))
         }
         async fn generate<'a>(&'a self, _: Job<'a>, _: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
-            self.0.fetch_add(1, Relaxed);
+            if self.0.fetch_add(1, Relaxed) + 1 == COUNT {
+                self.1.notify_one();
+            }
             std::future::pending().await
         }
     }
     const COUNT: u64 = 1_000;
-    let begun = Arc::new(AtomicU64::new(0));
-    let count = begun.clone();
-    let builder = Orchestrator::builder().pool(pool(COUNT as u32, 4096), move |_| Hang(count.clone()));
+    let (begun, all) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let done = all.clone();
+    let builder = Orchestrator::builder().pool(pool(COUNT as u32, 4096), move |_| Hang(begun.clone(), all.clone()));
     let orchestrator = builder.start().await.unwrap();
     orchestrator.until_ready().await;
     cpu(COUNT, async {
         for _ in 0..COUNT {
             orchestrator.submit(TaskRequest::completion("x").max_tokens(1)).await.unwrap();
         }
-        while begun.load(Relaxed) < COUNT {
-            tokio::task::yield_now().await;
-        }
+        done.notified().await; // Spinning would be counted as work.
     })
     .await
 }

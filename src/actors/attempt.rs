@@ -67,11 +67,11 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     let index = attempt.lease.replica;
     attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, replica: index });
     attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
-    let guard = AttemptGuard { attempt: &attempt, record: &record, epoch };
+    let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
     let outcome = drive(&attempt, &record, epoch).await;
     let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
     settle(&attempt, &record, epoch, outcome);
-    drop(guard); // Nothing to do any more, unless `settle` has a hole.
+    guard.armed = false; // `settle` has ended the task or given it back, whatever the outcome.
     if left_running {
         confirm_stopped(&attempt).await;
     }
@@ -199,10 +199,14 @@ struct AttemptGuard<'a> {
     attempt: &'a Attempt,
     record: &'a Arc<TaskRecord>,
     epoch: Epoch,
+    armed: bool,
 }
 
 impl Drop for AttemptGuard<'_> {
     fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
         if may_run_again(self.record) {
             return return_to_queue(&self.attempt.pool, self.record.clone(), self.epoch);
         }

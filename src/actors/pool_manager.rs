@@ -43,6 +43,8 @@ pub(crate) struct PoolManagerState {
     /// Slots on offer to the queue, for which no task has come yet.
     offered: u32,
     hold: Mean,
+    /// Slots of the replicas that were Ready when it last looked: each change of a replica makes it look.
+    slots_ready: u32,
     /// The drain's end has been reported.
     drained: bool,
 }
@@ -58,7 +60,7 @@ impl Actor for PoolManager {
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.rate.lock().hold_mean);
-        Ok(PoolManagerState { pool, offered: 0, hold, drained: false })
+        Ok(PoolManagerState { pool, offered: 0, hold, slots_ready: 0, drained: false })
     }
 
     async fn handle(
@@ -120,6 +122,9 @@ fn on_begin(state: &mut PoolManagerState) {
 
 fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
+    let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
+    state.slots_ready = ready.map(|replica| replica.slots.total()).sum();
+    publish_rate(state);
 }
 
 /// Offers the free slots of Ready replicas that are not on offer yet, unless the queue has enough for who comes next.
@@ -151,10 +156,12 @@ fn measure(state: &mut PoolManagerState) {
     let (micros, attempts) = std::mem::take(&mut *state.pool.held.lock());
     if attempts > 0 {
         state.hold.record(Duration::from_micros(micros / u64::from(attempts)));
+        publish_rate(state);
     }
-    let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
-    let slots_ready = ready.map(|replica| replica.slots.total()).sum();
-    *state.pool.rate.lock() = ServiceRate { slots_ready, hold_mean: state.hold.get() };
+}
+
+fn publish_rate(state: &PoolManagerState) {
+    *state.pool.rate.lock() = ServiceRate { slots_ready: state.slots_ready, hold_mean: state.hold.get() };
 }
 
 /// Tells the supervisor once when a draining pool has nothing left to do.

@@ -33,12 +33,22 @@ impl TaskStream {
     /// # Cancel safety
     /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
-        if self.fetched.is_empty() {
-            self.record.until_readable(self.next).await;
+        loop {
+            if let Some(event) = self.fetched.pop_front() {
+                return Some(event);
+            }
+            // First a look, which is all that it takes for a reader that is behind; then a wait.
             let fetched = &mut self.fetched;
-            (self.next, _) = self.record.visit(self.next, |index, event| fetched.push_back((index, event.to_owned())));
+            let (next, sealed) =
+                self.record.visit(self.next, |index, event| fetched.push_back((index, event.to_owned())));
+            self.next = self.next.max(next);
+            if self.fetched.is_empty() {
+                if sealed {
+                    return None;
+                }
+                self.record.until_readable(self.next).await;
+            }
         }
-        self.fetched.pop_front()
     }
 
     /// Reads to the end and returns the text of all tokens from here on, and the terminal event.

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::actors::attempt::{self, Attempt};
@@ -68,8 +68,29 @@ pub(crate) struct WorkerState {
     identity: Option<Arc<ReplicaIdentity>>,
     /// A look at the engine is under way.
     suspected: bool,
-    /// Attempts and background tasks; aborted with the worker.
+    attempts: Attempts,
+    /// Background tasks; aborted with the worker.
     tasks: JoinSet<()>,
+}
+
+/// The attempts, by slot: a slot has one at a time, so a new one takes the place of one that has ended. Aborted with the
+/// worker. Lighter than a `JoinSet`, which is told of each end; nobody waits for an attempt here.
+struct Attempts(Vec<Option<AbortHandle>>);
+
+impl Attempts {
+    fn new(slots: u32) -> Self {
+        Attempts((0..slots).map(|_| None).collect())
+    }
+
+    fn own(&mut self, slot: u32, attempt: AbortHandle) {
+        self.0[slot as usize] = Some(attempt);
+    }
+}
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        self.0.iter().flatten().for_each(AbortHandle::abort);
+    }
 }
 
 impl Actor for Worker {
@@ -84,7 +105,17 @@ impl Actor for Worker {
     ) -> Result<WorkerState, ActorProcessingErr> {
         let WorkerArgs { runtime, pool, index } = args;
         myself.cast(WorkerMsg::Prepare)?;
-        Ok(WorkerState { runtime, pool, index, engine: None, identity: None, suspected: false, tasks: JoinSet::new() })
+        let attempts = Attempts::new(pool.config.slots);
+        Ok(WorkerState {
+            runtime,
+            pool,
+            index,
+            engine: None,
+            identity: None,
+            suspected: false,
+            attempts,
+            tasks: JoinSet::new(),
+        })
     }
 
     async fn handle(
@@ -108,7 +139,6 @@ impl Actor for Worker {
 }
 
 fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Assignment, lease: SlotLease) {
-    while state.tasks.try_join_next().is_some() {} // Ended attempts: their memory, nothing else.
     let (Some(engine), Some(identity)) = (&state.engine, &state.identity) else {
         return; // Not Ready any more; dropped, the task goes back to the queue and the slot is free.
     };
@@ -120,7 +150,8 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
         worker: myself.clone(),
         lease,
     };
-    state.tasks.spawn(attempt::run(attempt, assignment));
+    let slot = attempt.lease.slot;
+    state.attempts.own(slot, tokio::spawn(attempt::run(attempt, assignment)).abort_handle());
 }
 
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
