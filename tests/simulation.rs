@@ -31,6 +31,21 @@ struct Tally {
     events: usize,
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.completed += other.completed;
+        self.canceled += other.canceled;
+        self.resets += other.resets;
+        self.timeouts += other.timeouts;
+        self.evicted += other.evicted;
+        self.turned_out += other.turned_out;
+        self.panics += other.panics;
+        self.events += other.events;
+    }
+}
+
 struct Dice(fastrand::Rng);
 
 impl Dice {
@@ -145,14 +160,7 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
         env.set_panic_ppm(0);
         for client in clients {
             let one = tokio::time::timeout(Duration::from_secs(3_600), client).await.expect("every task ends").unwrap();
-            tally.accepted += one.accepted;
-            tally.refused += one.refused;
-            tally.completed += one.completed;
-            tally.canceled += one.canceled;
-            tally.resets += one.resets;
-            tally.timeouts += one.timeouts;
-            tally.evicted += one.evicted;
-            tally.turned_out += one.turned_out;
+            tally += one;
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
@@ -192,16 +200,7 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         let (first, tally) = run(seed);
         let (second, _) = run(seed);
         assert!(first == second, "{}", explain(seed, &first, &second));
-        all.accepted += tally.accepted;
-        all.refused += tally.refused;
-        all.completed += tally.completed;
-        all.canceled += tally.canceled;
-        all.resets += tally.resets;
-        all.timeouts += tally.timeouts;
-        all.evicted += tally.evicted;
-        all.turned_out += tally.turned_out;
-        all.panics += tally.panics;
-        all.events += tally.events;
+        all += tally;
     }
     println!("{all:?}");
     let each_happened = [all.completed, all.canceled, all.resets, all.timeouts, all.evicted, all.refused, all.panics];

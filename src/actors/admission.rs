@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::actors::queue::{QueueMsg, Submission};
+use crate::actors::queue::QueueMsg;
 use crate::actors::sessions::SessionsMsg;
 use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::submission::Submission;
 use crate::core::admission::{PoolFacts, route};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::SessionId;

@@ -13,7 +13,8 @@ use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
 use crate::actors::gate::Permit;
-use crate::actors::record::{SealedTask, TaskRecord};
+use crate::actors::record::TaskRecord;
+use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::seed::effective_seed;

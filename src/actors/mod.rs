@@ -6,6 +6,7 @@
 pub(crate) mod address;
 pub(crate) mod admission;
 pub(crate) mod attempt;
+pub(crate) mod engine_watch;
 pub mod event_log;
 pub(crate) mod gate;
 pub(crate) mod latency;
@@ -19,6 +20,7 @@ pub(crate) mod record;
 pub(crate) mod root;
 pub(crate) mod sessions;
 pub(crate) mod shared;
+pub(crate) mod submission;
 pub(crate) mod supervise;
 pub mod task_view;
 pub(crate) mod worker;

@@ -18,6 +18,7 @@ use crate::actors::lease::Assignment;
 use crate::actors::pool_manager::PoolManagerMsg;
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskSeq;
 use crate::core::lifecycle::Intent;
@@ -25,24 +26,6 @@ use crate::core::queue::{Enqueued, FullPolicy, Queue};
 use crate::core::task::{Phase, Priority, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
-
-/// What a submission is answered with.
-pub(crate) type Verdict = Result<Accepted, TaskError>;
-
-/// The queue has taken a task in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Accepted {
-    /// Tasks that will be started before it.
-    pub(crate) queue_position: u64,
-    /// Predicted time until it starts.
-    pub(crate) predicted_start: Duration,
-}
-
-/// A task on its way in, with the caller who waits for the verdict.
-pub(crate) struct Submission {
-    pub(crate) record: Arc<TaskRecord>,
-    pub(crate) reply: RpcReplyPort<Verdict>,
-}
 
 /// All that the actor needs.
 pub(crate) struct QueueArgs {

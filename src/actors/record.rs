@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::actors::event_log::{End, EventLog, EventRef, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
 use crate::actors::shared::PoolShared;
-use crate::actors::task_view::{TaskView, Timing};
+use crate::actors::task_view::{SealedTask, TaskView, Timing};
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest, Terminal};
 use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
@@ -60,20 +60,6 @@ struct State {
     reader_waits: bool,
     /// The place at the intake gate; given back when the log is sealed.
     permit: Option<Permit>,
-}
-
-/// What a task's end amounts to, for whoever sealed it.
-pub(crate) struct SealedTask {
-    /// The phase it was in.
-    pub(crate) was: Phase,
-    pub(crate) pool: Option<Arc<PoolShared>>,
-    pub(crate) identity: Option<Arc<ReplicaIdentity>>,
-    pub(crate) kv_warmth: bool,
-    pub(crate) timing: Timing,
-    pub(crate) tokens_in: Tokens,
-    pub(crate) tokens_out: u32,
-    /// Memory that the record goes on holding.
-    pub(crate) bytes: usize,
 }
 
 impl TaskRecord {

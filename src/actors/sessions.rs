@@ -12,8 +12,9 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::Serialize;
 
-use crate::actors::queue::{QueueMsg, Submission};
+use crate::actors::queue::QueueMsg;
 use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::submission::Submission;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
 use crate::core::units::Timestamp;
 

@@ -1,13 +1,16 @@
-//! A task from outside: as a client sees it, and how long each part of its life took.
+//! A task from outside: as a client sees it, how long each part of its life took, and what its end amounts to.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::actors::event_log::End;
+use crate::actors::event_log::{End, ReplicaIdentity};
+use crate::actors::shared::PoolShared;
 use crate::core::error::TaskError;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::{Phase, Priority};
+use crate::core::units::Tokens;
 
 /// How long each part of a task's life took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,4 +58,18 @@ pub struct TaskView {
     /// How it failed, if it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
+}
+
+/// What a task's end amounts to, for whoever sealed it.
+pub(crate) struct SealedTask {
+    /// The phase it was in.
+    pub(crate) was: Phase,
+    pub(crate) pool: Option<Arc<PoolShared>>,
+    pub(crate) identity: Option<Arc<ReplicaIdentity>>,
+    pub(crate) kv_warmth: bool,
+    pub(crate) timing: Timing,
+    pub(crate) tokens_in: Tokens,
+    pub(crate) tokens_out: u32,
+    /// Memory that the record goes on holding.
+    pub(crate) bytes: usize,
 }

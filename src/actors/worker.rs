@@ -11,22 +11,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::actors::attempt::{self, Attempt};
+use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease};
 use crate::actors::shared::{PoolShared, ReplicaShared, RuntimeShared};
 use crate::core::lifecycle::ReplicaState;
-use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Telemetry};
-
-/// How often a Ready engine is measured.
-const PROBE_PERIOD: Duration = Duration::from_secs(1);
-/// How long an engine may take to answer a measurement.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Measurements without an answer, in a row, after which an engine counts as lost.
-const PROBES_MISSED_MAX: u32 = 3;
+use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 
 /// All that the actor needs.
 pub(crate) struct WorkerArgs {
@@ -71,26 +65,6 @@ pub(crate) struct WorkerState {
     attempts: Attempts,
     /// Background tasks; aborted with the worker.
     tasks: JoinSet<()>,
-}
-
-/// The attempts, by slot: a slot has one at a time, so a new one takes the place of one that has ended. Aborted with the
-/// worker. Lighter than a `JoinSet`, which is told of each end; nobody waits for an attempt here.
-struct Attempts(Vec<Option<AbortHandle>>);
-
-impl Attempts {
-    fn new(slots: u32) -> Self {
-        Attempts((0..slots).map(|_| None).collect())
-    }
-
-    fn own(&mut self, slot: u32, attempt: AbortHandle) {
-        self.0[slot as usize] = Some(attempt);
-    }
-}
-
-impl Drop for Attempts {
-    fn drop(&mut self) {
-        self.0.iter().flatten().for_each(AbortHandle::abort);
-    }
 }
 
 impl Actor for Worker {
@@ -169,15 +143,6 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
         return;
     }
     start_engine(state, myself);
-}
-
-/// An engine that an earlier life left behind serves again when it answers and computes nothing of that life any more.
-async fn adopt(engine: &dyn AnyEngine, slots: u32) -> Result<(), EngineError> {
-    probe(engine).await?;
-    for slot in 0..slots {
-        engine.released(slot).await;
-    }
-    Ok(())
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
@@ -276,30 +241,6 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     });
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move { measure(&pool.replicas[index as usize], &*engine, myself).await });
-}
-
-/// Measures the engine once a period, and reports it lost when it does not answer for long.
-async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
-    let mut missed = 0;
-    loop {
-        tokio::time::sleep(PROBE_PERIOD).await;
-        match probe(engine).await {
-            Ok(telemetry) => {
-                missed = 0;
-                *place.telemetry.lock() = telemetry;
-            }
-            Err(_) if missed + 1 < PROBES_MISSED_MAX => missed += 1,
-            Err(cause) => {
-                let _ = worker.cast(WorkerMsg::EngineFailed(cause));
-                return;
-            }
-        }
-    }
-}
-
-async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
-    let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}"));
-    timeout(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::admission::AdmissionMsg;
-use crate::actors::queue::{Accepted, QueueMsg, Submission, Verdict};
+use crate::actors::queue::QueueMsg;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::{RuntimeShared, code_index};
+use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
 use crate::core::task::{Phase, TaskRequest, Terminal};

@@ -1,0 +1,71 @@
+//! What a worker does beside its mailbox: it owns attempts, measures its engine, and looks an adopted one over.
+
+use std::time::Duration;
+
+use ractor::ActorRef;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::actors::shared::ReplicaShared;
+use crate::actors::worker::WorkerMsg;
+use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
+
+/// How often a Ready engine is measured.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+/// How long an engine may take to answer a measurement.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Measurements without an answer, in a row, after which an engine counts as lost.
+const PROBES_MISSED_MAX: u32 = 3;
+
+/// The attempts, by slot: a slot has one at a time, so a new one takes the place of one that has ended. Aborted with the
+/// worker. Lighter than a `JoinSet`, which is told of each end; nobody waits for an attempt here.
+pub(crate) struct Attempts(Vec<Option<AbortHandle>>);
+
+impl Attempts {
+    pub(crate) fn new(slots: u32) -> Self {
+        Attempts((0..slots).map(|_| None).collect())
+    }
+
+    pub(crate) fn own(&mut self, slot: u32, attempt: AbortHandle) {
+        self.0[slot as usize] = Some(attempt);
+    }
+}
+
+impl Drop for Attempts {
+    fn drop(&mut self) {
+        self.0.iter().flatten().for_each(AbortHandle::abort);
+    }
+}
+
+/// Measures the engine once a period, and reports it lost when it does not answer for long.
+pub(crate) async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
+    let mut missed = 0;
+    loop {
+        tokio::time::sleep(PROBE_PERIOD).await;
+        match probe(engine).await {
+            Ok(telemetry) => {
+                missed = 0;
+                *place.telemetry.lock() = telemetry;
+            }
+            Err(_) if missed + 1 < PROBES_MISSED_MAX => missed += 1,
+            Err(cause) => {
+                let _ = worker.cast(WorkerMsg::EngineFailed(cause));
+                return;
+            }
+        }
+    }
+}
+
+pub(crate) async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
+    let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}"));
+    timeout(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// An engine that an earlier life left behind serves again when it answers and computes nothing of that life any more.
+pub(crate) async fn adopt(engine: &dyn AnyEngine, slots: u32) -> Result<(), EngineError> {
+    probe(engine).await?;
+    for slot in 0..slots {
+        engine.released(slot).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! What the types of the configuration cannot say: ranges, doubles, masks. Every fault is found, not only the first.
+
+use crate::config::{CTX_DEFAULT, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX};
+use crate::core::id::{DeviceMask, PoolId};
+
+impl Config {
+    /// Checks everything that the types cannot, and returns every fault found.
+    pub fn faults(&self) -> Vec<ConfigError> {
+        let mut faults = Vec::new();
+        if self.pools.is_empty() {
+            faults.push(ConfigError::new("pools", "at least one pool is needed"));
+        }
+        for (position, pool) in self.pools.iter().enumerate() {
+            let path = format!("pools[{position}]");
+            pool_faults(pool, &path, &mut faults);
+            if self.pools[..position].iter().any(|other| other.id == pool.id) {
+                faults.push(ConfigError::new(format!("{path}.id"), format!("{:?} is used twice", pool.id)));
+            }
+        }
+        self.device_faults(&mut faults);
+        let mut range = |path: &str, value: u64, low: u64, high: u64| check_range(path, value, low, high, &mut faults);
+        range("sessions.capacity", self.sessions.capacity.into(), 1, 10_000_000);
+        range("sessions.ttl_ms", self.sessions.ttl_ms, 1, DEADLINE_MS_MAX);
+        range("retention.tasks", self.retention.tasks.into(), 1, 10_000_000);
+        range("retention.age_ms", self.retention.age_ms, 1, DEADLINE_MS_MAX);
+        range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
+        range("http.keep_alive_ms", self.http.keep_alive_ms, 100, DEADLINE_MS_MAX);
+        range("http.metrics_ms", self.http.metrics_ms, 10, DEADLINE_MS_MAX);
+        range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
+        range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
+        faults
+    }
+
+    /// No device may serve two workers: nothing here could divide its memory between them.
+    fn device_faults(&self, faults: &mut Vec<ConfigError>) {
+        let mut taken: Vec<(DeviceMask, String)> = Vec::new();
+        for (position, pool) in self.pools.iter().enumerate() {
+            for (index, replica) in pool.replicas.iter().enumerate() {
+                let path = format!("pools[{position}].replicas[{index}].devices");
+                let Ok(mask) = replica.mask() else { continue };
+                if let Some((device, owner)) =
+                    taken.iter().find_map(|(other, owner)| mask.overlap(other).map(|device| (device.clone(), owner)))
+                {
+                    let text = format!("device {device} belongs to {owner} already; give each worker its own");
+                    faults.push(ConfigError::new(&path, text));
+                }
+                taken.push((mask, path));
+            }
+        }
+    }
+}
+
+fn check_range(path: &str, value: u64, low: u64, high: u64, faults: &mut Vec<ConfigError>) {
+    if !(low..=high).contains(&value) {
+        faults.push(ConfigError::new(path, format!("it must be from {low} to {high}, not {value}")));
+    }
+}
+
+fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    let at = |field: &str| format!("{path}.{field}");
+    if let Err(error) = PoolId::parse(&pool.id) {
+        faults.push(ConfigError::new(at("id"), error.to_string()));
+    }
+    for (field, text) in [("engine", &pool.engine), ("model", &pool.model)] {
+        if text.trim().is_empty() {
+            faults.push(ConfigError::new(at(field), "it must not be empty"));
+        }
+    }
+    if pool.replicas.is_empty() || pool.replicas.len() > usize::from(u16::MAX) {
+        faults.push(ConfigError::new(at("replicas"), "at least one is needed, and at most 65535"));
+    }
+    mask_faults(pool, path, faults);
+    let ranges = [
+        ("ctx", u64::from(pool.ctx.unwrap_or(CTX_DEFAULT)), 2, u64::from(u32::MAX) / 2),
+        ("bytes_per_token", pool.bytes_per_token.into(), 1, 64),
+        ("slots", pool.slots.into(), 1, SLOTS_MAX.into()),
+        ("queue.capacity", pool.queue.capacity.into(), 0, QUEUE_CAPACITY_MAX.into()),
+        ("timeouts.wall_ms", pool.timeouts.wall_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.idle_ms", pool.timeouts.idle_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.preload_ms", pool.timeouts.preload_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.drain_ms", pool.timeouts.drain_ms, 0, DEADLINE_MS_MAX),
+        ("timeouts.stop_ms", pool.timeouts.stop_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.run_guess_ms", pool.timeouts.run_guess_ms, 1, DEADLINE_MS_MAX),
+        ("restart.intensity", pool.restart.intensity.into(), 1, 1000),
+        ("restart.period_ms", pool.restart.period_ms, 1, DEADLINE_MS_MAX),
+        ("restart.backoff_ms", pool.restart.backoff_ms, 0, DEADLINE_MS_MAX),
+        ("restart.backoff_max_ms", pool.restart.backoff_max_ms, 0, DEADLINE_MS_MAX),
+        ("restart.jitter_percent", pool.restart.jitter_percent.into(), 0, 100),
+        ("restart.breaker_open_ms", pool.restart.breaker_open_ms, 1, DEADLINE_MS_MAX),
+    ];
+    for (field, value, low, high) in ranges {
+        check_range(&at(field), value, low, high, faults);
+    }
+}
+
+fn mask_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    let law = match pool.mask() {
+        Ok(law) => law,
+        Err(error) => return faults.push(ConfigError::new(format!("{path}.devices"), error.message)),
+    };
+    for (index, replica) in pool.replicas.iter().enumerate() {
+        let path = format!("{path}.replicas[{index}].devices");
+        match replica.mask() {
+            Err(error) => faults.push(ConfigError::new(path, error.message)),
+            Ok(mask) if !mask.is_within(&law) => {
+                let text = format!("devices {mask} are not all among the pool's, which are {law}");
+                faults.push(ConfigError::new(path, text));
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DeviceRef, ReplicaConfig};
+
+    fn paths(change: impl FnOnce(&mut PoolConfig)) -> Vec<String> {
+        let mut pool = PoolConfig::new("p", "sim", "m");
+        change(&mut pool);
+        let config = Config { pools: vec![pool], ..Config::default() };
+        config.faults().into_iter().map(|fault| fault.path).collect()
+    }
+
+    #[test]
+    fn the_smallest_pool_is_valid() {
+        assert!(paths(|_| {}).is_empty());
+    }
+
+    #[test]
+    fn each_fault_is_found_where_it_is() {
+        assert_eq!(paths(|pool| pool.slots = 0), ["pools[0].slots"]);
+        assert_eq!(paths(|pool| pool.id = "a b".into()), ["pools[0].id"]);
+        assert_eq!(paths(|pool| pool.model = " ".into()), ["pools[0].model"]);
+        assert_eq!(paths(|pool| pool.replicas.clear()), ["pools[0].replicas"]);
+        assert_eq!(paths(|pool| pool.timeouts.idle_ms = 0), ["pools[0].timeouts.idle_ms"]);
+        let outside = |pool: &mut PoolConfig| {
+            pool.devices = Some(vec![DeviceRef::Index(0)]);
+            pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)] }];
+        };
+        assert_eq!(paths(outside), ["pools[0].replicas[0].devices"]);
+    }
+
+    #[test]
+    fn no_device_serves_two_workers() {
+        let shared = ReplicaConfig { devices: vec![DeviceRef::Index(0)] };
+        let found = paths(|pool| pool.replicas = vec![shared.clone(), shared]);
+        assert_eq!(found, ["pools[0].replicas[1].devices"]);
+    }
+}
