@@ -191,8 +191,10 @@ fn explain(seed: u64, first: &[u8], second: &[u8]) -> String {
 
 #[test]
 fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
-    let only: Option<u64> = std::env::var("SEED").ok().map(|seed| seed.parse().expect("SEED is a number"));
-    let seeds = only.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let number =
+        |name| std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")));
+    let only: Option<u64> = number("SEED");
+    let seeds = only.map_or(0..number("SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
     let mut all = Tally::default();
     for seed in seeds {
         // Printed before the run: a failure inside it must name its seed.
