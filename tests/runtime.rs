@@ -17,5 +17,7 @@ mod queue_policies;
 mod sessions;
 #[path = "runtime/streams.rs"]
 mod streams;
+#[path = "runtime/threads.rs"]
+mod threads;
 #[path = "runtime/workers.rs"]
 mod workers;
