@@ -393,3 +393,61 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::gate::IntakeGate;
+    use crate::core::id::{PoolId, ReplicaId};
+    use crate::core::task::FinishReason;
+
+    fn record() -> TaskRecord {
+        let permit = IntakeGate::new(1).try_enter().expect("a place");
+        let request = Arc::new(TaskRequest::completion("x").max_tokens(2));
+        let id = TaskId::parse("t").expect("valid");
+        TaskRecord::new(id, TaskSeq(0), request, 7, Timestamp::from_micros(0), permit)
+    }
+
+    fn identity() -> Arc<ReplicaIdentity> {
+        let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
+        let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
+        Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id: None })
+    }
+
+    #[test]
+    fn an_attempt_of_an_older_epoch_can_do_nothing() {
+        let (record, now) = (record(), Timestamp::from_micros(1));
+        record.admit(0, Duration::ZERO).expect("submitted");
+        let old = record.assign().expect("queued");
+        record.give_back(old).expect("assigned");
+        let new = record.assign().expect("queued again");
+        let stale = Refusal::StaleEpoch { theirs: old, current: new };
+        assert_eq!(record.begin(old, now, &identity()), Err(stale));
+        record.begin(new, now, &identity()).expect("assigned");
+        assert_eq!(record.append(old, now, "late"), Err(stale));
+        assert_eq!(record.give_back(old), Err(stale));
+        let end = Terminal::End { reason: FinishReason::Stop, tokens_in: None };
+        assert_eq!(record.seal(Some(old), now, end.clone()).err(), Some(stale));
+        assert_eq!(record.append(new, now, "in time"), Ok(0));
+        record.seal(Some(new), now, end).expect("running");
+        assert_eq!(record.append(new, now, "after the end"), Err(Refusal::Sealed));
+    }
+
+    #[test]
+    fn no_more_tokens_than_the_budget_and_one_place_at_the_gate() {
+        let gate = IntakeGate::new(1);
+        let permit = gate.try_enter().expect("a place");
+        let record =
+            TaskRecord { state: Mutex::new(State { permit: Some(permit), ..record().state.into_inner() }), ..record() };
+        record.admit(0, Duration::ZERO).expect("submitted");
+        let epoch = record.assign().expect("queued");
+        record.begin(epoch, Timestamp::from_micros(1), &identity()).expect("assigned");
+        for index in 0..2 {
+            assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Ok(index));
+        }
+        assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Err(Refusal::Budget(Tokens(2))));
+        assert!(gate.try_enter().is_none());
+        record.seal(None, Timestamp::from_micros(3), Terminal::CANCELED).expect("running");
+        assert!(gate.try_enter().is_some(), "the end gives the place back");
+    }
+}
