@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig};
 use orchestrator_core::core::lifecycle::PoolState;
-use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::core::task::{FinishReason, Phase};
 use orchestrator_core::gpu::llamacpp::LlamaCpp;
-use orchestrator_core::{CancelOutcome, ErrorCode, Event, Orchestrator, TaskRequest};
+use orchestrator_core::{CancelOutcome, ErrorCode, Event, Orchestrator, TaskId, TaskRequest};
 use support::{eventually, exchange, is_idle, kill, pool_id, read_whole};
 
 /// The command that starts a server, or `None` when it is not installed.
@@ -115,14 +115,21 @@ async fn a_killed_engine_costs_its_own_tasks_and_comes_back() {
     let Some(server) = server() else { return };
     let orchestrator = start(pool(&server, 2, 2)).await;
     let before = pids(&orchestrator);
-    let mut streams = Vec::new();
+    let (mut streams, mut ids) = (Vec::new(), Vec::new());
     for number in 0..24 {
         let request = TaskRequest::completion(prompt(number)).max_tokens(2_500).seed(number);
         let submitted = orchestrator.submit(request).await.unwrap();
+        ids.push(submitted.task_id.clone());
         streams.push(tokio::spawn(read_whole(submitted.stream())));
     }
     let watched = orchestrator.clone();
-    eventually("both replicas are full", || watched.pools()[0].replicas.iter().all(|r| r.slots_used == 2)).await;
+    // A task without a token would simply run again: the kill has to hit one that has shown some.
+    let shown = |id: &TaskId| {
+        let task = watched.task(id).unwrap();
+        let there = task.replica_id.is_some_and(|replica| replica.index == 0);
+        there && task.phase == Phase::Running && task.tokens_out > 0
+    };
+    eventually("tokens come from the engine that is going to be killed", || ids.iter().any(shown)).await;
     kill(before[0], "-KILL");
     let (mut completed, mut resets) = (0, 0);
     for stream in streams {
