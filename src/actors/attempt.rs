@@ -57,12 +57,12 @@ enum Outcome {
 /// Dropping it seals the log with `WORKER_RESET`, or returns a task without a token to its queue, and frees the slot.
 pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     let (record, epoch) = assignment.into_task();
-    if let Some(deadline) = passed_deadline(&attempt, &record) {
-        let text = format!("the deadline of {deadline:?} passed before the task could start");
-        let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::error(ErrorCode::DecodeTimeout, text));
+    let now = attempt.pool.env.now();
+    if record.deadline().is_some_and(|deadline| now >= deadline) {
+        let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::missed_deadline());
         return;
     }
-    if record.begin(epoch, attempt.pool.env.now(), &attempt.identity).is_err() {
+    if record.begin(epoch, now, &attempt.identity).is_err() {
         return; // Cancelled on its way.
     }
     let index = attempt.lease.replica;
@@ -76,11 +76,6 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     if left_running {
         confirm_stopped(&attempt).await;
     }
-}
-
-fn passed_deadline(attempt: &Attempt, record: &TaskRecord) -> Option<Duration> {
-    let deadline = record.request.deadline?;
-    (attempt.pool.env.now() >= record.submitted_at.after(deadline)).then_some(deadline)
 }
 
 /// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
@@ -102,7 +97,7 @@ async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> String {
     let (env, timeouts) = (&attempt.pool.env, &attempt.pool.config.timeouts);
     let (wall, idle) = (Duration::from_millis(timeouts.wall_ms), Duration::from_millis(timeouts.idle_ms));
     let wall_end = env.now().after(wall);
-    let deadline = record.request.deadline.map(|deadline| (record.submitted_at.after(deadline), deadline));
+    let deadline = record.deadline().unwrap_or(Timestamp::from_micros(u64::MAX));
     loop {
         let now = env.now();
         // One timer, moved only when it fires: a token costs no timer work.
@@ -113,11 +108,10 @@ async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> String {
         if now >= wall_end {
             return format!("wall timeout: the task ran for {wall:?}");
         }
-        if let Some((_, deadline)) = deadline.filter(|(end, _)| now >= *end) {
-            return format!("the deadline of {deadline:?} has passed");
+        if now >= deadline {
+            return "the task's own deadline has passed".to_owned();
         }
-        let deadline_end = deadline.map_or(Timestamp::from_micros(u64::MAX), |(end, _)| end);
-        env.sleep_until(idle_end.min(wall_end).min(deadline_end)).await;
+        env.sleep_until(idle_end.min(wall_end).min(deadline)).await;
     }
 }
 

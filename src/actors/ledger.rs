@@ -106,20 +106,28 @@ impl Ledger {
 
     /// Remembers an ended task, and forgets those that exceed a bound.
     fn retain(&self, record: &TaskRecord, now: Timestamp, bytes: usize) {
-        let mut ended = self.ended.lock();
-        ended.order.push_back((record.id.clone(), record.seq, now, bytes));
-        ended.bytes += bytes as u64;
-        let age_max = Duration::from_millis(self.retention.age_ms);
-        while let Some((_, _, since, size)) = ended.order.front() {
-            let too_many = ended.order.len() > self.retention.tasks as usize;
-            if !too_many && ended.bytes <= self.retention.bytes && now.since(*since) <= age_max {
-                break;
-            }
-            ended.bytes -= *size as u64;
-            if let Some((id, seq, ..)) = ended.order.pop_front() {
-                self.forget(&id, seq);
-            }
+        {
+            let mut ended = self.ended.lock();
+            ended.order.push_back((record.id.clone(), record.seq, now, bytes));
+            ended.bytes += bytes as u64;
         }
+        // One at a time: a record is dropped outside the lock, which every ending task takes.
+        while let Some((id, seq)) = self.next_to_forget(now) {
+            self.forget(&id, seq);
+        }
+    }
+
+    fn next_to_forget(&self, now: Timestamp) -> Option<(TaskId, TaskSeq)> {
+        let mut ended = self.ended.lock();
+        let (_, _, since, _) = ended.order.front()?;
+        let too_old = now.since(*since) > Duration::from_millis(self.retention.age_ms);
+        let too_many = ended.order.len() > self.retention.tasks as usize;
+        if !too_old && !too_many && ended.bytes <= self.retention.bytes {
+            return None;
+        }
+        let (id, seq, _, bytes) = ended.order.pop_front()?;
+        ended.bytes -= bytes as u64;
+        Some((id, seq))
     }
 
     /// Tasks that wait in this pool's queue, in the order of submission.
@@ -163,9 +171,10 @@ fn count_end(sealed: &SealedTask, kind: &TraceKind) {
         replica.tokens_out.fetch_add(sealed.tokens_out.into(), Relaxed);
     }
     match kind {
+        _ if !sealed.was.is_accepted() => 0, // Counted as a refusal, if at all.
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => counters.canceled.fetch_add(1, Relaxed),
         TraceKind::Ended { .. } => counters.completed.fetch_add(1, Relaxed),
-        TraceKind::Failed { code, .. } if sealed.was.is_accepted() => counters.failed(*code).fetch_add(1, Relaxed),
+        TraceKind::Failed { code, .. } => counters.failed(*code).fetch_add(1, Relaxed),
         _ => 0,
     };
 }

@@ -101,7 +101,7 @@ fn choose(pool: &PoolShared, affinity: Option<u16>) -> Option<u16> {
 }
 
 /// What placement may know of a replica, as of now.
-pub(crate) fn candidate(replica: &ReplicaShared) -> Candidate<'_> {
+fn candidate(replica: &ReplicaShared) -> Candidate<'_> {
     Candidate {
         index: replica.id.index,
         ready: replica.state().is_ready(),

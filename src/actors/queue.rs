@@ -243,8 +243,7 @@ fn on_deadline_due(state: &mut QueueState) {
     while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
         state.deadlines.pop_first();
         let Some(record) = state.queue.cancel(seq) else { continue };
-        let terminal = Terminal::error(ErrorCode::DecodeTimeout, "the deadline passed before the task could start");
-        let _ = state.runtime.ledger.seal(&record, None, terminal); // Cancelled just now.
+        let _ = state.runtime.ledger.seal(&record, None, Terminal::missed_deadline()); // Cancelled just now.
     }
 }
 

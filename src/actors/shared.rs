@@ -69,7 +69,8 @@ pub(crate) struct PoolShared {
     pub(crate) pinned: Mutex<Option<(String, String)>>,
     /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
     pub(crate) queue_generation: AtomicU64,
-    /// What the operator wants. Written by the pool's supervisor.
+    /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a drain,
+    /// the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
     intent: AtomicU8,
     /// Waiting tasks by class. Written by the queue.
     pub(crate) depth: [AtomicU32; 2],

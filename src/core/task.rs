@@ -308,6 +308,11 @@ impl Terminal {
     /// The end of a task that its client cancelled (ORCH-3017).
     pub const CANCELED: Terminal = Terminal::End { reason: FinishReason::Canceled, tokens_in: None };
 
+    /// The end of a task whose own deadline passed while it waited.
+    pub fn missed_deadline() -> Terminal {
+        Terminal::error(ErrorCode::DecodeTimeout, "the deadline passed before the task could start")
+    }
+
     /// A failure with this code and text.
     pub fn error(code: ErrorCode, message: impl Into<String>) -> Self {
         Terminal::Error(TaskError::new(code, message))
