@@ -1,14 +1,19 @@
 //! Every tunable: what it means, its unit, its default and why. Checked once, then passed on by value (ORCH-3030).
 
 mod check;
+mod clients;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::fairness::{CostWeights, WEIGHT_MAX};
+use crate::core::full::{Bounds, FullPolicy};
 use crate::core::id::{DeviceId, DeviceMask};
-use crate::core::queue::{Bounds, FullPolicy};
 use crate::core::restart::{Backoff, Excess, RestartPolicy};
+
+pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
 
 macro_rules! section {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }) => {
@@ -26,11 +31,17 @@ macro_rules! section {
     };
 }
 
+pub(crate) use section;
+
 section! {
     /// A whole runtime.
     pub struct Config {
         /// The pools, in order: of two that would start a task at the same time, the first gets it.
         pub pools: Vec<PoolConfig> = Vec::new(),
+        /// What certain clients may do, by their names.
+        pub clients: BTreeMap<String, ClientConfig> = BTreeMap::new(),
+        /// What every other client may do, each by itself.
+        pub default_client: ClientConfig = ClientConfig::default(),
         /// Short-lived conversations.
         pub sessions: SessionConfig = SessionConfig::default(),
         /// How long the ends of tasks are remembered.
@@ -123,6 +134,12 @@ pub struct PoolConfig {
     /// The queue.
     #[serde(default)]
     pub queue: QueueConfig,
+    /// What tokens cost, for fairness between clients and classes.
+    #[serde(default)]
+    pub cost: CostConfig,
+    /// What a task holds in device memory, for the quotas of clients.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// Deadlines.
     #[serde(default)]
     pub timeouts: TimeoutConfig,
@@ -168,10 +185,26 @@ impl PoolConfig {
             devices: None,
             replicas: Self::replicas_default(),
             queue: QueueConfig::default(),
+            cost: CostConfig::default(),
+            memory: MemoryConfig::default(),
             timeouts: TimeoutConfig::default(),
             restart: RestartConfig::default(),
             sim: None,
         }
+    }
+
+    /// Whether the configuration makes the two pools one replica set, as far as it can know (ORCH-3007).
+    pub fn is_sibling_of(&self, other: &PoolConfig) -> bool {
+        let identity = |pool: &PoolConfig| {
+            (
+                pool.engine.clone(),
+                pool.model.clone(),
+                pool.quant.clone(),
+                pool.ctx,
+                pool.sampler_profile_version.clone(),
+            )
+        };
+        identity(self) == identity(other)
     }
 
     /// The devices that the pool may use (ORCH-3011).
@@ -238,14 +271,80 @@ section! {
         pub batch: Option<u32> = None,
         /// Who goes when it is full.
         pub full_policy: FullPolicy = FullPolicy::Reject,
+        /// Part of the room, in percent, that a client with its share or more does not get. Only with the policies that may
+        /// refuse a newcomer: what waits is kept there, so room for those who come later has to be kept too. 10 leaves most
+        /// of the room to whoever is alone.
+        pub reserve_percent: u32 = 10,
+        /// How the classes share the pool.
+        pub order: ClassOrder = ClassOrder::Weighted,
+        /// Shares of the classes while both wait, with `order: weighted`.
+        pub weights: ClassWeights = ClassWeights::default(),
     }
+}
+
+section! {
+    /// Shares of the classes. An idle class leaves its share to the other.
+    pub struct ClassWeights {
+        /// Of interactive tasks.
+        pub interactive: u32 = 9,
+        /// Of batch tasks.
+        pub batch: u32 = 1,
+    }
+}
+
+/// How the classes share a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "service", derive(schemars::JsonSchema))]
+pub enum ClassOrder {
+    /// By their weights, in tokens: none starves.
+    #[default]
+    Weighted,
+    /// Interactive tasks always first, by a weight of a million to one. A busy interactive class starves batch tasks.
+    Strict,
 }
 
 impl QueueConfig {
     /// The bounds as the queue takes them.
     pub fn bounds(&self) -> Bounds {
         let class = |own: Option<u32>| own.unwrap_or(self.capacity).min(self.capacity);
-        Bounds { pool: self.capacity, class: [class(self.interactive), class(self.batch)], policy: self.full_policy }
+        let class = [class(self.interactive), class(self.batch)];
+        Bounds { pool: self.capacity, class, policy: self.full_policy, reserve_percent: self.reserve_percent }
+    }
+
+    /// Weights of the classes, by [`Priority::index`](crate::core::task::Priority::index).
+    pub fn class_weights(&self) -> [u32; 2] {
+        match self.order {
+            ClassOrder::Weighted => [self.weights.interactive, self.weights.batch],
+            ClassOrder::Strict => [WEIGHT_MAX, 1],
+        }
+    }
+}
+
+section! {
+    /// What tokens cost.
+    pub struct CostConfig {
+        /// Of a prompt's token: all of them are computed at once.
+        pub prompt: u32 = CostWeights::default().prompt,
+        /// Of a generated token: each is a step of its own.
+        pub output: u32 = CostWeights::default().output,
+    }
+}
+
+impl CostConfig {
+    /// The costs as the accounts take them.
+    pub fn weights(&self) -> CostWeights {
+        CostWeights { prompt: self.prompt, output: self.output }
+    }
+}
+
+section! {
+    /// What a task holds in device memory while it runs (ORCH-3036).
+    pub struct MemoryConfig {
+        /// KV cache of one token, prompt and generation alike, in bytes. 128 KiB fits an 8-billion model with grouped heads.
+        pub kv_bytes_per_token: u64 = 131_072,
+        /// Scratch memory of one task beside its KV cache, in bytes.
+        pub scratch_bytes: u64 = 0,
     }
 }
 

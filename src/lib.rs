@@ -39,5 +39,7 @@ pub use actors::task_view::TaskView;
 pub use config::Config;
 pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
 pub use env::Env;
-pub use orchestrator::{Builder, CancelOutcome, Orchestrator, StartError, Submitted};
+pub use orchestrator::{
+    Builder, CancelOutcome, Explanation, Orchestrator, PoolConsidered, ReplicaConsidered, StartError, Submitted,
+};
 pub use views::{PoolView, ReplicaSetView, ReplicaView, RuntimeView};

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 
 use crate::actors::latency::LatencyView;
-use crate::actors::shared::{PoolShared, ReplicaShared};
+use crate::actors::replica::ReplicaShared;
+use crate::actors::shared::{LIMITS, PoolShared};
 use crate::core::error::ErrorCode;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{PoolState, ReplicaState};
@@ -43,8 +44,12 @@ pub struct PoolView {
     pub canceled: u64,
     /// Accepted tasks that failed, by code.
     pub failed: BTreeMap<ErrorCode, u64>,
-    /// Times that the full policy was applied.
-    pub queue_full: u64,
+    /// New tasks that the full policy refused.
+    pub refused_full: u64,
+    /// Waiting tasks that made room for others.
+    pub evicted: u64,
+    /// Tasks of siblings' queues that ran here because this pool was idle.
+    pub taken_over: u64,
     /// The full policy.
     pub full_policy: String,
     /// Its workers.
@@ -128,8 +133,8 @@ pub struct RuntimeView {
     pub tasks_known: usize,
     /// Submissions that were refused, by code.
     pub rejected: BTreeMap<ErrorCode, u64>,
-    /// Refusals by the intake gate among them.
-    pub gate_closed: u64,
+    /// Those among them that a limit refused before any queue was asked, by its policy.
+    pub limited: BTreeMap<&'static str, u64>,
 }
 
 impl PoolView {
@@ -150,7 +155,9 @@ impl PoolView {
             completed: counters.completed.load(Relaxed),
             canceled: counters.canceled.load(Relaxed),
             failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).into_iter().collect(),
-            queue_full: counters.queue_full.load(Relaxed),
+            refused_full: counters.refused_full.load(Relaxed),
+            evicted: counters.evicted.load(Relaxed),
+            taken_over: counters.taken_over.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),
             replicas,
             latency: pool.latency_view.lock().clone(),
@@ -204,7 +211,7 @@ impl Orchestrator {
             tasks_open_max: shared.gate.limit(),
             tasks_known: shared.ledger.len(),
             rejected: ErrorCode::ALL.into_iter().zip(counts).collect(),
-            gate_closed: shared.gate_closed.load(Relaxed),
+            limited: LIMITS.into_iter().zip(shared.limited.each_ref().map(|count| count.load(Relaxed))).collect(),
         }
     }
 

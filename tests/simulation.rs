@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use orchestrator_core::config::{QueueConfig, RestartConfig, SimConfig, SimFaults, TimeoutConfig};
-use orchestrator_core::core::queue::FullPolicy;
+use orchestrator_core::core::full::FullPolicy;
 use orchestrator_core::core::trace::TraceKind;
 use orchestrator_core::core::wire;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};

@@ -10,13 +10,17 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::actors::clients::ClientShared;
 use crate::actors::queue::QueueMsg;
+use crate::actors::record::TaskRecord;
+use crate::actors::route::Route;
 use crate::actors::sessions::SessionsMsg;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::submission::Submission;
-use crate::core::admission::{PoolFacts, route};
+use crate::core::admission::{PoolFacts, over_limit, route};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::SessionId;
+use crate::core::limits::Take;
 use crate::core::task::{KvHint, TaskRequest};
 use crate::core::units::Tokens;
 
@@ -59,12 +63,11 @@ impl Actor for Admission {
 
 fn on_submit(runtime: &RuntimeShared, submission: Submission) {
     let record = submission.record.clone();
-    match decide(runtime, &record.request) {
+    match decide(runtime, &record) {
         Err(error) => {
             let _ = submission.reply.send(Err(error)); // A caller that is gone has withdrawn by its guard.
         }
-        Ok((pool, prompt_tokens)) => {
-            record.set_route(pool.clone(), prompt_tokens);
+        Ok(pool) => {
             runtime.env.fault_point("admission");
             forward(runtime, pool, submission);
         }
@@ -90,19 +93,31 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
     }
 }
 
-fn decide(runtime: &RuntimeShared, request: &TaskRequest) -> Result<(Arc<PoolShared>, Tokens), TaskError> {
+/// Checks a task and takes its part of its client's limits; the last check, so that a refusal takes nothing.
+fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared>, TaskError> {
+    let request = &*record.request;
     let bytes_max = runtime.config.prompt_bytes_max;
     if request.prompt.len() > bytes_max as usize {
         let text = format!("field 'prompt': {} bytes, at most {bytes_max} are taken", request.prompt.len());
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
+    let client = runtime.clients.get(&request.client_id);
     // One allocation a task: the facts borrow from the pools and are as of now.
-    let facts: Vec<PoolFacts<'_>> = runtime.pools.iter().map(|pool| facts_of(pool, request)).collect();
+    let facts: Vec<PoolFacts<'_>> = runtime.pools.iter().map(|pool| facts_of(pool, request, &client)).collect();
     let route = route(request, &facts)?;
-    Ok((runtime.pools[route.pool].clone(), route.prompt_tokens))
+    let (pool, prompt_tokens) = (runtime.pools[route.pool].clone(), route.prompt_tokens);
+    let tokens = prompt_tokens + request.max_tokens;
+    let memory = &pool.config.memory;
+    let memory_bytes =
+        u64::from(tokens.0).saturating_mul(memory.kv_bytes_per_token).saturating_add(memory.scratch_bytes);
+    let route = Route { pool: pool.clone(), prompt_tokens, client };
+    let claimed = record.set_route(route, runtime.env.now(), Take { tokens, memory_bytes });
+    claimed.map_err(|exceeded| over_limit(request, exceeded, pool.expected_wait(request.priority, None)))?;
+    Ok(pool)
 }
 
-fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest) -> PoolFacts<'a> {
+/// What admission may know of a pool, as of now.
+pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, client: &ClientShared) -> PoolFacts<'a> {
     let state = pool.state();
     PoolFacts {
         id: &pool.id,
@@ -112,7 +127,9 @@ fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest) -> PoolFacts<'a> {
         bytes_per_token: pool.config.bytes_per_token,
         sampler_profile_version: &pool.config.sampler_profile_version,
         state,
-        wait: pool.expected_wait(request.priority),
+        room: pool.has_room(request.priority),
+        allowed: client.policy.allows(pool.position),
+        wait: pool.expected_wait(request.priority, Some((&request.client_id, client.policy.weight))),
         next_try: if state.takes_tasks() { None } else { pool.next_try() },
     }
 }

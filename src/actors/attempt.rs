@@ -133,7 +133,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             attempt.pool.suspect_replica(attempt.lease.replica);
             let _ = attempt.worker.cast(WorkerMsg::EngineSuspected(error.clone())); // Gone: the engine is known lost.
             if may_run_again(record) {
-                return return_to_queue(&attempt.pool, record.clone(), epoch);
+                return return_to_queue(record.clone(), epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
         }
@@ -160,6 +160,7 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
         attempt.pool.record_sample(Sample {
             class: record.priority(),
             queue: timing.queue,
+            start_error: timing.queue.abs_diff(record.promise().1),
             first_token,
             per_token: (gaps > 0).then(|| timing.decode / gaps),
             decode: timing.decode,
@@ -203,10 +204,10 @@ impl Drop for AttemptGuard<'_> {
             return;
         }
         if may_run_again(self.record) {
-            return return_to_queue(&self.attempt.pool, self.record.clone(), self.epoch);
+            return return_to_queue(self.record.clone(), self.epoch);
         }
         let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");
-        let wait = self.attempt.pool.expected_wait(self.record.priority());
+        let wait = self.attempt.pool.expected_wait(self.record.priority(), None);
         let terminal = Terminal::Error(error.retry_after(wait));
         // Refused: the task has ended, or is in the queue again.
         let _ = self.attempt.runtime.ledger.seal(self.record, Some(self.epoch), terminal);

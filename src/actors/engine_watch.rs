@@ -6,7 +6,7 @@ use ractor::ActorRef;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::actors::shared::ReplicaShared;
+use crate::actors::replica::ReplicaShared;
 use crate::actors::worker::WorkerMsg;
 use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
 

@@ -32,6 +32,8 @@ const DIGITS: u8 = 2;
 pub(crate) struct Sample {
     pub(crate) class: Priority,
     pub(crate) queue: Duration,
+    /// How far the start was from its prediction, early or late.
+    pub(crate) start_error: Duration,
     pub(crate) first_token: Duration,
     /// Mean time from one token to the next; `None` with fewer than two tokens.
     pub(crate) per_token: Option<Duration>,
@@ -80,6 +82,9 @@ pub struct Quantiles {
     pub sum: f64,
 }
 
+/// Number of durations that are measured.
+const STAGES: usize = 6;
+
 /// The durations that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -94,11 +99,14 @@ pub enum Stage {
     Decode,
     /// Submission to the end.
     Total,
+    /// Between the start and its prediction, early or late (ORCH-3029).
+    StartError,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Stage; 5] = [Stage::Queue, Stage::FirstToken, Stage::PerToken, Stage::Decode, Stage::Total];
+    pub const ALL: [Stage; STAGES] =
+        [Stage::Queue, Stage::FirstToken, Stage::PerToken, Stage::Decode, Stage::Total, Stage::StartError];
 
     /// The stage as it is written in metric names.
     pub const fn as_str(self) -> &'static str {
@@ -108,6 +116,7 @@ impl Stage {
             Stage::PerToken => "per_token",
             Stage::Decode => "decode",
             Stage::Total => "total",
+            Stage::StartError => "start_prediction_error",
         }
     }
 }
@@ -128,7 +137,7 @@ pub struct StageView {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatencyView {
     /// By class ([`Priority::index`]), then by stage in the order of [`Stage::ALL`].
-    pub stages: [[StageView; 5]; 2],
+    pub stages: [[StageView; STAGES]; 2],
 }
 
 /// What the actor is told.
@@ -147,7 +156,7 @@ pub(crate) struct Latency;
 /// Its state: a histogram for each class and stage, in microseconds.
 pub(crate) struct LatencyState {
     pool: Arc<PoolShared>,
-    histograms: [[(Histogram<u64>, u64); 5]; 2],
+    histograms: [[(Histogram<u64>, u64); STAGES]; 2],
     /// A `Publish` is under way.
     armed: bool,
 }
@@ -164,7 +173,8 @@ impl Actor for Latency {
     ) -> Result<LatencyState, ActorProcessingErr> {
         let histogram = || Histogram::new_with_bounds(1, VALUE_US_MAX, DIGITS).map(|histogram| (histogram, 0));
         let row = || {
-            Ok::<_, hdrhistogram::CreationError>([histogram()?, histogram()?, histogram()?, histogram()?, histogram()?])
+            let row = [histogram()?, histogram()?, histogram()?, histogram()?, histogram()?, histogram()?];
+            Ok::<_, hdrhistogram::CreationError>(row)
         };
         let histograms = [row()?, row()?];
         myself.cast(LatencyMsg::Collect)?; // Whoever knocked at a dead actor is heard now.
@@ -194,8 +204,14 @@ fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
     }
     for sample in samples {
         let row = &mut state.histograms[sample.class.index()];
-        let durations =
-            [Some(sample.queue), Some(sample.first_token), sample.per_token, Some(sample.decode), Some(sample.total)];
+        let durations = [
+            Some(sample.queue),
+            Some(sample.first_token),
+            sample.per_token,
+            Some(sample.decode),
+            Some(sample.total),
+            Some(sample.start_error),
+        ];
         for ((histogram, sum), duration) in row.iter_mut().zip(durations) {
             let Some(duration) = duration else { continue };
             let micros = (duration.as_micros() as u64).clamp(1, VALUE_US_MAX);

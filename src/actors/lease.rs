@@ -74,13 +74,12 @@ impl Drop for SlotLease {
 pub(crate) struct Assignment {
     /// `None` once begun.
     task: Option<(Arc<TaskRecord>, Epoch)>,
-    pool: Arc<PoolShared>,
 }
 
 impl Assignment {
     /// A task that its queue has just handed out.
-    pub(crate) fn new(record: Arc<TaskRecord>, epoch: Epoch, pool: Arc<PoolShared>) -> Self {
-        Assignment { task: Some((record, epoch)), pool }
+    pub(crate) fn new(record: Arc<TaskRecord>, epoch: Epoch) -> Self {
+        Assignment { task: Some((record, epoch)) }
     }
 
     /// The task.
@@ -98,16 +97,18 @@ impl Assignment {
 impl Drop for Assignment {
     fn drop(&mut self) {
         if let Some((record, epoch)) = self.task.take() {
-            return_to_queue(&self.pool, record, epoch);
+            return_to_queue(record, epoch);
         }
     }
 }
 
-/// Puts a task without a token back to its place in the queue. First the record, then the message: a queue that starts
+/// Puts a task without a token back to its place in its queue. First the record, then the message: a queue that starts
 /// in between finds the task in the ledger, and one that gets both takes it once.
-pub(crate) fn return_to_queue(pool: &PoolShared, record: Arc<TaskRecord>, epoch: Epoch) {
-    if record.give_back(epoch).is_ok() {
-        pool.env.trace(|| TraceKind::Returned { seq: record.seq });
-        pool.queue.cast(QueueMsg::Return { record });
+pub(crate) fn return_to_queue(record: Arc<TaskRecord>, epoch: Epoch) {
+    if record.give_back(epoch).is_err() {
+        return;
     }
+    let Some(home) = record.pool() else { return };
+    home.env.trace(|| TraceKind::Returned { seq: record.seq });
+    home.queue.cast(QueueMsg::Return { record });
 }

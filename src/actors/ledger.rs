@@ -13,6 +13,7 @@ use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
 use crate::actors::gate::Permit;
+use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
 use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
@@ -89,6 +90,7 @@ impl Ledger {
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
         };
         let sealed = record.seal(by, now, terminal)?;
+        settle(record, &sealed);
         count_end(&sealed, &kind);
         log_end(record, &sealed, &kind);
         self.env.trace(|| kind);
@@ -130,11 +132,6 @@ impl Ledger {
         Some((id, seq))
     }
 
-    /// Tasks that wait in this pool's queue, in the order of submission.
-    pub(crate) fn queued_in(&self, pool: u16) -> Vec<Arc<TaskRecord>> {
-        self.select(|phase, place| phase == Phase::Queued && place == Some(pool))
-    }
-
     /// Tasks of this pool that have not ended, in the order of submission.
     pub(crate) fn unfinished_in(&self, pool: u16) -> Vec<Arc<TaskRecord>> {
         self.select(|phase, place| phase != Phase::Terminal && place == Some(pool))
@@ -162,10 +159,22 @@ impl Ledger {
     }
 }
 
+/// Tells the accounts of the task's pool what was computed for it, if it was out.
+fn settle(record: &TaskRecord, sealed: &SealedTask) {
+    let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
+    let Some(pool) = sealed.pool.as_ref().filter(|_| is_out) else { return };
+    pool.settlements.lock().push_back((record.seq, sealed.served));
+    // Others learn from the next message; but one that waits for its conversation may be all that is there.
+    if record.session().is_some() {
+        pool.queue.cast(QueueMsg::Settle); // Lost: a new queue settles first of all.
+    }
+}
+
 fn count_end(sealed: &SealedTask, kind: &TraceKind) {
     let Some(pool) = &sealed.pool else { return };
     let counters = &pool.counters;
-    let replica = sealed.identity.as_ref().and_then(|identity| pool.replicas.get(identity.replica.index as usize));
+    let ran_in = sealed.ran_in.as_ref().unwrap_or(pool);
+    let replica = sealed.identity.as_ref().and_then(|identity| ran_in.replicas.get(identity.replica.index as usize));
     if let Some(replica) = replica {
         replica.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);
         replica.tokens_out.fetch_add(sealed.tokens_out.into(), Relaxed);
@@ -184,7 +193,7 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
     if !tracing::enabled!(target: "task", tracing::Level::INFO) {
         return;
     }
-    let pool = sealed.pool.as_deref();
+    let pool = sealed.ran_in.as_deref().or(sealed.pool.as_deref());
     let identity = sealed.identity.as_deref();
     let (outcome, oom_events, eviction_events) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0, 0),

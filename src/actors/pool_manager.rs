@@ -6,7 +6,9 @@
 //!
 //! Spec: ORCH-3008, ORCH-3010, ORCH-3011, ORCH-3019.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -14,24 +16,33 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::actors::lease::{Assignment, SlotLease};
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::queue::QueueMsg;
-use crate::actors::shared::{PoolShared, ReplicaShared};
+use crate::actors::replica::ReplicaShared;
+use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::core::lifecycle::Intent;
-use crate::core::placement::{Candidate, Demand, place};
+use crate::core::placement::{Demand, place};
 use crate::core::predict::{Mean, ServiceRate};
-use crate::core::units::VramBytes;
 
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum PoolManagerMsg {
-    /// Tasks for slots that were offered.
-    Assign { batch: Vec<Assignment> },
+    /// Tasks for slots that were offered, or lent to a sibling.
+    Assign { batch: Vec<Assignment>, lent: Option<Lent> },
     /// It can be reached: offer everything anew.
     Begin,
     /// Slots, replicas or the operator's wish have changed.
     LookAround,
     /// A new queue: earlier offers are void.
     QueueReplaced,
+    /// A sibling has a new queue: what was lent to the old one is ours again.
+    SiblingReplaced { pool: u16 },
+}
+
+/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again.
+pub(crate) struct Lent {
+    /// The sibling's position.
+    pub(crate) by: u16,
+    pub(crate) slots: u32,
 }
 
 /// The actor.
@@ -42,6 +53,10 @@ pub(crate) struct PoolManagerState {
     pool: Arc<PoolShared>,
     /// Slots on offer to the queue, for which no task has come yet.
     offered: u32,
+    /// Slots that siblings were lent and have not answered for, by their positions.
+    lent: BTreeMap<u16, u32>,
+    /// Siblings that had no use for what they were lent; they are not asked again before something changes.
+    content: BTreeSet<u16>,
     hold: Mean,
     /// Slots of the replicas that were Ready when it last looked: each change of a replica makes it look.
     slots_ready: u32,
@@ -60,7 +75,8 @@ impl Actor for PoolManager {
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.rate.lock().hold_mean);
-        Ok(PoolManagerState { pool, offered: 0, hold, slots_ready: 0, drained: false })
+        let (lent, content) = (BTreeMap::new(), BTreeSet::new());
+        Ok(PoolManagerState { pool, offered: 0, lent, content, hold, slots_ready: 0, drained: false })
     }
 
     async fn handle(
@@ -71,22 +87,36 @@ impl Actor for PoolManager {
     ) -> Result<(), ActorProcessingErr> {
         state.pool.env.fault_point("pool_manager");
         match message {
-            PoolManagerMsg::Assign { batch } => on_assign(state, batch),
+            PoolManagerMsg::Assign { batch, lent } => on_assign(state, batch, lent),
             PoolManagerMsg::Begin => on_begin(state),
             PoolManagerMsg::LookAround => on_look_around(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
+            PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
         }
         offer(state);
+        lend(state);
         report_drained(state);
         Ok(())
     }
 }
 
-fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>) {
-    state.offered = state.offered.saturating_sub(batch.len() as u32);
+fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<Lent>) {
+    match lent {
+        None => state.offered = state.offered.saturating_sub(batch.len() as u32),
+        Some(Lent { by, slots }) => {
+            let left = state.lent.remove(&by).unwrap_or(0).saturating_sub(slots);
+            if left > 0 {
+                state.lent.insert(by, left);
+            }
+            if batch.is_empty() {
+                state.content.insert(by);
+            }
+            state.pool.counters.taken_over.fetch_add(batch.len() as u64, Relaxed);
+        }
+    }
     for assignment in batch {
         state.pool.env.fault_point("pool_manager");
-        let Some(index) = choose(&state.pool, assignment.record().affinity()) else {
+        let Some(index) = choose(&state.pool, assignment.record().affinity(&state.pool)) else {
             continue; // The replica was lost meanwhile; dropped, the task goes back to its place in the queue.
         };
         let Some(lease) = SlotLease::take(&state.pool, index) else { continue };
@@ -97,21 +127,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>) {
 
 fn choose(pool: &PoolShared, affinity: Option<u16>) -> Option<u16> {
     let demand = Demand { mask: &pool.mask, affinity };
-    place(pool.replicas.iter().map(candidate), &demand)
-}
-
-/// What placement may know of a replica, as of now.
-fn candidate(replica: &ReplicaShared) -> Candidate<'_> {
-    Candidate {
-        index: replica.id.index,
-        ready: replica.state().is_ready(),
-        mask: &replica.mask,
-        slots: replica.slots.total(),
-        slots_used: replica.slots.used(),
-        // Devices are not measured yet: all replicas are equal in both, and the next criterion decides.
-        vram_free: VramBytes(0),
-        tokens_per_s: 0,
-    }
+    place(pool.replicas.iter().map(ReplicaShared::candidate), &demand)
 }
 
 fn on_begin(state: &mut PoolManagerState) {
@@ -122,6 +138,7 @@ fn on_begin(state: &mut PoolManagerState) {
 
 fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
+    state.content.clear();
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
     state.slots_ready = ready.map(|replica| replica.slots.total()).sum();
     publish_rate(state);
@@ -151,6 +168,33 @@ fn offer(state: &mut PoolManagerState) {
     }
 }
 
+/// Lends slots for which there is nothing to do here to siblings whose tasks wait: no slot idles beside a backlog.
+///
+/// A sibling answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's offer
+/// first; should a task come for it all the same, it finds no slot and goes back to its place.
+fn lend(state: &mut PoolManagerState) {
+    if state.pool.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
+        return;
+    }
+    let mut spare = state.pool.slots_free().saturating_sub(state.lent.values().sum());
+    for sibling in state.pool.clone().siblings() {
+        let slots = spare.min(sibling.wanted.load(Relaxed));
+        if slots == 0 || state.lent.contains_key(&sibling.position) || state.content.contains(&sibling.position) {
+            continue;
+        }
+        let revoked = slots.min(state.offered);
+        if revoked > 0 {
+            state.pool.queue.cast(QueueMsg::Revoke { slots: revoked }); // Undelivered: a new queue has no credit anyway.
+            state.offered -= revoked;
+            state.pool.publish_offered(state.offered);
+        }
+        if sibling.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
+            state.lent.insert(sibling.position, slots);
+            spare -= slots;
+        }
+    }
+}
+
 /// Takes up what attempts have lately measured, and shows it to the queue.
 fn measure(state: &mut PoolManagerState) {
     let (micros, attempts) = std::mem::take(&mut *state.pool.held.lock());
@@ -161,7 +205,8 @@ fn measure(state: &mut PoolManagerState) {
 }
 
 fn publish_rate(state: &PoolManagerState) {
-    *state.pool.rate.lock() = ServiceRate { slots_ready: state.slots_ready, hold_mean: state.hold.get() };
+    *state.pool.rate.lock() =
+        ServiceRate { slots_ready: state.slots_ready, hold_mean: state.hold.get(), measured: state.hold.is_measured() };
 }
 
 /// Tells the supervisor once when a draining pool has nothing left to do.

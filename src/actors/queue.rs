@@ -14,15 +14,18 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use crate::actors::lease::Assignment;
-use crate::actors::pool_manager::PoolManagerMsg;
+use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::submission::{Accepted, Submission, Verdict};
+use crate::core::admission::too_late;
 use crate::core::error::{ErrorCode, TaskError};
-use crate::core::id::TaskSeq;
+use crate::core::fairness::{Accounts, Served};
+use crate::core::full::FullPolicy;
+use crate::core::id::{ClientId, TaskSeq};
 use crate::core::lifecycle::Intent;
-use crate::core::queue::{Enqueued, FullPolicy, Queue};
+use crate::core::queue::{Arrival, Enqueued, Queue};
+use crate::core::standing::Standing;
 use crate::core::task::{Phase, Priority, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
@@ -40,11 +43,21 @@ pub(crate) enum QueueMsg {
     Enqueue(Submission),
     /// Forget a task whose log has been sealed.
     Withdraw { seq: TaskSeq },
-    // ---- the pool's own actors
+    /// Say where a task stands.
+    Explain { seq: TaskSeq, reply: RpcReplyPort<Option<Standing>> },
+    // ---- the pool's own actors, its siblings' pool managers, the ledger
     /// A task comes back without a token, for its old place.
     Return { record: Arc<TaskRecord> },
     /// So many more slots are free.
     Offer { slots: u32 },
+    /// So many of the slots on offer have gone elsewhere.
+    Revoke { slots: u32 },
+    /// A sibling is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
+    Lend { lender: Arc<PoolShared>, slots: u32 },
+    /// A task of a conversation has ended: the next may go on.
+    Settle,
+    /// A client that ran as much as its quota allows may run more.
+    Release { client: ClientId },
     /// A new pool manager: earlier offers are void.
     ManagerReplaced,
     /// It can be reached: look at the ledger once more.
@@ -62,10 +75,10 @@ pub(crate) struct QueueActor;
 /// Its state.
 pub(crate) struct QueueState {
     runtime: Arc<RuntimeShared>,
-    pool: Arc<PoolShared>,
-    queue: Queue<Arc<TaskRecord>>,
+    pub(super) pool: Arc<PoolShared>,
+    pub(super) queue: Queue<Arc<TaskRecord>>,
     /// Slots that the pool manager has offered and that no task was sent for.
-    credit: u32,
+    pub(super) credit: u32,
     /// The generation of this life; an older one takes nothing in any more.
     generation: u64,
     /// Deadlines of waiting tasks. Invariant: only tasks in `queue`.
@@ -82,11 +95,14 @@ impl Actor for QueueActor {
     async fn pre_start(&self, _: ActorRef<QueueMsg>, args: QueueArgs) -> Result<QueueState, ActorProcessingErr> {
         let QueueArgs { runtime, pool } = args;
         let generation = pool.queue_generation.load(SeqCst);
-        let queue = Queue::new(pool.config.queue.bounds());
+        let shared = pool.clone();
+        let mut books = shared.books.lock();
+        let queue = Queue::new(pool.config.queue.bounds(), &mut books);
         let (deadlines, armed) = (BTreeSet::new(), None);
         let mut state = QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed };
-        on_refill(&mut state);
-        state.publish();
+        on_refill(&mut state, &mut books);
+        state.publish(&books);
+        drop(books);
         Ok(state)
     }
 
@@ -97,30 +113,51 @@ impl Actor for QueueActor {
         state: &mut QueueState,
     ) -> Result<(), ActorProcessingErr> {
         state.pool.env.fault_point("queue");
+        let pool = state.pool.clone();
+        let mut books = pool.books.lock();
+        settle(state, &mut books);
         match message {
-            QueueMsg::Enqueue(submission) => on_enqueue(state, submission),
-            QueueMsg::Withdraw { seq } => on_withdraw(state, seq),
-            QueueMsg::Return { record } => on_return(state, record),
+            QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
+            QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
+            QueueMsg::Explain { seq, reply } => {
+                let _ = reply.send(state.queue.standing(&books, seq, |record| record.session().cloned()));
+            }
+            QueueMsg::Return { record } => on_return(state, &mut books, record),
             QueueMsg::Offer { slots } => state.credit += slots,
+            QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
+            QueueMsg::Lend { lender, slots } => on_lend(state, &mut books, &lender, slots),
+            QueueMsg::Settle => {}
+            QueueMsg::Release { client } => state.queue.release(&mut books, &client),
             QueueMsg::ManagerReplaced => state.credit = 0,
-            QueueMsg::Refill => on_refill(state),
+            QueueMsg::Refill => on_refill(state, &mut books),
             QueueMsg::PoolOut => {}
-            QueueMsg::DeadlineDue => on_deadline_due(state),
+            QueueMsg::DeadlineDue => on_deadline_due(state, &mut books),
         }
         if state.pool.is_out() {
-            turn_everybody_out(state);
+            turn_everybody_out(state, &mut books);
         }
-        dispatch(state);
+        dispatch(state, &mut books);
         arm(state, &myself);
-        state.publish();
+        state.publish(&books);
         if cfg!(debug_assertions) && state.queue.len() < 64 {
-            state.queue.invariants();
+            state.queue.invariants(&books);
         }
+        drop(books);
+        call_siblings(state);
         Ok(())
     }
 }
 
-fn on_enqueue(state: &mut QueueState, Submission { record, reply }: Submission) {
+/// Corrects what ended tasks were charged.
+fn settle(state: &mut QueueState, books: &mut Accounts) {
+    // One short lock for each message; each pass is one task, so that none is lost to a panic between two.
+    loop {
+        let Some((seq, served)) = state.pool.settlements.lock().pop_front() else { return };
+        state.queue.settle(books, seq, served);
+    }
+}
+
+fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record, reply }: Submission) {
     match record.phase() {
         Phase::Submitted => {}
         Phase::Terminal => return, // Cancelled on its way; the reply drops, and the caller sees the log.
@@ -135,26 +172,39 @@ fn on_enqueue(state: &mut QueueState, Submission { record, reply }: Submission) 
         let _ = reply.send(Err(out(state)));
         return;
     }
-    let class = record.priority();
-    let ahead = state.queue.ahead(class);
+    let arrival = record.arrival();
+    let ahead = ahead_of(state, books, &arrival);
     let idle = ahead == 0 && state.credit > 0;
-    let predicted_start = if idle { Duration::ZERO } else { state.pool.rate.lock().wait(ahead) };
-    match state.queue.enqueue(record.seq, class, record.clone()) {
-        Enqueued::Refused { item } => refuse(state, &item, reply),
+    let rate = *state.pool.rate.lock();
+    let predicted_start = if idle { Duration::ZERO } else { rate.wait(ahead) };
+    let hopeless = record.request.deadline.filter(|_| rate.measured).and_then(|limit| too_late(limit, predicted_start));
+    if let Some(error) = hopeless {
+        let error = TaskError { queue_position: Some(ahead), ..error.engine(&state.pool.config.engine) };
+        let _ = reply.send(Err(error));
+        return;
+    }
+    match state.queue.enqueue(books, arrival, record.clone()) {
+        Enqueued::Refused { .. } => refuse(state, books, &record, reply),
         outcome => {
             if let Enqueued::Evicted { item, .. } = outcome {
                 state.forget_deadline(&item);
-                evict(state, &item);
+                evict(state, books, &item);
             }
-            accept(state, &record, reply, Accepted { queue_position: ahead, predicted_start });
+            accept(state, books, &record, reply, Accepted { queue_position: ahead, predicted_start });
         }
     }
 }
 
-fn accept(state: &mut QueueState, record: &Arc<TaskRecord>, reply: RpcReplyPort<Verdict>, accepted: Accepted) {
+fn accept(
+    state: &mut QueueState,
+    books: &mut Accounts,
+    record: &Arc<TaskRecord>,
+    reply: RpcReplyPort<Verdict>,
+    accepted: Accepted,
+) {
     if record.admit(accepted.queue_position, accepted.predicted_start).is_err() {
         // Its caller gave up in between; the log is sealed.
-        state.queue.cancel(record.seq);
+        state.queue.cancel(books, record.seq);
         return;
     }
     state.pool.env.trace(|| TraceKind::Queued { seq: record.seq });
@@ -168,36 +218,46 @@ fn accept(state: &mut QueueState, record: &Arc<TaskRecord>, reply: RpcReplyPort<
     let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
 }
 
-fn refuse(state: &QueueState, record: &TaskRecord, reply: RpcReplyPort<Verdict>) {
+fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, reply: RpcReplyPort<Verdict>) {
     let pool = &state.pool;
-    pool.counters.queue_full.fetch_add(1, Relaxed);
-    let text = format!("the queue of pool {} is full with {} tasks", pool.id, state.queue.len());
-    let _ = reply.send(Err(full(state, record.priority(), ErrorCode::AdmissionReject, text)));
+    pool.counters.refused_full.fetch_add(1, Relaxed);
+    let (client, depth) = (&record.request.client_id, state.queue.len());
+    let own = books.waiting(client, record.priority());
+    let text =
+        format!("the queue of pool {} has no room for client {client}: {depth} tasks wait, {own} of its own", pool.id);
+    let _ = reply.send(Err(full(state, books, record, ErrorCode::AdmissionReject, text)));
 }
 
-fn evict(state: &QueueState, victim: &TaskRecord) {
-    state.pool.counters.queue_full.fetch_add(1, Relaxed);
+fn evict(state: &QueueState, books: &Accounts, victim: &TaskRecord) {
+    state.pool.counters.evicted.fetch_add(1, Relaxed);
     let code = match state.pool.config.queue.full_policy {
         FullPolicy::DropLru => ErrorCode::QueueFullDropLru,
         FullPolicy::Reject | FullPolicy::ShedLowPriority => ErrorCode::AdmissionReject,
     };
     let text = format!("the task made room for another in the full queue of pool {}", state.pool.id);
-    let error = full(state, victim.priority(), code, text);
+    let error = full(state, books, victim, code, text);
     let _ = state.runtime.ledger.seal(victim, None, Terminal::Error(error)); // Already sealed: cancelled just now.
 }
 
+/// Expected dispatches before a task that would come now.
+fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 {
+    let own = books.waiting(arrival.client, arrival.class);
+    state.queue.crowd(books).ahead(own, own, arrival.weight, arrival.class)
+}
+
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
-fn full(state: &QueueState, class: Priority, code: ErrorCode, text: String) -> TaskError {
-    let ahead = state.queue.ahead(class);
+fn full(state: &QueueState, books: &Accounts, record: &TaskRecord, code: ErrorCode, text: String) -> TaskError {
+    let arrival = record.arrival();
+    let ahead = ahead_of(state, books, &arrival);
     let wait = state.pool.rate.lock().wait(ahead);
     let policy = state.pool.config.queue.full_policy.as_str();
     let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);
     TaskError { queue_position: Some(ahead), ..error }
 }
 
-fn on_withdraw(state: &mut QueueState, seq: TaskSeq) {
+fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
     // Not here: it was dispatched just now, and whoever has it finds the seal.
-    if let Some(record) = state.queue.cancel(seq) {
+    if let Some(record) = state.queue.cancel(books, seq) {
         state.forget_deadline(&record);
     }
     if state.queue.is_empty() && state.pool.intent() != Intent::Serve {
@@ -205,25 +265,43 @@ fn on_withdraw(state: &mut QueueState, seq: TaskSeq) {
     }
 }
 
-fn on_return(state: &mut QueueState, record: Arc<TaskRecord>) {
+fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
     if record.phase() == Phase::Queued {
         state.note_deadline(&record);
-        state.queue.put_back(record.seq, record.priority(), record);
+        state.queue.put_back(books, record.arrival(), record.clone());
+    } else {
+        // Sealed while it came back, when it was no longer out: nobody else tells the accounts.
+        state.queue.settle(books, record.seq, Served::Nothing);
     }
 }
 
 /// Takes what waits from the ledger, which knows it all; what is here already is there too.
-fn on_refill(state: &mut QueueState) {
-    state.queue = Queue::new(state.pool.config.queue.bounds());
+fn on_refill(state: &mut QueueState, books: &mut Accounts) {
+    for seq in state.queue.numbers() {
+        state.queue.cancel(books, seq);
+    }
     state.deadlines.clear();
-    for record in state.runtime.ledger.queued_in(state.pool.position) {
-        on_return(state, record);
+    settle(state, books);
+    let mut out = BTreeSet::new();
+    for record in state.runtime.ledger.unfinished_in(state.pool.position) {
+        match record.phase() {
+            Phase::Queued => on_return(state, books, record),
+            Phase::Assigned | Phase::Running => drop(out.insert(record.seq)),
+            Phase::Submitted | Phase::Terminal => {}
+        }
+    }
+    // What is charged and not out came back to nobody: the message died with the last queue.
+    for seq in books.unsettled() {
+        if !out.contains(&seq) {
+            state.queue.settle(books, seq, Served::Nothing);
+        }
     }
 }
 
 /// Ends every waiting task: the pool will not run it (ORCH-3018).
-fn turn_everybody_out(state: &mut QueueState) {
-    while let Some((_, record)) = state.queue.dispatch() {
+fn turn_everybody_out(state: &mut QueueState, books: &mut Accounts) {
+    for seq in state.queue.numbers() {
+        let Some(record) = state.queue.cancel(books, seq) else { continue };
         let _ = state.runtime.ledger.seal(&record, None, Terminal::Error(out(state))); // Cancelled just now.
     }
     state.deadlines.clear();
@@ -237,12 +315,12 @@ fn out(state: &QueueState) -> TaskError {
 }
 
 /// Ends the waiting tasks whose deadlines have passed.
-fn on_deadline_due(state: &mut QueueState) {
+fn on_deadline_due(state: &mut QueueState, books: &mut Accounts) {
     state.armed = None;
     let now = state.pool.env.now();
     while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
         state.deadlines.pop_first();
-        let Some(record) = state.queue.cancel(seq) else { continue };
+        let Some(record) = state.queue.cancel(books, seq) else { continue };
         let _ = state.runtime.ledger.seal(&record, None, Terminal::missed_deadline()); // Cancelled just now.
     }
 }
@@ -256,29 +334,6 @@ fn arm(state: &mut QueueState, myself: &ActorRef<QueueMsg>) {
     }
 }
 
-/// Sends tasks for the slots that were offered.
-fn dispatch(state: &mut QueueState) {
-    let mut batch = Vec::new();
-    while (batch.len() as u32) < state.credit {
-        let Some((_, record)) = state.queue.dispatch() else { break };
-        state.forget_deadline(&record);
-        // Refused: sealed a moment ago, and its withdrawal is on its way.
-        if let Ok(epoch) = record.assign() {
-            state.pool.env.trace(|| TraceKind::Assigned { seq: record.seq, epoch });
-            batch.push(Assignment::new(record, epoch, state.pool.clone()));
-        }
-    }
-    if batch.is_empty() {
-        return;
-    }
-    state.pool.env.fault_point("queue");
-    let sent = batch.len() as u32;
-    state.credit -= sent;
-    if !state.pool.manager.cast(PoolManagerMsg::Assign { batch }) {
-        state.credit = 0; // Nobody there: the tasks are coming back by themselves, the next manager offers anew.
-    }
-}
-
 impl QueueState {
     fn note_deadline(&mut self, record: &TaskRecord) {
         if let Some(deadline) = record.deadline() {
@@ -286,17 +341,19 @@ impl QueueState {
         }
     }
 
-    fn forget_deadline(&mut self, record: &TaskRecord) {
+    pub(super) fn forget_deadline(&mut self, record: &TaskRecord) {
         if let Some(deadline) = record.deadline() {
             self.deadlines.remove(&(deadline, record.seq));
         }
     }
 
     /// Shows the depth to admission and to metrics, as of now.
-    fn publish(&self) {
+    pub(super) fn publish(&self, books: &Accounts) {
         for class in Priority::ALL {
             self.pool.depth[class.index()].store(self.queue.len_of(class), Relaxed);
-            self.pool.ahead[class.index()].store(self.queue.ahead(class), Relaxed);
         }
+        *self.pool.crowd.lock() = self.queue.crowd(books);
+        let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
+        self.pool.wanted.store(wanted, Relaxed);
     }
 }

@@ -9,12 +9,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::actors::claim::Claim;
 use crate::actors::event_log::{End, EventLog, EventRef, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
+use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
 use crate::actors::task_view::{SealedTask, TaskView, Timing};
-use crate::core::id::{Epoch, TaskId, TaskSeq};
-use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest, Terminal};
+use crate::core::fairness::Served;
+use crate::core::id::{Epoch, ReplicaId, TaskId, TaskSeq};
+use crate::core::task::{FinishReason, Phase, Priority, Refusal, Step, TaskRequest, Terminal};
 use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
 
 /// One task.
@@ -27,25 +30,28 @@ pub(crate) struct TaskRecord {
     pub(crate) seed: u64,
     pub(crate) submitted_at: Timestamp,
     /// One lock for phase, epoch and log: each check and the change that rests on it are one step.
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Wakes the log's readers.
     changed: Notify,
     /// Wakes the attempt when the log is sealed by somebody else.
     stopped: Notify,
 }
 
-struct State {
-    phase: Phase,
+pub(super) struct State {
+    pub(super) phase: Phase,
     epoch: Epoch,
     /// The queue has taken it in at some time: an end was promised.
     accepted: bool,
     attempts: u32,
     log: EventLog,
-    /// The pool that the task was routed to; `None` before that.
-    pool: Option<Arc<PoolShared>>,
-    prompt_tokens: Tokens,
+    /// Where the task was routed to; `None` before that.
+    pub(super) route: Option<Route>,
+    /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
+    runs_in: Option<Arc<PoolShared>>,
+    /// Its part of its client's limits; settled when the log is sealed.
+    pub(super) claim: Option<Claim>,
     /// The replica that served the task's session last.
-    affinity: Option<u16>,
+    pub(super) affinity: Option<ReplicaId>,
     queue_position: u64,
     predicted_start: Duration,
     /// Begin of the newest attempt.
@@ -77,8 +83,9 @@ impl TaskRecord {
             accepted: false,
             attempts: 0,
             log: EventLog::default(),
-            pool: None,
-            prompt_tokens: Tokens(0),
+            route: None,
+            runs_in: None,
+            claim: None,
             affinity: None,
             queue_position: 0,
             predicted_start: Duration::ZERO,
@@ -103,33 +110,6 @@ impl TaskRecord {
     /// The class.
     pub(crate) fn priority(&self) -> Priority {
         self.request.priority
-    }
-
-    /// Notes where the task goes.
-    pub(crate) fn set_route(&self, pool: Arc<PoolShared>, prompt_tokens: Tokens) {
-        let mut state = self.state.lock();
-        (state.pool, state.prompt_tokens) = (Some(pool), prompt_tokens);
-    }
-
-    /// Notes which replica served the task's session last.
-    pub(crate) fn set_affinity(&self, replica: u16) {
-        self.state.lock().affinity = Some(replica);
-    }
-
-    /// The replica that served the task's session last.
-    pub(crate) fn affinity(&self) -> Option<u16> {
-        self.state.lock().affinity
-    }
-
-    /// The pool that the task was routed to.
-    pub(crate) fn pool(&self) -> Option<Arc<PoolShared>> {
-        self.state.lock().pool.clone()
-    }
-
-    /// Where the task stands, and in which pool by position.
-    pub(crate) fn place(&self) -> (Phase, Option<u16>) {
-        let state = self.state.lock();
-        (state.phase, state.pool.as_ref().map(|pool| pool.position))
     }
 
     /// Where the task stands.
@@ -178,10 +158,11 @@ impl TaskRecord {
     }
 
     /// The queue hands the task towards a worker; a new epoch begins.
-    pub(crate) fn assign(&self) -> Result<Epoch, Refusal> {
+    pub(crate) fn assign(&self, runs_in: &Arc<PoolShared>) -> Result<Epoch, Refusal> {
         let mut state = self.state.lock();
         state.step(Step::Assign)?;
         state.epoch.0 += 1;
+        state.runs_in = Some(runs_in.clone());
         Ok(state.epoch)
     }
 
@@ -189,7 +170,11 @@ impl TaskRecord {
     pub(crate) fn give_back(&self, epoch: Epoch) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
-        state.step(Step::Return)
+        state.step(Step::Return)?;
+        if let Some(claim) = &mut state.claim {
+            claim.give_back(&self.request.client_id);
+        }
+        Ok(())
     }
 
     /// A worker begins the task.
@@ -199,7 +184,7 @@ impl TaskRecord {
         state.step(Step::Begin)?;
         state.attempts += 1;
         (state.begun_at, state.progress_at) = (Some(now), now);
-        state.kv_warmth = state.affinity == Some(identity.replica.index);
+        state.kv_warmth = state.affinity.as_ref() == Some(&identity.replica);
         state.identity = Some(identity.clone());
         let started = Started {
             queue_position: state.queue_position,
@@ -240,7 +225,8 @@ impl TaskRecord {
         state.step(Step::Seal)?;
         state.ended_at = Some(now);
         let timing = state.timing(self.submitted_at, now);
-        let mut tokens_in = state.prompt_tokens;
+        let mut tokens_in = state.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
+        let whole = matches!(terminal, Terminal::End { reason, .. } if reason != FinishReason::Canceled);
         let terminal = match terminal {
             Terminal::Error(error) => Err(error),
             Terminal::End { reason, tokens_in: counted } => {
@@ -250,9 +236,21 @@ impl TaskRecord {
         };
         let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
         drop(state.permit.take());
+        let output = Tokens(state.log.tokens());
+        if let Some(claim) = state.claim.take() {
+            let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
+            claim.settle(&self.request.client_id, was.is_accepted(), unused);
+        }
+        let served = match was {
+            Phase::Running if whole => Served::Whole { prompt: tokens_in, output },
+            Phase::Running => Served::Part { prompt: tokens_in, output },
+            _ => Served::Nothing,
+        };
         let sealed = SealedTask {
             was,
-            pool: state.pool.clone(),
+            served,
+            pool: state.route.as_ref().map(|route| route.pool.clone()),
+            ran_in: state.runs_in.clone(),
             identity: state.identity.clone(),
             kv_warmth: state.kv_warmth,
             timing,
@@ -340,7 +338,11 @@ impl TaskRecord {
             phase: state.phase,
             client_id: self.request.client_id.clone(),
             priority: self.request.priority,
-            pool_id: state.pool.as_ref().map(|pool| pool.id.clone()),
+            pool_id: state
+                .runs_in
+                .as_ref()
+                .or(state.route.as_ref().map(|route| &route.pool))
+                .map(|pool| pool.id.clone()),
             replica_id: state.identity.as_ref().map(|identity| identity.replica.clone()),
             seed: self.seed,
             queue_position: state.queue_position,
@@ -381,7 +383,7 @@ impl State {
         }
     }
 
-    fn end(&self, timing: Timing, tokens_in: Tokens, reason: crate::core::task::FinishReason) -> End {
+    fn end(&self, timing: Timing, tokens_in: Tokens, reason: FinishReason) -> End {
         End {
             tokens_in,
             tokens_out: self.log.tokens(),
@@ -401,6 +403,13 @@ mod tests {
     use crate::core::id::{PoolId, ReplicaId};
     use crate::core::task::FinishReason;
 
+    fn pool() -> Arc<PoolShared> {
+        let config = crate::config::PoolConfig::new("p", "sim", "m");
+        let factory: crate::gpu::engine::EngineFactory =
+            Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
+        PoolShared::new(0, config, crate::env::Env::simulated(0), factory).expect("valid")
+    }
+
     fn record() -> TaskRecord {
         let permit = IntakeGate::new(1).try_enter().expect("a place");
         let request = Arc::new(TaskRequest::completion("x").max_tokens(2));
@@ -418,9 +427,9 @@ mod tests {
     fn an_attempt_of_an_older_epoch_can_do_nothing() {
         let (record, now) = (record(), Timestamp::from_micros(1));
         record.admit(0, Duration::ZERO).expect("submitted");
-        let old = record.assign().expect("queued");
+        let old = record.assign(&pool()).expect("queued");
         record.give_back(old).expect("assigned");
-        let new = record.assign().expect("queued again");
+        let new = record.assign(&pool()).expect("queued again");
         let stale = Refusal::StaleEpoch { theirs: old, current: new };
         assert_eq!(record.begin(old, now, &identity()), Err(stale));
         record.begin(new, now, &identity()).expect("assigned");
@@ -440,7 +449,7 @@ mod tests {
         let record =
             TaskRecord { state: Mutex::new(State { permit: Some(permit), ..record().state.into_inner() }), ..record() };
         record.admit(0, Duration::ZERO).expect("submitted");
-        let epoch = record.assign().expect("queued");
+        let epoch = record.assign(&pool()).expect("queued");
         record.begin(epoch, Timestamp::from_micros(1), &identity()).expect("assigned");
         for index in 0..2 {
             assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Ok(index));

@@ -54,6 +54,8 @@ type Key = (ClientId, SessionId);
 
 struct Session {
     replica: Option<ReplicaId>,
+    /// The pool whose queue has its tasks, by position. One queue, so that one task of it runs at a time.
+    pool: Option<u16>,
     tasks: u64,
     used_at: Timestamp,
     /// The entry in `by_use`.
@@ -107,11 +109,21 @@ impl Actor for Sessions {
     }
 }
 
-fn on_locate(state: &mut SessionsState, session: SessionId, pool: &PoolShared, submission: Submission) {
-    let entry = state.touch((submission.record.request.client_id.clone(), session));
+fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolShared>, submission: Submission) {
+    let record = submission.record.clone();
+    let key = (record.request.client_id.clone(), session);
+    let bound = state.sessions.get(&key).and_then(|known| state.runtime.pools.get(known.pool? as usize)).cloned();
+    // It stays with its pool, as long as that takes tasks and gives the same tokens.
+    let stays = |pool: &Arc<PoolShared>| pool.state().takes_tasks() && pool.is_same_set(routed) && record.may_use(pool);
+    let pool = bound.filter(stays).unwrap_or_else(|| routed.clone());
+    if !Arc::ptr_eq(&pool, routed) {
+        record.reroute(pool.clone());
+    }
+    let entry = state.touch(key);
     entry.tasks += 1;
-    if let Some(replica) = entry.replica.as_ref().filter(|replica| replica.pool == pool.id) {
-        submission.record.set_affinity(replica.index);
+    entry.pool = Some(pool.position);
+    if let Some(replica) = &entry.replica {
+        record.set_affinity(replica.clone());
     }
     pool.queue.cast(QueueMsg::Enqueue(submission)); // Undelivered: the caller sends it again.
 }
@@ -127,7 +139,8 @@ impl SessionsState {
         }
         self.by_use.insert(turn, key.clone());
         let now = self.runtime.env.now();
-        let session = self.sessions.entry(key).or_insert(Session { replica: None, tasks: 0, used_at: now, turn });
+        let session =
+            self.sessions.entry(key).or_insert(Session { replica: None, pool: None, tasks: 0, used_at: now, turn });
         if session.turn != turn {
             self.by_use.remove(&session.turn);
         }

@@ -3,8 +3,9 @@
 //! Each field has one owner that writes it; the others read it as of now. A restarted actor reads the truth from here
 //! and from the ledger instead of being told what it missed.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,40 +14,47 @@ use tokio::sync::Notify;
 
 use crate::actors::address::Address;
 use crate::actors::admission::AdmissionMsg;
-use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::clients::Clients;
 use crate::actors::gate::IntakeGate;
 use crate::actors::latency::{LatencyMsg, LatencyView, Samples};
-use crate::actors::lease::SlotTable;
 use crate::actors::ledger::Ledger;
 use crate::actors::pool_manager::PoolManagerMsg;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::queue::QueueMsg;
+use crate::actors::refusals::Refusals;
+use crate::actors::replica::ReplicaShared;
 use crate::actors::sessions::SessionsMsg;
-use crate::actors::worker::WorkerMsg;
 use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig};
+use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
 use crate::core::error::ErrorCode;
-use crate::core::id::{DeviceMask, PoolId, ReplicaId};
+use crate::core::fairness::{Accounts, Served};
+use crate::core::full::FullPolicy;
+use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
-use crate::core::predict::ServiceRate;
+use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::task::Priority;
-use crate::core::units::Timestamp;
 use crate::env::Env;
-use crate::gpu::engine::{AnyEngine, EngineFactory, Telemetry};
+use crate::gpu::engine::EngineFactory;
 
 /// One runtime.
 pub(crate) struct RuntimeShared {
     pub(crate) env: Env,
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
+    pub(crate) clients: Clients,
     pub(crate) gate: Arc<IntakeGate>,
     pub(crate) pools: Vec<Arc<PoolShared>>,
     pub(crate) admission: Address<AdmissionMsg>,
     pub(crate) sessions: Address<SessionsMsg>,
     /// Refusals before a task was accepted, by [`ErrorCode::ALL`].
     pub(crate) rejected: [AtomicU64; 9],
-    /// Refusals by the intake gate.
-    pub(crate) gate_closed: AtomicU64,
+    /// Refusals by limits that are no queue's, by [`LIMITS`].
+    pub(crate) limited: [AtomicU64; LIMITS.len()],
+    pub(crate) refusals: Refusals,
 }
+
+/// Policies that refuse before any queue is asked.
+pub(crate) const LIMITS: [&str; 5] = ["gate", RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED];
 
 /// One pool.
 pub(crate) struct PoolShared {
@@ -74,8 +82,14 @@ pub(crate) struct PoolShared {
     intent: AtomicU8,
     /// Waiting tasks by class. Written by the queue.
     pub(crate) depth: [AtomicU32; 2],
-    /// Tasks ahead of a new one, by class. Written by the queue.
-    pub(crate) ahead: [AtomicU64; 2],
+    /// Tasks that could use a slot now: all that wait, while any of them may run. Written by the queue.
+    pub(crate) wanted: AtomicU32,
+    /// Who waits, in numbers. Written by the queue.
+    pub(crate) crowd: Mutex<Crowd>,
+    /// Who has been served how much. Written by the queue, which it outlives; locked once for each of its messages.
+    pub(crate) books: Mutex<Accounts>,
+    /// Tasks that have ended since the queue last looked, and what was computed for them. Never more than were out.
+    pub(crate) settlements: Mutex<VecDeque<(TaskSeq, Served)>>,
     /// What the pool lately delivered. Written by the pool manager.
     pub(crate) rate: Mutex<ServiceRate>,
     /// Time that attempts ran, in microseconds, and how many, since the pool manager last looked.
@@ -90,33 +104,8 @@ pub(crate) struct PoolShared {
     pub(crate) counters: Counters,
     /// Wakes whoever waits for a change of the pool's state.
     pub(crate) state_changed: Notify,
-}
-
-/// One worker's place. Its slots and its engine outlive the actors around them.
-pub(crate) struct ReplicaShared {
-    pub(crate) id: ReplicaId,
-    /// The devices that it uses.
-    pub(crate) mask: DeviceMask,
-    pub(crate) slots: SlotTable,
-    pub(crate) worker: Address<WorkerMsg>,
-    /// Where it stands. Written by its worker while that lives, by the pool's supervisor when it has died.
-    state: Mutex<ReplicaState>,
-    /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
-    /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
-    pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
-    /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
-    pub(crate) ready_since: Mutex<Option<Timestamp>>,
-    /// What the engine said of itself when it was loaded.
-    pub(crate) identity: Mutex<Option<Arc<ReplicaIdentity>>>,
-    pub(crate) telemetry: Mutex<Telemetry>,
-    pub(crate) started: [AtomicU64; 2],
-    pub(crate) tokens_in: AtomicU64,
-    pub(crate) tokens_out: AtomicU64,
-    pub(crate) preload_successes: AtomicU64,
-    pub(crate) preload_failures: AtomicU64,
-    pub(crate) restarts: AtomicU64,
-    /// Runs whose engine did not confirm in time that it had stopped.
-    pub(crate) stop_timeouts: AtomicU64,
+    /// The other pools that the configuration makes one replica set with this one. Set once, when all pools are there.
+    siblings: OnceLock<Vec<Weak<PoolShared>>>,
 }
 
 /// What has happened in a pool since the start.
@@ -128,8 +117,12 @@ pub(crate) struct Counters {
     pub(crate) canceled: AtomicU64,
     /// Accepted tasks that failed, by [`ErrorCode::ALL`].
     failed: [AtomicU64; 9],
-    /// Times that the full policy was applied.
-    pub(crate) queue_full: AtomicU64,
+    /// New tasks that the full policy refused.
+    pub(crate) refused_full: AtomicU64,
+    /// Waiting tasks that made room for others.
+    pub(crate) evicted: AtomicU64,
+    /// Tasks of siblings' queues that were sent here because this pool was idle.
+    pub(crate) taken_over: AtomicU64,
 }
 
 impl Counters {
@@ -160,6 +153,7 @@ impl PoolShared {
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
         let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
+        let books = Mutex::new(Accounts::new(config.cost.weights(), config.queue.class_weights()));
         Ok(Arc::new(PoolShared {
             position,
             mask: config.mask()?,
@@ -177,8 +171,12 @@ impl PoolShared {
             queue_generation: AtomicU64::new(0),
             intent: AtomicU8::new(0),
             depth: Default::default(),
-            ahead: Default::default(),
-            rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean }),
+            wanted: AtomicU32::new(0),
+            crowd: Mutex::default(),
+            siblings: OnceLock::new(),
+            books,
+            settlements: Mutex::default(),
+            rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean, measured: false }),
             held: Mutex::default(),
             offered: AtomicU32::new(0),
             nudged: AtomicBool::new(false),
@@ -219,11 +217,47 @@ impl PoolShared {
         next_try(self.env.now(), self.replicas.iter().map(ReplicaShared::state))
     }
 
-    /// How long a new task of this class would wait, as of now.
-    pub(crate) fn expected_wait(&self, class: Priority) -> Duration {
-        let ahead = self.ahead[class.index()].load(Relaxed);
+    /// How long a new task of this class would wait, of this client and weight, as of now; `None` is a client of whom nothing
+    /// waits.
+    pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> Duration {
+        let crowd = *self.crowd.lock();
+        // The books are locked only when somebody waits.
+        let own =
+            client.filter(|_| crowd.count != [0; 2]).map_or(0, |(client, _)| self.books.lock().waiting(client, class));
+        let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
         let rate = *self.rate.lock();
         if ahead == 0 && self.slots_free() > 0 { Duration::ZERO } else { rate.wait(ahead) }
+    }
+
+    /// Tells the pool which others there are.
+    pub(crate) fn meet(self: &Arc<Self>, all: &[Arc<PoolShared>]) {
+        let others = all.iter().filter(|other| !Arc::ptr_eq(self, other) && self.config.is_sibling_of(&other.config));
+        let _ = self.siblings.set(others.map(Arc::downgrade).collect()); // Set already: the same pools.
+    }
+
+    /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
+    pub(crate) fn siblings(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        let others = self.siblings.get().into_iter().flatten().filter_map(Weak::upgrade);
+        others.filter(|other| self.is_same_set(other))
+    }
+
+    /// Whether the other pool gives the same tokens.
+    pub(crate) fn is_same_set(&self, other: &PoolShared) -> bool {
+        let ours = self.pinned.lock().clone();
+        let same_ctx = self.ctx.load(Relaxed) == other.ctx.load(Relaxed);
+        same_ctx && self.config.is_sibling_of(&other.config) && ours.is_some() && ours == *other.pinned.lock()
+    }
+
+    /// Whether it has free slots and nothing of its own to run in them.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.wanted.load(Relaxed) == 0 && self.intent() == Intent::Serve && self.slots_free() > 0
+    }
+
+    /// Whether its queue could take a task of this class in, or would make room for it, as of now.
+    pub(crate) fn has_room(&self, class: Priority) -> bool {
+        let bounds = self.config.queue.bounds();
+        let depth = self.depth[class.index()].load(Relaxed);
+        bounds.policy != FullPolicy::Reject || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
     }
 
     /// Free slots of the replicas that are Ready.
@@ -292,40 +326,5 @@ impl PoolShared {
         *self.replicas[index as usize].state.lock() = state;
         self.nudge_manager();
         self.state_changed.notify_waiters();
-    }
-}
-
-impl ReplicaShared {
-    fn new(id: ReplicaId, mask: DeviceMask, slots: u32) -> Self {
-        ReplicaShared {
-            id,
-            mask,
-            slots: SlotTable::new(slots),
-            worker: Address::default(),
-            state: Mutex::new(ReplicaState::Preloading),
-            engine: Mutex::new(None),
-            ready_since: Mutex::new(None),
-            identity: Mutex::new(None),
-            telemetry: Mutex::default(),
-            started: Default::default(),
-            tokens_in: AtomicU64::new(0),
-            tokens_out: AtomicU64::new(0),
-            preload_successes: AtomicU64::new(0),
-            preload_failures: AtomicU64::new(0),
-            restarts: AtomicU64::new(0),
-            stop_timeouts: AtomicU64::new(0),
-        }
-    }
-
-    /// Where it stands.
-    pub(crate) fn state(&self) -> ReplicaState {
-        *self.state.lock()
-    }
-
-    /// Lets the engine go: its process ends when the last run that uses it has.
-    pub(crate) fn discard_engine(&self) {
-        let engine = self.engine.lock().take();
-        *self.identity.lock() = None;
-        drop(engine); // Outside the lock: ending a process may take its time.
     }
 }

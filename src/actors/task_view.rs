@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::actors::event_log::{End, ReplicaIdentity};
 use crate::actors::shared::PoolShared;
 use crate::core::error::TaskError;
+use crate::core::fairness::Served;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::{Phase, Priority};
 use crate::core::units::Tokens;
@@ -64,7 +65,12 @@ pub struct TaskView {
 pub(crate) struct SealedTask {
     /// The phase it was in.
     pub(crate) was: Phase,
+    /// What was computed for it.
+    pub(crate) served: Served,
+    /// The pool whose queue had it.
     pub(crate) pool: Option<Arc<PoolShared>>,
+    /// The pool whose worker had its newest attempt.
+    pub(crate) ran_in: Option<Arc<PoolShared>>,
     pub(crate) identity: Option<Arc<ReplicaIdentity>>,
     pub(crate) kv_warmth: bool,
     pub(crate) timing: Timing,

@@ -18,7 +18,8 @@ use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease};
-use crate::actors::shared::{PoolShared, ReplicaShared, RuntimeShared};
+use crate::actors::replica::ReplicaShared;
+use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::lifecycle::ReplicaState;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 

@@ -1,7 +1,15 @@
 //! What the types of the configuration cannot say: ranges, doubles, masks. Every fault is found, not only the first.
 
-use crate::config::{CTX_DEFAULT, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX};
-use crate::core::id::{DeviceMask, PoolId};
+use crate::config::{
+    CTX_DEFAULT, ClientConfig, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX,
+};
+use crate::core::fairness::WEIGHT_MAX;
+use crate::core::id::{ClientId, DeviceMask, PoolId};
+
+/// Largest cost of a token. Costs are ratios; a thousand to one says all that there is to say.
+const TOKEN_COST_MAX: u64 = 1_000;
+/// Largest rate of a limit, a second.
+const RATE_MAX: f64 = 1e9;
 
 impl Config {
     /// Checks everything that the types cannot, and returns every fault found.
@@ -18,6 +26,14 @@ impl Config {
             }
         }
         self.device_faults(&mut faults);
+        self.client_faults("default_client", &self.default_client, &mut faults);
+        for (name, client) in &self.clients {
+            let path = format!("clients.{name}");
+            if let Err(error) = ClientId::parse(name) {
+                faults.push(ConfigError::new(&path, error.to_string()));
+            }
+            self.client_faults(&path, client, &mut faults);
+        }
         let mut range = |path: &str, value: u64, low: u64, high: u64| check_range(path, value, low, high, &mut faults);
         range("sessions.capacity", self.sessions.capacity.into(), 1, 10_000_000);
         range("sessions.ttl_ms", self.sessions.ttl_ms, 1, DEADLINE_MS_MAX);
@@ -29,6 +45,35 @@ impl Config {
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults
+    }
+
+    fn client_faults(&self, path: &str, client: &ClientConfig, faults: &mut Vec<ConfigError>) {
+        let at = |field: &str| format!("{path}.{field}");
+        check_range(&at("weight"), client.weight.into(), 1, WEIGHT_MAX.into(), faults);
+        for (position, name) in client.pools.iter().flatten().enumerate() {
+            if !self.pools.iter().any(|pool| pool.id == *name) {
+                let known: Vec<&str> = self.pools.iter().map(|pool| pool.id.as_str()).collect();
+                let text = format!("there is no pool {name:?}; there is {}", known.join(", "));
+                faults.push(ConfigError::new(at(&format!("pools[{position}]")), text));
+            }
+        }
+        let limits = &client.limits;
+        let rates = [
+            ("requests", limits.requests_per_s, limits.requests_burst),
+            ("tokens", limits.tokens_per_s, limits.tokens_burst),
+        ];
+        for (name, per_s, burst) in rates {
+            if per_s.is_some_and(|rate| !(1e-6..=RATE_MAX).contains(&rate)) {
+                let text = format!("it must be from 0.000001 to {RATE_MAX}");
+                faults.push(ConfigError::new(at(&format!("limits.{name}_per_s")), text));
+            }
+            if burst.is_some() && per_s.is_none() {
+                let text = format!("a burst needs a rate: set {name}_per_s too");
+                faults.push(ConfigError::new(at(&format!("limits.{name}_burst")), text));
+            }
+            check_range(&at(&format!("limits.{name}_burst")), burst.unwrap_or(1).into(), 1, u32::MAX.into(), faults);
+        }
+        check_range(&at("quotas.running"), client.quotas.running.unwrap_or(1).into(), 1, u32::MAX.into(), faults);
     }
 
     /// No device may serve two workers: nothing here could divide its memory between them.
@@ -75,6 +120,11 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
         ("bytes_per_token", pool.bytes_per_token.into(), 1, 64),
         ("slots", pool.slots.into(), 1, SLOTS_MAX.into()),
         ("queue.capacity", pool.queue.capacity.into(), 0, QUEUE_CAPACITY_MAX.into()),
+        ("queue.reserve_percent", pool.queue.reserve_percent.into(), 0, 50),
+        ("queue.weights.interactive", pool.queue.weights.interactive.into(), 1, WEIGHT_MAX.into()),
+        ("queue.weights.batch", pool.queue.weights.batch.into(), 1, WEIGHT_MAX.into()),
+        ("cost.prompt", pool.cost.prompt.into(), 0, TOKEN_COST_MAX),
+        ("cost.output", pool.cost.output.into(), 1, TOKEN_COST_MAX),
         ("timeouts.wall_ms", pool.timeouts.wall_ms, 1, DEADLINE_MS_MAX),
         ("timeouts.idle_ms", pool.timeouts.idle_ms, 1, DEADLINE_MS_MAX),
         ("timeouts.preload_ms", pool.timeouts.preload_ms, 1, DEADLINE_MS_MAX),
@@ -140,6 +190,28 @@ mod tests {
             pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)] }];
         };
         assert_eq!(paths(outside), ["pools[0].replicas[0].devices"]);
+    }
+
+    #[test]
+    fn each_fault_of_a_client_is_found_where_it_is() {
+        let config = |change: fn(&mut ClientConfig)| {
+            let mut client = ClientConfig::default();
+            change(&mut client);
+            let pools = vec![PoolConfig::new("p", "sim", "m")];
+            let config = Config { pools, clients: [("a".to_owned(), client)].into(), ..Config::default() };
+            config.faults().into_iter().map(|fault| fault.to_string()).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(config(|_| {}), "");
+        assert!(config(|client| client.weight = 0).starts_with("clients.a.weight: "));
+        assert!(
+            config(|client| client.pools = Some(vec!["q".into()]))
+                .contains("clients.a.pools[0]: there is no pool \"q\"; there is p")
+        );
+        assert!(
+            config(|client| client.limits.tokens_per_s = Some(f64::NAN)).starts_with("clients.a.limits.tokens_per_s: ")
+        );
+        assert!(config(|client| client.limits.requests_burst = Some(5)).contains("set requests_per_s too"));
+        assert!(config(|client| client.quotas.running = Some(0)).starts_with("clients.a.quotas.running: "));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::PoolState;
+use crate::core::limits::Exceeded;
 use crate::core::seed::SEED_MAX;
 use crate::core::task::{STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
-use crate::core::units::Tokens;
+use crate::core::units::{Tokens, millis_ceil};
 
 /// What admission knows of one pool, as of now.
 #[derive(Clone, Debug)]
@@ -28,6 +29,10 @@ pub struct PoolFacts<'a> {
     pub sampler_profile_version: &'a str,
     /// Where it stands.
     pub state: PoolState,
+    /// Whether its queue could take a task of this class in, or would make room for it.
+    pub room: bool,
+    /// Whether the client may use it.
+    pub allowed: bool,
     /// How long a new task of this class would wait.
     pub wait: Duration,
     /// When a pool that is down is tried again, if it is.
@@ -53,32 +58,90 @@ pub fn estimate_tokens(text: &str, bytes_per_token: u32) -> Tokens {
     Tokens(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
-/// Chooses the pool of a task: among those that serve what it asks for and take tasks, the one that starts it first;
-/// the one configured first when equal. Allocates only to refuse.
+/// Chooses the pool of a task: among those that serve what it asks for, take tasks and have room, the one that is predicted
+/// to start it first; the one configured first when equal. Allocates only to refuse.
 ///
 /// # Errors
-/// `INVALID_PARAMS` when the request is wrong or nothing serves it, `POOL_UNREADY` when what serves it has not loaded
-/// its model and will try again, `POOL_UNAVAILABLE` when it drains, is stopped or broken.
+/// `INVALID_PARAMS` when the request is wrong, nothing serves it or its client may not use what does. `POOL_UNREADY` when what
+/// serves it has not loaded its model and will try again; `POOL_UNAVAILABLE` when it drains, is stopped or broken;
+/// `REPLICA_EXHAUSTED` when of several pools each is full or out. A pool that is alone and full is chosen all the same: its
+/// queue knows best what to say.
 pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, TaskError> {
     check_request(request)?;
     let mut refused = None;
     let mut best: Option<Route> = None;
     let mut model: Option<&str> = None;
+    let (mut fitting, mut forbidden) = (0, None);
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool)) {
+        if !pool.allowed {
+            forbidden = Some(pool);
+            continue;
+        }
         if *model.get_or_insert(pool.model) != pool.model {
             return Err(ambiguous(request, pools));
         }
         match check_budget(request, pool) {
-            Err(error) => refused = Some(error),
-            Ok(prompt_tokens) if pool.state.takes_tasks() => {
-                if best.is_none_or(|best| pool.wait < pools[best.pool].wait) {
+            Err(error) => refused = refused.or(Some(error)),
+            Ok(prompt_tokens) => {
+                fitting += 1;
+                let key = |pool: &PoolFacts<'_>| (!pool.room, pool.wait);
+                if !pool.state.takes_tasks() {
+                    refused = Some(sooner(refused, out_of_service(pool)));
+                } else if best.is_none_or(|best| key(pool) < key(&pools[best.pool])) {
                     best = Some(Route { pool: position, prompt_tokens });
                 }
             }
-            Ok(_) => refused = Some(out_of_service(pool)),
         }
     }
-    best.ok_or_else(|| refused.unwrap_or_else(|| nobody_serves(request, pools)))
+    match (best, forbidden) {
+        (Some(route), _) if pools[route.pool].room || fitting == 1 => Ok(route),
+        (Some(route), _) => Err(exhausted(request, pools, &pools[route.pool])),
+        (None, Some(pool)) if refused.is_none() => Err(not_allowed(request, pool)),
+        _ => Err(refused.unwrap_or_else(|| nobody_serves(request, pools))),
+    }
+}
+
+/// Of two refusals the one that says to come back sooner; one that says so at all.
+fn sooner(known: Option<TaskError>, other: TaskError) -> TaskError {
+    let when = |error: &TaskError| error.retry_after_ms.unwrap_or(u64::MAX);
+    match known {
+        Some(known) if when(&known) <= when(&other) => known,
+        _ => other,
+    }
+}
+
+/// Why this pool could not take the task now, in one line; `None` when it could.
+pub fn why_not(request: &TaskRequest, pool: &PoolFacts<'_>) -> Option<String> {
+    if !serves(request, pool) {
+        return Some(nobody_serves(request, std::slice::from_ref(pool)).message);
+    }
+    if !pool.allowed {
+        return Some(not_allowed(request, pool).message);
+    }
+    if let Err(error) = check_budget(request, pool) {
+        return Some(error.message);
+    }
+    if !pool.state.takes_tasks() {
+        return Some(out_of_service(pool).message);
+    }
+    (!pool.room).then(|| "its queue is full".to_owned())
+}
+
+/// The refusal of a client that may not use any pool that would serve it.
+fn not_allowed(request: &TaskRequest, pool: &PoolFacts<'_>) -> TaskError {
+    invalid(format!("client {} may not use pool {}, which serves this", request.client_id, pool.id)).policy(NOT_ALLOWED)
+}
+
+/// The policy that is named when a client may not use the pools that would serve it.
+pub const NOT_ALLOWED: &str = "allowed-pools";
+
+/// The refusal when of several pools each is full or out; `first` would have room first.
+fn exhausted(request: &TaskRequest, pools: &[PoolFacts<'_>], first: &PoolFacts<'_>) -> TaskError {
+    let concerned = pools.iter().filter(|pool| pool.allowed && serves(request, pool));
+    let each = concerned
+        .map(|pool| format!("{} is {}", pool.id, if pool.state.takes_tasks() { "full" } else { pool.state.as_str() }));
+    let text = format!("no pool has room: {}", each.collect::<Vec<_>>().join(", "));
+    TaskError::new(ErrorCode::ReplicaExhausted, text).engine(first.engine).retry_after(first.wait)
 }
 
 /// Whether the pool has all that the request names.
@@ -194,6 +257,45 @@ fn check_budget(request: &TaskRequest, pool: &PoolFacts<'_>) -> Result<Tokens, T
     Ok(prompt)
 }
 
+/// The refusal of a task that would exceed one of its client's limits. `next_start` is the predicted time until one of the
+/// client's tasks leaves the queue.
+pub fn over_limit(request: &TaskRequest, exceeded: Exceeded, next_start: Duration) -> TaskError {
+    let client = &request.client_id;
+    let reject = |text: String| TaskError::new(ErrorCode::AdmissionReject, text);
+    match exceeded {
+        Exceeded::Requests(wait) => reject(format!("client {client} sends more tasks a second than its limit"))
+            .policy(RATE_LIMIT)
+            .retry_after(wait),
+        Exceeded::Tokens(wait) => reject(format!("client {client} asks for more tokens a second than its limit"))
+            .policy(RATE_LIMIT)
+            .retry_after(wait),
+        Exceeded::Queued(most) => {
+            let text = format!("client {client} has {most} tasks waiting, which is its quota");
+            reject(text).policy(QUOTA).retry_after(next_start)
+        }
+        Exceeded::Memory(most) => {
+            let text = format!("the task would need more device memory than client {client}'s quota of {most} bytes");
+            invalid(text).policy(QUOTA)
+        }
+    }
+}
+
+/// The policy that is named when a client sends too fast.
+pub const RATE_LIMIT: &str = "rate-limit";
+/// The policy that is named when a client has too much at once.
+pub const QUOTA: &str = "quota";
+/// The policy that is named when a task could not start before its deadline.
+pub const DEADLINE: &str = "deadline";
+
+/// The refusal of a task that is predicted to start behind its deadline; `None` when it may come in time. One comes back
+/// when the wait has shrunk to the deadline.
+pub fn too_late(deadline: Duration, predicted: Duration) -> Option<TaskError> {
+    let late = predicted.checked_sub(deadline).filter(|late| !late.is_zero())?;
+    let (predicted, deadline) = (millis_ceil(predicted), millis_ceil(deadline));
+    let text = format!("the task is predicted to start in {predicted} ms, behind its deadline of {deadline} ms");
+    Some(TaskError::new(ErrorCode::AdmissionReject, text).policy(DEADLINE).retry_after(late))
+}
+
 /// The refusal of a pool that takes no tasks, telling apart what comes back by itself and what does not.
 fn out_of_service(pool: &PoolFacts<'_>) -> TaskError {
     let code = match pool.state {
@@ -220,6 +322,8 @@ mod tests {
             bytes_per_token: 4,
             sampler_profile_version: "1",
             state: PoolState::Ready,
+            room: true,
+            allowed: true,
             wait: Duration::from_millis(5),
             next_try: None,
         }
@@ -294,6 +398,59 @@ mod tests {
             let out = PoolFacts { state, ..waiting.clone() };
             assert_eq!(route(&request, &[out]).expect_err("out").code, ErrorCode::PoolUnavailable);
         }
+    }
+
+    #[test]
+    fn full_and_lost_replicas_are_told_apart_from_one_full_queue() {
+        let (a, b) = (id("a"), id("b"));
+        let request = TaskRequest::completion("hello").max_tokens(8);
+        let full = PoolFacts { room: false, wait: Duration::from_millis(30), ..pool(&a) };
+        assert_eq!(route(&request, std::slice::from_ref(&full)).expect("its queue decides").pool, 0);
+        let sibling = PoolFacts { wait: Duration::from_secs(9), ..pool(&b) };
+        assert_eq!(route(&request, &[full.clone(), sibling.clone()]).expect("it has room").pool, 1);
+        let out = PoolFacts { state: PoolState::Broken, ..sibling };
+        let error = route(&request, &[full, out]).expect_err("exhausted");
+        assert_eq!((error.code, error.retry_after_ms), (ErrorCode::ReplicaExhausted, Some(30)));
+        assert!(error.message.contains("a is full, b is broken"), "{error}");
+    }
+
+    #[test]
+    fn every_refusal_of_a_limit_says_when_to_come_back_or_that_it_is_final() {
+        let request = TaskRequest::completion("hello");
+        let wait = Duration::from_millis(7);
+        let refuse = |exceeded| over_limit(&request, exceeded, Duration::from_millis(9));
+        for (exceeded, policy, after) in [
+            (Exceeded::Requests(wait), RATE_LIMIT, Some(7)),
+            (Exceeded::Tokens(wait), RATE_LIMIT, Some(7)),
+            (Exceeded::Queued(3), QUOTA, Some(9)),
+            (Exceeded::Memory(3), QUOTA, None),
+        ] {
+            let error = refuse(exceeded);
+            assert_eq!(
+                (error.policy.as_deref(), error.retry_after_ms, error.retriable),
+                (Some(policy), after, after.is_some())
+            );
+        }
+    }
+
+    #[test]
+    fn a_task_that_cannot_start_in_time_is_refused_with_the_prediction() {
+        let millis = Duration::from_millis;
+        assert!(too_late(millis(100), millis(100)).is_none());
+        let error = too_late(millis(100), millis(130)).expect("late");
+        assert_eq!((error.policy.as_deref(), error.retry_after_ms), (Some(DEADLINE), Some(30)));
+        assert!(error.message.contains("130 ms"), "{error}");
+    }
+
+    #[test]
+    fn a_client_uses_only_the_pools_that_it_may() {
+        let (a, b) = (id("a"), id("b"));
+        let request = TaskRequest::completion("hello").max_tokens(8);
+        let forbidden = PoolFacts { allowed: false, ..pool(&a) };
+        assert_eq!(route(&request, &[forbidden.clone(), pool(&b)]).expect("the other").pool, 1);
+        let error = route(&request, &[forbidden]).expect_err("none is left");
+        assert_eq!((error.code, error.policy.as_deref()), (ErrorCode::InvalidParams, Some(NOT_ALLOWED)));
+        assert!(error.message.contains("client anonymous may not use pool a"), "{error}");
     }
 
     #[test]

@@ -4,14 +4,22 @@
 //! so each rule can be tested alone and gives the same answer on every machine.
 
 pub mod admission;
+mod chain;
 pub mod error;
+pub mod fairness;
+pub mod full;
+pub mod hash;
+mod heap;
 pub mod id;
 pub mod lifecycle;
+pub mod limits;
 pub mod placement;
 pub mod predict;
 pub mod queue;
 pub mod restart;
 pub mod seed;
+mod session_gate;
+pub mod standing;
 pub mod task;
 pub mod trace;
 pub mod units;

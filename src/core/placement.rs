@@ -4,6 +4,8 @@
 //! free VRAM, measured speed, position. Integers only, so the same situation gives the same answer everywhere, and
 //! every answer can say why, replica by replica.
 
+use serde::Serialize;
+
 use crate::core::id::DeviceMask;
 use crate::core::units::VramBytes;
 
@@ -36,7 +38,8 @@ pub struct Demand<'a> {
 }
 
 /// Why a replica can or cannot take a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fit {
     /// It can.
     Fits,

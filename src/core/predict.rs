@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::core::task::Priority;
+
 /// What the pool has lately delivered. Owned by the pool manager, carried to the queue with each offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceRate {
@@ -9,6 +11,8 @@ pub struct ServiceRate {
     pub slots_ready: u32,
     /// Mean time a slot was held by one task, or the configured guess while nothing has been measured.
     pub hold_mean: Duration,
+    /// Whether it has been measured.
+    pub measured: bool,
 }
 
 impl ServiceRate {
@@ -20,6 +24,35 @@ impl ServiceRate {
         let slots = u64::from(self.slots_ready.max(1));
         let hold = u64::try_from(self.hold_mean.as_micros()).unwrap_or(u64::MAX);
         Duration::from_micros(hold.saturating_mul(ahead + 1) / slots)
+    }
+}
+
+/// Who waits in a queue, in numbers: what a prediction needs, as of the moment it was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// Tasks of each class.
+    pub count: [u32; 2],
+    /// Sum of the weights of the clients with a task, of each class.
+    pub weights: [u64; 2],
+    /// Weights of the classes.
+    pub class_weights: [u32; 2],
+}
+
+impl Crowd {
+    /// Expected dispatches before a task with `before` of its client's `own` waiting tasks in front of it; for a task that
+    /// is still to come, `before` and `own` are equal.
+    ///
+    /// It takes every task to cost the same: its own lane, the share of the others meanwhile (half a round of them for the
+    /// last of its own), and what the other class gets by its weight.
+    pub fn ahead(&self, before: u32, own: u32, weight: u32, class: Priority) -> u64 {
+        let (index, other) = (class.index(), 1 - class.index());
+        let (before, weight) = (u64::from(before), u64::from(weight.max(1)));
+        let others = u64::from(self.count[index].saturating_sub(own));
+        let their_weights = self.weights[index].saturating_sub(if own > 0 { weight } else { 0 });
+        let in_class = before + others.min((2 * before + 1) * their_weights / (2 * weight));
+        let overtakes =
+            (in_class + 1) * u64::from(self.class_weights[other]) / u64::from(self.class_weights[index].max(1));
+        in_class + overtakes.min(u64::from(self.count[other]))
     }
 }
 
@@ -55,6 +88,11 @@ impl Mean {
         self.scaled = self.scaled - (self.scaled >> Self::SHIFT) + (sample >> Self::SHIFT);
     }
 
+    /// Whether there has been a sample.
+    pub fn is_measured(&self) -> bool {
+        self.measured
+    }
+
     /// The mean now.
     pub fn get(&self) -> Duration {
         Duration::from_micros(self.scaled / Self::SCALE)
@@ -67,10 +105,21 @@ mod tests {
 
     #[test]
     fn the_wait_follows_position_and_slots() {
-        let rate = ServiceRate { slots_ready: 4, hold_mean: Duration::from_millis(400) };
+        let rate = ServiceRate { slots_ready: 4, hold_mean: Duration::from_millis(400), measured: true };
         assert_eq!(rate.wait(0), Duration::from_millis(100));
         assert_eq!(rate.wait(7), Duration::from_millis(800));
         assert_eq!(ServiceRate { slots_ready: 0, ..rate }.wait(0), Duration::from_millis(400));
+    }
+
+    #[test]
+    fn the_position_counts_the_others_share_and_no_more_than_there_are() {
+        let crowd = Crowd { count: [100, 0], weights: [4, 0], class_weights: [9, 1] };
+        // Ten of its own before it, three others of the same weight: three for each of its own, and half a round.
+        assert_eq!(crowd.ahead(10, 10, 1, Priority::Interactive), 10 + 31);
+        assert_eq!(crowd.ahead(90, 90, 1, Priority::Interactive), 100, "no more than there are");
+        let newcomer = Crowd { count: [30, 0], weights: [3, 0], class_weights: [9, 1] };
+        assert_eq!(newcomer.ahead(0, 0, 1, Priority::Interactive), 1, "half a round of three");
+        assert_eq!(newcomer.ahead(0, 0, 1, Priority::Batch), 9, "nine interactive for one of batch");
     }
 
     #[test]

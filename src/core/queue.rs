@@ -1,63 +1,41 @@
-//! The order of a pool's queue, and its bound (ORCH-3004, ORCH-3005).
+//! The order of a pool's queue, and its bound (ORCH-3004, ORCH-3005, FAIR-1).
 //!
-//! Two classes share the pool by weight, and inside a class order is FIFO. Every entry is found by its task's number
-//! in O(1) at any depth, so a cancel costs the same for the first as for the millionth. Entries live in a slab and are
-//! chained by index; in steady state nothing is allocated.
+//! `class → client → lane → session gate`: the class with the least tag, in it the client with the least virtual time, in
+//! its lane the head. A head whose conversation has a task out already steps aside into the gate until that one has ended;
+//! a client that may not run more now is passed over. [`Accounts`] say who is least; this file says what waits.
 //!
-//! A lane is one FIFO. A class has one today; lanes of their own for each client, charged in tokens, take their
-//! place inside a class without changing what a caller sees.
+//! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and found by
+//! number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::cmp::Ordering;
 
-use serde::{Deserialize, Serialize};
 use slab::Slab;
 
-use crate::core::id::TaskSeq;
+use crate::core::chain::{EMPTY, Lane, Links, List, NIL, Node, link, unlink};
+use crate::core::fairness::{Accounts, Charge, Served, Size, Virtual};
+use crate::core::full::{Bounds, Length};
+use crate::core::hash::SeqMap;
+use crate::core::heap::SlotHeap;
+use crate::core::id::{ClientId, SessionId, TaskSeq};
+use crate::core::session_gate::Gate;
 use crate::core::task::Priority;
 
-/// Who goes when the queue is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "service", derive(schemars::JsonSchema))]
-pub enum FullPolicy {
-    /// The new one.
-    #[default]
-    Reject,
-    /// The oldest queued, batch before interactive; never one of a higher class than the new one.
-    DropLru,
-    /// The youngest of a lower class than the new one; with none, the new one.
-    ShedLowPriority,
+/// A task that comes to wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// Its number in the order of admission.
+    pub seq: TaskSeq,
+    /// Its class.
+    pub class: Priority,
+    /// Who pays for it.
+    pub client: &'a ClientId,
+    /// The client's weight, 1 to [`WEIGHT_MAX`](super::fairness::WEIGHT_MAX).
+    pub weight: u32,
+    /// The conversation that it belongs to: one task of it is out at a time.
+    pub session: Option<&'a SessionId>,
+    /// What it may cost.
+    pub size: Size,
 }
-
-impl FullPolicy {
-    /// The policy as it is written in configuration, errors and metric labels.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            FullPolicy::Reject => "reject",
-            FullPolicy::DropLru => "drop-lru",
-            FullPolicy::ShedLowPriority => "shed-low-priority",
-        }
-    }
-}
-
-/// How much may wait, in tasks. All three bounds hold at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// In the whole pool.
-    pub pool: u32,
-    /// In each class, by [`Priority::index`].
-    pub class: [u32; 2],
-    /// Who goes when there is no room.
-    pub policy: FullPolicy,
-}
-
-/// Shares of the classes, by [`Priority::index`]: interactive gets nine dispatches for one of batch when both wait.
-pub const CLASS_WEIGHTS: [u64; 2] = [9, 1];
-
-/// Virtual time of one dispatch at weight 1. A multiple of each weight, so that shares are exact in integers.
-const TICK: u64 = 9 * 1_000;
-const _: () = assert!(TICK.is_multiple_of(CLASS_WEIGHTS[0]) && TICK.is_multiple_of(CLASS_WEIGHTS[1]));
 
 /// What became of a new entry.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,77 +58,55 @@ pub enum Enqueued<T> {
     Duplicate,
 }
 
-/// Absent link.
-const NIL: u32 = u32::MAX;
-
 #[derive(Debug)]
-struct Node<T> {
-    seq: TaskSeq,
-    class: Priority,
-    prev: u32,
-    next: u32,
-    item: T,
+pub(super) struct Class {
+    /// Clients with somebody to dispatch, the least virtual time first.
+    pub(super) turns: SlotHeap<Virtual>,
+    /// Clients with a task here, the longest queue first. Kept only where the policy asks.
+    pub(super) longest: SlotHeap<Length>,
+    /// Tasks of all lanes, those in the gate included.
+    pub(super) count: u32,
+    /// Sum of the weights of the clients with a task here.
+    pub(super) weights: u64,
 }
 
-/// One FIFO: the ends of a chain through the slab. Empty when both are [`NIL`].
-#[derive(Debug)]
-struct Lane {
-    head: u32,
-    tail: u32,
-}
-
-/// One class: its lane, its share and its count.
-#[derive(Debug)]
-struct Class {
-    lane: Lane,
-    /// Virtual time of the class (start-time fair queueing between classes, Goyal 1996, at one unit a task).
-    tag: u64,
-    count: u32,
-}
-
-/// Hashes a task number by one multiplication (Knuth's golden-ratio constant). The numbers are our own and dense, so
-/// nobody can choose colliding ones, and SipHash would double the cost of a cancel.
-#[derive(Default)]
-pub struct SeqHasher(u64);
-
-impl Hasher for SeqHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 ^ u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, number: u64) {
-        // The map takes its bucket from the low bits and its tag from the high ones: fold, so that both are mixed.
-        let product = u128::from(number) * 0x9E37_79B9_7F4A_7C15;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-    fn finish(&self) -> u64 {
-        self.0
+impl Class {
+    fn new() -> Self {
+        Class { turns: SlotHeap::default(), longest: SlotHeap::default(), count: 0, weights: 0 }
     }
 }
-
-type Index = HashMap<TaskSeq, u32, BuildHasherDefault<SeqHasher>>;
 
 /// The waiting tasks of one pool. `T` is what the caller wants back.
 #[derive(Debug)]
 pub struct Queue<T> {
-    nodes: Slab<Node<T>>,
-    /// Invariant: holds exactly the sequence numbers of `nodes`.
-    index: Index,
-    classes: [Class; 2],
-    /// Tag of the class that was dispatched last: a class that was empty starts here and gets no credit for its absence.
-    virtual_time: u64,
-    bounds: Bounds,
+    pub(super) nodes: Slab<Node<T>>,
+    /// Invariant: holds exactly the numbers of `nodes`.
+    pub(super) index: SeqMap<u32>,
+    /// By the client's slot in the accounts, then by class.
+    pub(super) lanes: Vec<[Lane; 2]>,
+    pub(super) classes: [Class; 2],
+    pub(super) gate: Gate,
+    pub(super) bounds: Bounds,
+}
+
+fn tie(accounts: &Accounts) -> impl Fn(u32, u32) -> Ordering + '_ {
+    |a, b| accounts.account(a).id.cmp(&accounts.account(b).id)
 }
 
 impl<T> Queue<T> {
-    /// An empty queue.
-    pub fn new(bounds: Bounds) -> Self {
-        let class = || Class { lane: Lane { head: NIL, tail: NIL }, tag: 0, count: 0 };
-        Queue { nodes: Slab::new(), index: Index::default(), classes: [class(), class()], virtual_time: 0, bounds }
+    /// An empty queue; what an earlier one held is forgotten. Conversations with a task out stay closed until that is
+    /// settled.
+    pub fn new(bounds: Bounds, accounts: &mut Accounts) -> Self {
+        accounts.forget_waiting();
+        let mut gate = Gate::default();
+        for (_, charge) in accounts.charges() {
+            charge.session.iter().for_each(|session| gate.close(charge.client, session));
+        }
+        let (nodes, index, classes) = (Slab::new(), SeqMap::default(), [Class::new(), Class::new()]);
+        Queue { nodes, index, lanes: Vec::new(), classes, gate, bounds }
     }
 
-    /// Number of tasks that wait.
+    /// Number of tasks that wait, those in the gate included.
     pub fn len(&self) -> u32 {
         self.classes[0].count + self.classes[1].count
     }
@@ -170,159 +126,255 @@ impl<T> Queue<T> {
         self.index.contains_key(&seq)
     }
 
-    /// How many tasks are dispatched before the next one of `class` that is enqueued now, all weights counted in.
-    pub fn ahead(&self, class: Priority) -> u64 {
-        let own = u64::from(self.len_of(class));
-        let other = 1 - class.index();
-        let overtakes = (own + 1) * CLASS_WEIGHTS[other] / CLASS_WEIGHTS[class.index()];
-        own + overtakes.min(u64::from(self.classes[other].count))
+    /// Whether somebody could be dispatched, as far as this queue knows.
+    pub fn has_ready(&self) -> bool {
+        self.classes.iter().any(|class| !class.turns.is_empty())
     }
 
-    /// Takes a new task in at the end of its class, or applies the full policy.
-    ///
-    /// The bounds hold afterwards, also while another is evicted. O(1).
-    pub fn enqueue(&mut self, seq: TaskSeq, class: Priority, item: T) -> Enqueued<T> {
-        if self.contains(seq) {
+    /// Takes a new task in at the end of its lane, or applies the full policy. The bounds hold afterwards. O(log clients).
+    pub fn enqueue(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) -> Enqueued<T> {
+        if self.contains(arrival.seq) {
             return Enqueued::Duplicate;
         }
-        let Some(victim) = self.make_room(class) else {
+        let Some(victim) = self.make_room(accounts, &arrival) else {
             return Enqueued::Refused { item };
         };
-        let evicted = victim.map(|key| self.remove(key));
-        self.push_back(seq, class, item);
+        let evicted = victim.map(|key| self.remove(accounts, key));
+        self.insert(accounts, arrival, item, |_, _| NIL);
         match evicted {
             None => Enqueued::Accepted,
             Some((seq, item)) => Enqueued::Evicted { seq, item },
         }
     }
 
-    /// Takes back a task that had been dispatched and was not begun: it keeps its place by its number.
+    /// Takes back a task that had been dispatched and shows nothing for it, or one that an earlier queue held: it keeps its
+    /// place by its number, and what it was charged is refunded.
     ///
     /// It was counted when it came, so no bound refuses it: the queue holds at most its capacity and the pool's slots.
-    /// Returns whether it was taken; `false` when it waits already. O(1 + other returned tasks).
-    pub fn put_back(&mut self, seq: TaskSeq, class: Priority, item: T) -> bool {
-        if self.contains(seq) {
+    /// Returns whether it was taken; `false` when it waits already. O(log clients + tasks before it).
+    pub fn put_back(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) -> bool {
+        if self.contains(arrival.seq) {
             return false;
         }
-        let lane = &self.classes[class.index()].lane;
-        // Behind everybody: the usual case of a queue that is filled again in order.
-        let is_last = lane.tail != NIL && self.nodes[lane.tail as usize].seq < seq;
-        let mut before = if is_last { NIL } else { lane.head };
-        while before != NIL && self.nodes[before as usize].seq < seq {
-            before = self.nodes[before as usize].next;
+        let charge = self.correct(accounts, arrival.seq, Served::Nothing);
+        let key = self.insert(accounts, arrival, item, |queue, lane| queue.place(lane, arrival.seq));
+        if let Some(charge) = charge {
+            accounts.leave(charge.client); // Behind `insert`, so that the client is not idle in between.
+            let session = self.nodes[key as usize].session;
+            if session != NIL {
+                self.gate.came_back(session, key);
+            }
         }
-        self.link(seq, class, item, before);
         true
     }
 
-    /// Takes out the task whose turn it is. O(1).
-    pub fn dispatch(&mut self) -> Option<(TaskSeq, T)> {
-        let class = self.next_class()?;
-        let turn = &mut self.classes[class.index()];
-        let head = turn.lane.head;
-        self.virtual_time = turn.tag;
-        turn.tag += TICK / CLASS_WEIGHTS[class.index()];
-        Some(self.remove(head))
+    /// Takes out the task whose turn it is, and charges what it is expected to cost.
+    ///
+    /// `may_run` is asked about each head; where it says no, the client is passed over in that class until
+    /// [`Queue::release`]. O(log clients), and O(1) more for each task that steps aside, once for each.
+    pub fn dispatch(&mut self, accounts: &mut Accounts, mut may_run: impl FnMut(&T) -> bool) -> Option<(TaskSeq, T)> {
+        loop {
+            let class = self.next_class(accounts)?;
+            let (_, slot) = self.classes[class.index()].turns.first().expect("the class was chosen for it");
+            let head = self.lane(slot, class).ready.head;
+            let node = &self.nodes[head as usize];
+            if node.session != NIL && self.gate.is_closed_to(node.session, head) {
+                self.step_aside(accounts, head);
+            } else if !may_run(&node.item) {
+                self.lane_mut(slot, class).held = true;
+                self.update_turn(accounts, slot, class);
+            } else {
+                return Some(self.take(accounts, head));
+            }
+        }
     }
 
-    /// Takes out this task, wherever it stands. O(1) at any depth.
-    pub fn cancel(&mut self, seq: TaskSeq) -> Option<T> {
+    /// Takes out this task, wherever it stands. O(log clients) at any depth.
+    pub fn cancel(&mut self, accounts: &mut Accounts, seq: TaskSeq) -> Option<T> {
         let key = *self.index.get(&seq)?;
-        Some(self.remove(key).1)
+        Some(self.remove(accounts, key).1)
     }
 
-    /// The class with the least virtual time that has something waiting; the more important one when equal.
-    fn next_class(&self) -> Option<Priority> {
-        let waiting = Priority::ALL.into_iter().filter(|class| self.len_of(*class) > 0);
-        waiting.min_by_key(|class| (self.classes[class.index()].tag, class.index()))
-    }
-
-    /// `Some(None)`: there is room. `Some(Some(key))`: there is, once that one goes. `None`: there is none.
-    fn make_room(&self, class: Priority) -> Option<Option<u32>> {
-        let class_is_full = self.len_of(class) >= self.bounds.class[class.index()];
-        if !class_is_full && self.len() < self.bounds.pool {
-            return Some(None);
+    /// A dispatched task has come to its end: corrects what it was charged, and lets the next of its conversation go on.
+    /// Returns whether it was out at all.
+    pub fn settle(&mut self, accounts: &mut Accounts, seq: TaskSeq, served: Served) -> bool {
+        let Some(charge) = self.correct(accounts, seq, served) else { return false };
+        if let Some(session) = &charge.session {
+            let next = self.gate.open(charge.client, session);
+            self.let_go(accounts, next);
         }
-        let victim = match self.bounds.policy {
-            FullPolicy::Reject => NIL,
-            // A full class can only make room in itself.
-            FullPolicy::DropLru if class_is_full => self.classes[class.index()].lane.head,
-            FullPolicy::DropLru => self.oldest_up_to(class),
-            FullPolicy::ShedLowPriority if class_is_full => NIL,
-            FullPolicy::ShedLowPriority => self.youngest_below(class),
-        };
-        (victim != NIL).then_some(Some(victim))
+        accounts.leave(charge.client);
+        true
     }
 
-    /// The oldest task of the least important class that waits and is not above `class`.
-    fn oldest_up_to(&self, class: Priority) -> u32 {
-        let batch_first = Priority::ALL.into_iter().rev().take_while(|other| *other >= class);
-        batch_first.map(|other| self.classes[other.index()].lane.head).find(|head| *head != NIL).unwrap_or(NIL)
-    }
-
-    /// The youngest task of the least important class below `class`.
-    fn youngest_below(&self, class: Priority) -> u32 {
-        let below = Priority::ALL.into_iter().rev().take_while(|other| *other > class);
-        below.map(|other| self.classes[other.index()].lane.tail).find(|tail| *tail != NIL).unwrap_or(NIL)
-    }
-
-    fn push_back(&mut self, seq: TaskSeq, class: Priority, item: T) {
-        self.link(seq, class, item, NIL);
-    }
-
-    /// Chains a new node in front of `before`, at the end when that is [`NIL`].
-    fn link(&mut self, seq: TaskSeq, class: Priority, item: T, before: u32) {
-        let slot = &mut self.classes[class.index()];
-        if slot.count == 0 {
-            slot.tag = slot.tag.max(self.virtual_time);
+    fn correct(&mut self, accounts: &mut Accounts, seq: TaskSeq, served: Served) -> Option<Charge> {
+        let charge = accounts.settle(seq, served)?;
+        if self.classes[charge.class.index()].turns.contains(charge.client) {
+            self.set_turn(accounts, charge.client, charge.class);
         }
-        slot.count += 1;
-        let prev = if before == NIL { slot.lane.tail } else { self.nodes[before as usize].prev };
-        let key = self.nodes.insert(Node { seq, class, prev, next: before, item }) as u32;
-        match prev {
-            NIL => slot.lane.head = key,
-            prev => self.nodes[prev as usize].next = key,
+        Some(charge)
+    }
+
+    /// The numbers of all that wait, ascending. For when a queue is turned out or built anew.
+    pub fn numbers(&self) -> Vec<TaskSeq> {
+        let mut numbers: Vec<TaskSeq> = self.index.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// A client that was passed over for a moment, through no fault of its own, has its turn back as it was.
+    pub fn return_turn(&mut self, accounts: &mut Accounts, client: &ClientId) {
+        let Some(slot) = accounts.slot(client) else { return };
+        for class in Priority::ALL {
+            if self.lane(slot, class).held {
+                self.lane_mut(slot, class).held = false;
+                self.set_turn(accounts, slot, class);
+            }
         }
-        match before {
-            NIL => slot.lane.tail = key,
-            next => self.nodes[next as usize].prev = key,
+    }
+
+    /// A client that was passed over may run again.
+    pub fn release(&mut self, accounts: &mut Accounts, client: &ClientId) {
+        let Some(slot) = accounts.slot(client) else { return };
+        for class in Priority::ALL {
+            if self.lane(slot, class).held {
+                self.lane_mut(slot, class).held = false;
+                self.update_turn(accounts, slot, class);
+            }
         }
+    }
+
+    pub(super) fn lane(&self, slot: u32, class: Priority) -> &Lane {
+        self.lanes.get(slot as usize).map_or(&EMPTY, |lanes| &lanes[class.index()])
+    }
+
+    fn lane_mut(&mut self, slot: u32, class: Priority) -> &mut Lane {
+        &mut self.lanes[slot as usize][class.index()]
+    }
+
+    /// The class with the least tag that has somebody to dispatch; the more important one when equal.
+    pub(super) fn next_class(&self, accounts: &Accounts) -> Option<Priority> {
+        let waiting = Priority::ALL.into_iter().filter(|class| !self.classes[class.index()].turns.is_empty());
+        waiting.min_by_key(|class| (accounts.tag(*class), class.index()))
+    }
+
+    fn insert(
+        &mut self,
+        accounts: &mut Accounts,
+        arrival: Arrival<'_>,
+        item: T,
+        before: impl FnOnce(&Self, List) -> u32,
+    ) -> u32 {
+        let Arrival { seq, class, client, weight, session, size } = arrival;
+        let slot = accounts.enter(client, weight);
+        if self.lanes.len() <= slot as usize {
+            self.lanes.resize(slot as usize + 1, [EMPTY; 2]);
+        }
+        let session = session.map_or(NIL, |session| self.gate.enter(slot, session));
+        let (order, aside) = (Links::NONE, Links::NONE);
+        let node = Node { seq, item, order, aside, client: slot, session, size, class, stands_aside: false };
+        let before = before(self, self.lane(slot, class).ready);
+        let key = self.nodes.insert(node) as u32;
         self.index.insert(seq, key);
+        self.count(accounts, slot, class, 1);
+        self.link_ready(accounts, key, before);
+        key
     }
 
-    fn remove(&mut self, key: u32) -> (TaskSeq, T) {
+    /// Chains a task into its lane; a lane that had nobody to dispatch joins in without credit.
+    pub(super) fn link_ready(&mut self, accounts: &mut Accounts, key: u32, before: u32) {
+        let (slot, class) = (self.nodes[key as usize].client, self.nodes[key as usize].class);
+        let lane = &mut self.lanes[slot as usize][class.index()];
+        link(&mut self.nodes, |node| &mut node.order, &mut lane.ready, key, before);
+        self.update_turn(accounts, slot, class);
+    }
+
+    /// Puts a client among those whose turn may come, or takes it out, as its lane says.
+    pub(super) fn update_turn(&mut self, accounts: &mut Accounts, slot: u32, class: Priority) {
+        let lane = self.lane(slot, class);
+        let (wanted, present) =
+            (lane.ready.head != NIL && !lane.held, self.classes[class.index()].turns.contains(slot));
+        if wanted && !present {
+            let least = self.classes[class.index()].turns.first().map(|(time, _)| time);
+            if least.is_none() {
+                accounts.lift_class(class);
+            }
+            accounts.lift(slot, class, least);
+            self.set_turn(accounts, slot, class);
+        } else if !wanted && present {
+            self.classes[class.index()].turns.remove(slot, tie(accounts));
+        }
+    }
+
+    fn set_turn(&mut self, accounts: &Accounts, slot: u32, class: Priority) {
+        let time = accounts.account(slot).time[class.index()];
+        self.classes[class.index()].turns.set(slot, time, tie(accounts));
+    }
+
+    /// Counts a task of this lane in (1) or out (-1).
+    fn count(&mut self, accounts: &mut Accounts, slot: u32, class: Priority, change: i32) {
+        let weight = accounts.account(slot).weight;
+        let (was, queued) = accounts.count_waiting(slot, class, change);
+        if queued == 0 {
+            self.lane_mut(slot, class).held = false;
+        }
+        let class = &mut self.classes[class.index()];
+        class.count = class.count.wrapping_add_signed(change);
+        match (was, queued) {
+            (0, _) => class.weights += u64::from(weight),
+            (_, 0) => class.weights -= u64::from(weight),
+            _ => {}
+        }
+        match (self.bounds.has_victims(), queued) {
+            (false, _) => {}
+            (true, 0) => class.longest.remove(slot, tie(accounts)),
+            (true, _) => class.longest.set(slot, Length { queued, weight }, tie(accounts)),
+        }
+    }
+
+    fn leave_lane(&mut self, key: u32) -> (u32, Priority) {
+        let (slot, class) = (self.nodes[key as usize].client, self.nodes[key as usize].class);
+        let lane = &mut self.lanes[slot as usize][class.index()];
+        unlink(&mut self.nodes, |node| &mut node.order, &mut lane.ready, key);
+        (slot, class)
+    }
+
+    /// Takes out the head of a lane whose turn it is.
+    fn take(&mut self, accounts: &mut Accounts, key: u32) -> (TaskSeq, T) {
+        let (slot, class) = self.leave_lane(key);
         let node = self.nodes.remove(key as usize);
-        let class = &mut self.classes[node.class.index()];
-        class.count -= 1;
-        match node.prev {
-            NIL => class.lane.head = node.next,
-            prev => self.nodes[prev as usize].next = node.next,
-        }
-        match node.next {
-            NIL => class.lane.tail = node.prev,
-            next => self.nodes[next as usize].prev = node.prev,
-        }
         self.index.remove(&node.seq);
+        let session = (node.session != NIL).then(|| self.gate.depart(node.session, key));
+        // Its use of the account passes on to the charge.
+        accounts.charge(node.seq, slot, class, node.size, session);
+        self.count(accounts, slot, class, -1);
+        let lane = self.lane(slot, class);
+        if lane.ready.head == NIL || lane.held {
+            self.update_turn(accounts, slot, class);
+        } else {
+            self.set_turn(accounts, slot, class);
+        }
         (node.seq, node.item)
     }
 
-    /// Checks what must always hold, by full scans. For tests and simulation.
-    ///
-    /// # Panics
-    /// When something does not hold.
-    pub fn invariants(&self) {
-        assert_eq!(self.nodes.len(), self.index.len(), "every node is indexed");
-        for class in Priority::ALL {
-            let (mut at, mut prev, mut count) = (self.classes[class.index()].lane.head, NIL, 0);
-            while at != NIL {
-                let node = &self.nodes[at as usize];
-                assert_eq!((node.prev, node.class), (prev, class), "links agree");
-                assert_eq!(self.index.get(&node.seq), Some(&at), "the index finds the node");
-                (prev, at, count) = (at, node.next, count + 1);
-            }
-            assert_eq!(self.classes[class.index()].lane.tail, prev, "the chain ends at the tail");
-            assert_eq!(self.len_of(class), count, "the count is the chain's length");
+    /// Takes out a task that will not be dispatched.
+    fn remove(&mut self, accounts: &mut Accounts, key: u32) -> (TaskSeq, T) {
+        let (slot, class) = (self.nodes[key as usize].client, self.nodes[key as usize].class);
+        if self.nodes[key as usize].stands_aside {
+            self.leave_gate(key);
+        } else {
+            self.leave_lane(key);
         }
+        let node = self.nodes.remove(key as usize);
+        self.index.remove(&node.seq);
+        self.count(accounts, slot, class, -1);
+        self.update_turn(accounts, slot, class);
+        if node.session != NIL {
+            let next = self.gate.leave(node.session, key);
+            self.let_go(accounts, next);
+        }
+        accounts.leave(slot);
+        (node.seq, node.item)
     }
 }
 
@@ -330,27 +382,70 @@ impl<T> Queue<T> {
 mod tests {
     use super::Priority::{Batch, Interactive};
     use super::*;
+    use crate::core::fairness::CostWeights;
+    use crate::core::full::FullPolicy;
+    use crate::core::units::Tokens;
 
-    fn queue(pool: u32, policy: FullPolicy) -> Queue<u64> {
-        Queue::new(Bounds { pool, class: [pool, pool], policy })
+    /// A queue of one client whose tasks all cost the same, unless a test says otherwise.
+    struct Lab {
+        queue: Queue<u64>,
+        accounts: Accounts,
     }
 
-    fn fill(queue: &mut Queue<u64>, class: Priority, numbers: std::ops::Range<u64>) {
-        for number in numbers {
-            assert_eq!(queue.enqueue(TaskSeq(number), class, number), Enqueued::Accepted);
+    fn size() -> Size {
+        Size { prompt: Tokens(8), output_max: Tokens(1), output_expected: None }
+    }
+
+    impl Lab {
+        fn new(bounds: Bounds) -> Self {
+            let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+            Lab { queue: Queue::new(bounds, &mut accounts), accounts }
+        }
+        fn add_for(&mut self, name: &str, session: Option<&str>, number: u64, class: Priority) -> Enqueued<u64> {
+            let session = session.map(|session| SessionId::parse(session).expect("valid"));
+            let client = ClientId::parse(name).expect("valid");
+            let (seq, session) = (TaskSeq(number), session.as_ref());
+            let arrival = Arrival { seq, class, client: &client, weight: 1, session, size: size() };
+            self.queue.enqueue(&mut self.accounts, arrival, number)
+        }
+        fn add(&mut self, number: u64, class: Priority) -> Enqueued<u64> {
+            self.add_for("only", None, number, class)
+        }
+        fn dispatch(&mut self) -> Option<u64> {
+            let dispatched = self.queue.dispatch(&mut self.accounts, |_| true).map(|(_, item)| item);
+            self.queue.invariants(&self.accounts);
+            dispatched
+        }
+        fn settle(&mut self, number: u64) {
+            let served = Served::Part { prompt: Tokens(8), output: Tokens(1) };
+            assert!(self.queue.settle(&mut self.accounts, TaskSeq(number), served));
+        }
+        fn ahead(&self, class: Priority) -> u64 {
+            let own = self.accounts.waiting(&ClientId::parse("only").expect("valid"), class);
+            self.queue.crowd(&self.accounts).ahead(own, own, 1, class)
         }
     }
 
-    fn drain(queue: &mut Queue<u64>) -> Vec<u64> {
-        std::iter::from_fn(|| queue.dispatch().map(|(_, item)| item)).collect()
+    fn queue(pool: u32, policy: FullPolicy) -> Lab {
+        Lab::new(Bounds::of(pool, policy))
+    }
+
+    fn fill(lab: &mut Lab, class: Priority, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            assert_eq!(lab.add(number, class), Enqueued::Accepted);
+        }
+    }
+
+    fn drain(lab: &mut Lab) -> Vec<u64> {
+        std::iter::from_fn(|| lab.dispatch()).collect()
     }
 
     #[test]
     fn order_inside_a_class_is_fifo() {
         let mut queue = queue(9, FullPolicy::Reject);
         fill(&mut queue, Batch, 0..5);
-        assert_eq!(queue.cancel(TaskSeq(2)), Some(2));
-        queue.invariants();
+        assert_eq!(queue.queue.cancel(&mut queue.accounts, TaskSeq(2)), Some(2));
+        queue.queue.invariants(&queue.accounts);
         assert_eq!(drain(&mut queue), [0, 1, 3, 4]);
     }
 
@@ -380,7 +475,7 @@ mod tests {
     fn reject_refuses_the_new_one_and_keeps_the_rest() {
         let mut queue = queue(2, FullPolicy::Reject);
         fill(&mut queue, Batch, 0..2);
-        assert_eq!(queue.enqueue(TaskSeq(9), Interactive, 9), Enqueued::Refused { item: 9 });
+        assert_eq!(queue.add(9, Interactive), Enqueued::Refused { item: 9 });
         assert_eq!(drain(&mut queue), [0, 1]);
     }
 
@@ -389,50 +484,55 @@ mod tests {
         let mut queue = queue(3, FullPolicy::DropLru);
         fill(&mut queue, Interactive, 0..1);
         fill(&mut queue, Batch, 1..3);
-        let evicted = queue.enqueue(TaskSeq(3), Interactive, 3);
+        let evicted = queue.add(3, Interactive);
         assert_eq!(evicted, Enqueued::Evicted { seq: TaskSeq(1), item: 1 });
-        queue.invariants();
+        queue.queue.invariants(&queue.accounts);
     }
 
     #[test]
     fn drop_lru_never_evicts_a_class_above_the_new_one() {
         let mut queue = queue(2, FullPolicy::DropLru);
         fill(&mut queue, Interactive, 0..2);
-        assert_eq!(queue.enqueue(TaskSeq(2), Batch, 2), Enqueued::Refused { item: 2 });
-        assert_eq!(queue.enqueue(TaskSeq(3), Interactive, 3), Enqueued::Evicted { seq: TaskSeq(0), item: 0 });
+        assert_eq!(queue.add(2, Batch), Enqueued::Refused { item: 2 });
+        assert_eq!(queue.add(3, Interactive), Enqueued::Evicted { seq: TaskSeq(0), item: 0 });
     }
 
     #[test]
     fn shed_low_priority_takes_the_youngest_below_or_refuses() {
         let mut queue = queue(3, FullPolicy::ShedLowPriority);
         fill(&mut queue, Batch, 0..3);
-        assert_eq!(queue.enqueue(TaskSeq(3), Batch, 3), Enqueued::Refused { item: 3 });
-        assert_eq!(queue.enqueue(TaskSeq(4), Interactive, 4), Enqueued::Evicted { seq: TaskSeq(2), item: 2 });
+        assert_eq!(queue.add(3, Batch), Enqueued::Refused { item: 3 });
+        assert_eq!(queue.add(4, Interactive), Enqueued::Evicted { seq: TaskSeq(2), item: 2 });
     }
 
     #[test]
     fn a_full_class_makes_room_only_in_itself() {
-        let bounds = |policy| Bounds { pool: 10, class: [1, 5], policy };
-        let mut lru = Queue::new(bounds(FullPolicy::DropLru));
+        let bounds = |policy| Bounds { class: [1, 5], ..Bounds::of(10, policy) };
+        let mut lru = Lab::new(bounds(FullPolicy::DropLru));
         fill(&mut lru, Interactive, 0..1);
         fill(&mut lru, Batch, 1..3);
-        assert_eq!(lru.enqueue(TaskSeq(3), Interactive, 3), Enqueued::Evicted { seq: TaskSeq(0), item: 0 });
-        let mut shed = Queue::new(bounds(FullPolicy::ShedLowPriority));
+        assert_eq!(lru.add(3, Interactive), Enqueued::Evicted { seq: TaskSeq(0), item: 0 });
+        let mut shed = Lab::new(bounds(FullPolicy::ShedLowPriority));
         fill(&mut shed, Interactive, 0..1);
         fill(&mut shed, Batch, 1..3);
-        assert_eq!(shed.enqueue(TaskSeq(3), Interactive, 3), Enqueued::Refused { item: 3 });
+        assert_eq!(shed.add(3, Interactive), Enqueued::Refused { item: 3 });
     }
 
     #[test]
     fn a_task_that_comes_back_stands_where_its_number_says() {
         let mut queue = queue(9, FullPolicy::Reject);
         fill(&mut queue, Interactive, 0..5);
+        let before = queue.accounts.tag(Interactive);
         let out: Vec<_> = (0..3).filter_map(|_| queue.dispatch()).collect();
-        for (seq, item) in [out[1], out[2], out[0]] {
-            assert!(queue.put_back(seq, Interactive, item));
-            assert!(!queue.put_back(seq, Interactive, item), "twice is once");
+        let client = ClientId::parse("only").expect("valid");
+        for item in [out[1], out[2], out[0]] {
+            let (seq, class) = (TaskSeq(item), Interactive);
+            let arrival = Arrival { seq, class, client: &client, weight: 1, session: None, size: size() };
+            assert!(queue.queue.put_back(&mut queue.accounts, arrival, item));
+            assert!(!queue.queue.put_back(&mut queue.accounts, arrival, item), "twice is once");
         }
-        queue.invariants();
+        queue.queue.invariants(&queue.accounts);
+        assert_eq!(queue.accounts.tag(Interactive), before, "and has cost nobody anything");
         assert_eq!(drain(&mut queue), [0, 1, 2, 3, 4]);
     }
 
@@ -443,5 +543,89 @@ mod tests {
         fill(&mut queue, Batch, 50..60);
         assert_eq!(queue.ahead(Interactive), 18 + 2);
         assert_eq!(queue.ahead(Batch), 10 + 18);
+    }
+
+    #[test]
+    fn clients_take_turns_however_many_tasks_one_has() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        for number in 0..50 {
+            queue.add_for("flood", None, number, Batch);
+        }
+        for number in 50..53 {
+            queue.add_for("polite", None, number, Batch);
+        }
+        let first: Vec<u64> = (0..6).filter_map(|_| queue.dispatch()).collect();
+        assert_eq!(first, [0, 50, 1, 51, 2, 52]);
+    }
+
+    #[test]
+    fn a_client_that_was_idle_gets_no_credit_for_it() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        for number in 0..40 {
+            queue.add_for("a", None, number, Batch);
+        }
+        for _ in 0..20 {
+            queue.dispatch();
+        }
+        for number in 40..60 {
+            queue.add_for("b", None, number, Batch);
+        }
+        let next: Vec<u64> = (0..6).filter_map(|_| queue.dispatch()).collect();
+        assert_eq!(next, [20, 40, 21, 41, 22, 42], "not twenty of b in a row");
+    }
+
+    #[test]
+    fn of_a_conversation_one_task_is_out_and_the_next_keeps_its_place() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        for (number, session) in [(0, Some("s")), (1, Some("s")), (2, None), (3, Some("s")), (4, None)] {
+            queue.add_for("a", session, number, Batch);
+        }
+        assert_eq!([queue.dispatch(), queue.dispatch()], [Some(0), Some(2)]);
+        assert_eq!(queue.queue.len(), 3, "those that stand aside are counted");
+        queue.settle(0);
+        assert_eq!([queue.dispatch(), queue.dispatch(), queue.dispatch()], [Some(1), Some(4), None]);
+        queue.settle(1);
+        assert_eq!(queue.dispatch(), Some(3));
+    }
+
+    #[test]
+    fn a_cancelled_turn_of_a_conversation_lets_the_next_one_go() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        for number in 0..3 {
+            queue.add_for("a", Some("s"), number, Batch);
+        }
+        assert_eq!([queue.dispatch(), queue.dispatch()], [Some(0), None]);
+        queue.settle(0);
+        assert_eq!(queue.queue.cancel(&mut queue.accounts, TaskSeq(1)), Some(1));
+        assert_eq!(queue.dispatch(), Some(2));
+    }
+
+    #[test]
+    fn a_client_that_may_not_run_is_passed_over_until_it_is_released() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        queue.add_for("a", None, 0, Batch);
+        queue.add_for("b", None, 1, Batch);
+        let next = queue.queue.dispatch(&mut queue.accounts, |item| *item != 0).map(|(_, item)| item);
+        assert_eq!((next, queue.dispatch()), (Some(1), None));
+        queue.queue.release(&mut queue.accounts, &ClientId::parse("a").expect("valid"));
+        assert_eq!(queue.dispatch(), Some(0));
+    }
+
+    #[test]
+    fn a_new_queue_goes_on_where_the_last_one_stood() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        for number in 0..9 {
+            queue.add_for(["a", "b", "c"][number as usize % 3], Some("s"), number, Batch);
+        }
+        assert_eq!(queue.dispatch(), Some(0));
+        let bounds = queue.queue.bounds;
+        let mut accounts = queue.accounts;
+        let mut after = Lab { queue: Queue::new(bounds, &mut accounts), accounts };
+        for (number, name) in [(1, "b"), (3, "a"), (4, "b")] {
+            after.add_for(name, Some("s"), number, Batch);
+        }
+        assert_eq!([after.dispatch(), after.dispatch()], [Some(1), None], "both conversations have a task out");
+        after.settle(0);
+        assert_eq!(after.dispatch(), Some(3));
     }
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::actors::address::Address;
+use crate::actors::clients::Clients;
 use crate::actors::gate::IntakeGate;
 use crate::actors::ledger::Ledger;
+use crate::actors::refusals::Refusals;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::config::{Config, ConfigError, PoolConfig};
 use crate::env::Env;
@@ -80,7 +82,9 @@ fn assemble(config: Config, factories: Vec<EngineFactory>, env: Env) -> Result<A
         places += pool.queue.capacity as usize + pool.slots as usize * pool.replicas.len();
         pools.push(PoolShared::new(position as u16, pool.clone(), env.clone(), factory)?);
     }
+    pools.iter().for_each(|pool| pool.meet(&pools));
     Ok(Arc::new(RuntimeShared {
+        clients: Clients::new(&config),
         ledger: Ledger::new(env.clone(), config.retention.clone()),
         env,
         config,
@@ -89,6 +93,7 @@ fn assemble(config: Config, factories: Vec<EngineFactory>, env: Env) -> Result<A
         admission: Address::default(),
         sessions: Address::default(),
         rejected: Default::default(),
-        gate_closed: Default::default(),
+        limited: Default::default(),
+        refusals: Refusals::default(),
     }))
 }

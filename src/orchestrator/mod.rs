@@ -1,10 +1,12 @@
 //! The public handle: start a runtime, submit tasks, read and cancel them, look at it, stop it.
 
 mod builder;
+mod explain;
 mod handle;
 mod life;
 mod submission;
 
 pub use builder::{Builder, StartError};
+pub use explain::{Explanation, PoolConsidered, ReplicaConsidered};
 pub use handle::{CancelOutcome, Orchestrator};
 pub use submission::Submitted;

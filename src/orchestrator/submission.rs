@@ -10,7 +10,7 @@ use crate::actors::admission::AdmissionMsg;
 use crate::actors::queue::QueueMsg;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
-use crate::actors::shared::{RuntimeShared, code_index};
+use crate::actors::shared::{LIMITS, RuntimeShared, code_index};
 use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
@@ -89,7 +89,7 @@ impl Orchestrator {
             }
         }
         let Some(permit) = runtime.gate.try_enter() else {
-            return Err(self.refused(gate_closed(runtime, &request)));
+            return Err(self.refused(&request, gate_closed(runtime, &request)));
         };
         let now = runtime.env.now();
         let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
@@ -106,7 +106,7 @@ impl Orchestrator {
             Ok(accepted) => Ok(submitted(record, accepted)),
             Err(error) => {
                 let _ = runtime.ledger.seal(&record, None, Terminal::Error(error.clone())); // Cancelled just now.
-                Err(self.refused(error))
+                Err(self.refused(&request, error))
             }
         }
     }
@@ -147,9 +147,17 @@ impl Orchestrator {
         }
     }
 
-    fn refused(&self, error: TaskError) -> TaskError {
+    /// Counts a refusal, and remembers it for a client that can name it.
+    fn refused(&self, request: &TaskRequest, error: TaskError) -> TaskError {
+        if let Some(id) = &request.task_id {
+            self.runtime.refusals.note(id.clone(), error.clone());
+        }
         let counter = &self.runtime.rejected[code_index(error.code)];
         counter.fetch_add(1, Relaxed);
+        let limit = error.policy.as_deref().and_then(|policy| LIMITS.iter().position(|known| *known == policy));
+        if let Some(limit) = limit {
+            self.runtime.limited[limit].fetch_add(1, Relaxed);
+        }
         error
     }
 }
@@ -188,8 +196,7 @@ fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
 
 /// The refusal of a runtime that has as many tasks as it may have anywhere.
 fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
-    runtime.gate_closed.fetch_add(1, Relaxed);
-    let wait = runtime.pools.iter().map(|pool| pool.expected_wait(request.priority)).min().unwrap_or_default();
+    let wait = runtime.pools.iter().map(|pool| pool.expected_wait(request.priority, None)).min().unwrap_or_default();
     let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
     TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(wait)
 }

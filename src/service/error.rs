@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::core::admission::NOT_ALLOWED;
 use crate::core::error::{ErrorCode, TaskError};
 
 /// An error on its way out.
@@ -33,6 +34,7 @@ impl ApiError {
 impl From<TaskError> for ApiError {
     fn from(error: TaskError) -> Self {
         let status = match error.code {
+            ErrorCode::InvalidParams if error.policy.as_deref() == Some(NOT_ALLOWED) => StatusCode::FORBIDDEN,
             ErrorCode::InvalidParams => StatusCode::BAD_REQUEST,
             ErrorCode::AdmissionReject | ErrorCode::QueueFullDropLru => StatusCode::TOO_MANY_REQUESTS,
             ErrorCode::PoolUnready | ErrorCode::PoolUnavailable | ErrorCode::ReplicaExhausted => {

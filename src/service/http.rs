@@ -31,6 +31,7 @@ const CLIENT_HEADER: &str = "x-client-id";
         tasks::status,
         tasks::stream,
         tasks::cancel,
+        tasks::explain,
         pools::list,
         pools::health,
         pools::drain,
@@ -58,6 +59,7 @@ pub fn router(orchestrator: Orchestrator) -> Router {
         .route("/v1/tasks/{id}", get(tasks::status))
         .route("/v1/tasks/{id}/stream", get(tasks::stream))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/v1/tasks/{id}/explain", get(tasks::explain))
         .route("/v1/sessions/{id}", get(pools::session).delete(pools::end_session))
         .route("/v1/pools", get(pools::list))
         .route("/v1/pools/{id}/health", get(pools::health))

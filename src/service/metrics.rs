@@ -144,6 +144,10 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
     });
     counter(encoder, "tasks_canceled", "Tasks that were ended by request", canceled)?;
     let completed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.completed));
+    let evicted = pools.iter().map(|pool| (pool_labels(pool, &[("policy", &pool.full_policy)]), pool.evicted));
+    counter(encoder, "tasks_evicted", "Waiting tasks that made room for others", evicted)?;
+    let taken_over = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.taken_over));
+    counter(encoder, "tasks_taken_over", "Tasks of siblings' queues that ran here", taken_over)?;
     counter(encoder, "tasks_completed", "Tasks that ended as they should", completed)?;
     let failed = pools.iter().flat_map(|pool| {
         pool.failed.iter().map(move |(code, count)| (pool_labels(pool, &[("reason", code.as_str())]), *count))
@@ -161,16 +165,18 @@ fn rejections(encoder: &mut DescriptorEncoder<'_>, orchestrator: &Orchestrator, 
     let reasons = view.rejected.iter();
     let series = reasons.map(|(code, count)| (vec![("engine", engine.clone()), ("reason", code.to_string())], *count));
     counter(encoder, "tasks_rejected", "Submissions that were refused", series)?;
-    let gate = (vec![("engine", engine.clone()), ("policy", "gate".to_owned())], view.gate_closed);
-    let mut policies: Vec<(Labels, u64)> = vec![gate];
+    let limits = view.limited.iter();
+    let limits =
+        limits.map(|(policy, count)| (vec![("engine", engine.clone()), ("policy", (*policy).to_owned())], *count));
+    let mut policies: Vec<(Labels, u64)> = limits.collect();
     for pool in pools {
         let labels = vec![("engine", pool.engine.clone()), ("policy", pool.full_policy.clone())];
         match policies.iter_mut().find(|(known, _)| *known == labels) {
-            Some((_, count)) => *count += pool.queue_full,
-            None => policies.push((labels, pool.queue_full)),
+            Some((_, count)) => *count += pool.refused_full + pool.evicted,
+            None => policies.push((labels, pool.refused_full + pool.evicted)),
         }
     }
-    counter(encoder, "admission_backpressure_events", "Times that a full queue or the gate decided", policies)
+    counter(encoder, "admission_backpressure_events", "Tasks that a limit or a full queue refused or evicted", policies)
 }
 
 fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt::Result {

@@ -36,7 +36,7 @@ pub(crate) async fn submit(
     if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
         return Err(ApiError::invalid("the body is not a task: a JSON object is expected (line 1 column 1)"));
     }
-    let body: SubmitBody = serde_json::from_slice(&body).map_err(|error| explain(&error))?;
+    let body: SubmitBody = serde_json::from_slice(&body).map_err(|error| what_is_wrong(&error))?;
     let request = body.into_request(client).map_err(ApiError::invalid)?;
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
@@ -56,7 +56,7 @@ pub(crate) async fn submit(
 }
 
 /// What is wrong with a body: where, and the nearest right name for an unknown field.
-fn explain(error: &serde_json::Error) -> ApiError {
+fn what_is_wrong(error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
     let (what, place) = text.split_once(" at line ").unwrap_or((&text, "1"));
     let parts: Vec<&str> = what.split('`').collect();
@@ -134,4 +134,19 @@ pub(crate) async fn cancel(
         CancelOutcome::AlreadyEnded(task) => Ok(Json(json!({ "canceled": false, "task": task })).into_response()),
         CancelOutcome::Unknown => Err(unknown(&id)),
     }
+}
+
+/// Why a task stands where it stands: its place in class, client and lane, who is ahead and by how many tokens, which
+/// replicas could take it, which limit refused it.
+#[utoipa::path(get, path = "/v1/tasks/{id}/explain", params(("id" = String, Path)), responses(
+    (status = 200, description = "Why the task waits, runs where it runs, or was refused."),
+    (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn explain(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = parse_id(&id)?;
+    let explanation = orchestrator.explain(&id).await?;
+    explanation.map(|explanation| Json(explanation).into_response()).ok_or_else(|| unknown(&id))
 }

@@ -1,7 +1,7 @@
 //! What happens when a queue is full, through the whole runtime (ORCH-3004, ORCH-3005, ORCH-2007).
 
 use orchestrator_core::config::QueueConfig;
-use orchestrator_core::core::queue::FullPolicy;
+use orchestrator_core::core::full::FullPolicy;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, Priority, TaskError};
 
 use crate::support::{World, millisecond, pool, read_whole, request, start, task_id, until_idle};
@@ -98,7 +98,7 @@ async fn the_intake_gate_bounds_everything_that_is_anywhere() {
     let gate = |error: &TaskError| error.policy.as_deref() == Some("gate");
     let by_gate = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).filter(|error| gate(error)).count();
     assert_eq!(by_gate, 5, "four are inside at once, whatever becomes of them");
-    assert_eq!(orchestrator.view().gate_closed, 5);
+    assert_eq!(orchestrator.view().limited["gate"], 5);
     drop(outcomes);
     until_idle(&orchestrator).await;
 }

@@ -1,0 +1,74 @@
+//! How tasks leave the queue actor: for its own slots, and for those that an idle sibling lends.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::actors::lease::Assignment;
+use crate::actors::pool_manager::{Lent, PoolManagerMsg};
+use crate::actors::queue::QueueState;
+use crate::actors::record::TaskRecord;
+use crate::actors::shared::PoolShared;
+use crate::core::fairness::{Accounts, Served};
+use crate::core::trace::TraceKind;
+
+/// Sends tasks for the slots that were offered.
+pub(super) fn dispatch(state: &mut QueueState, books: &mut Accounts) {
+    let pool = state.pool.clone();
+    let batch = take(state, books, &pool, state.credit);
+    if batch.is_empty() {
+        return;
+    }
+    state.pool.env.fault_point("queue");
+    state.credit -= batch.len() as u32;
+    if !state.pool.manager.cast(PoolManagerMsg::Assign { batch, lent: None }) {
+        state.credit = 0; // Nobody there: the tasks are coming back by themselves, the next manager offers anew.
+    }
+}
+
+/// Sends tasks for slots of a sibling, which hears in any case how many of them were of no use.
+pub(super) fn on_lend(state: &mut QueueState, books: &mut Accounts, lender: &Arc<PoolShared>, slots: u32) {
+    dispatch(state, books); // Our own slots come first.
+    let batch = take(state, books, lender, slots);
+    state.publish(books); // Before the answer: the lender looks at it when it hears.
+    state.pool.env.fault_point("queue");
+    let lent = Some(Lent { by: state.pool.position, slots });
+    lender.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+}
+
+/// Takes up to `most` tasks, in order, to run in `runs_in`.
+fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
+    let (mut batch, mut barred) = (Vec::new(), Vec::new());
+    let home = state.pool.clone();
+    while (batch.len() as u32) < most {
+        let may_run = |record: &Arc<TaskRecord>| {
+            let allowed = Arc::ptr_eq(runs_in, &home) || record.may_use(runs_in);
+            if !allowed {
+                barred.push(record.request.client_id.clone());
+            }
+            allowed && record.may_run(&home)
+        };
+        let Some((seq, record)) = state.queue.dispatch(books, may_run) else { break };
+        state.forget_deadline(&record);
+        match record.assign(runs_in) {
+            Ok(epoch) => {
+                state.pool.env.trace(|| TraceKind::Assigned { seq, epoch });
+                batch.push(Assignment::new(record, epoch));
+            }
+            // Sealed a moment ago; it never was out.
+            Err(_) => drop(state.queue.settle(books, seq, Served::Nothing)),
+        }
+    }
+    for client in barred {
+        state.queue.return_turn(books, &client);
+    }
+    batch
+}
+
+/// Tells idle siblings that tasks wait here which they could run.
+pub(super) fn call_siblings(state: &QueueState) {
+    if state.credit == 0 && state.pool.wanted.load(Relaxed) > 0 {
+        for sibling in state.pool.siblings().filter(|sibling| sibling.is_idle()) {
+            sibling.nudge_manager();
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One worker's place: what of a replica outlives its worker.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+
+use crate::actors::address::Address;
+use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::lease::SlotTable;
+use crate::actors::worker::WorkerMsg;
+use crate::core::id::{DeviceMask, ReplicaId};
+use crate::core::lifecycle::ReplicaState;
+use crate::core::placement::Candidate;
+use crate::core::units::{Timestamp, VramBytes};
+use crate::gpu::engine::{AnyEngine, Telemetry};
+
+/// One worker's place. Its slots and its engine outlive the actors around them.
+pub(crate) struct ReplicaShared {
+    pub(crate) id: ReplicaId,
+    /// The devices that it uses.
+    pub(crate) mask: DeviceMask,
+    pub(crate) slots: SlotTable,
+    pub(crate) worker: Address<WorkerMsg>,
+    /// Where it stands. Written by its worker while that lives, by the pool's supervisor when it has died.
+    pub(super) state: Mutex<ReplicaState>,
+    /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
+    /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
+    pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
+    /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
+    pub(crate) ready_since: Mutex<Option<Timestamp>>,
+    /// What the engine said of itself when it was loaded.
+    pub(crate) identity: Mutex<Option<Arc<ReplicaIdentity>>>,
+    pub(crate) telemetry: Mutex<Telemetry>,
+    pub(crate) started: [AtomicU64; 2],
+    pub(crate) tokens_in: AtomicU64,
+    pub(crate) tokens_out: AtomicU64,
+    pub(crate) preload_successes: AtomicU64,
+    pub(crate) preload_failures: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    /// Runs whose engine did not confirm in time that it had stopped.
+    pub(crate) stop_timeouts: AtomicU64,
+}
+
+impl ReplicaShared {
+    pub(super) fn new(id: ReplicaId, mask: DeviceMask, slots: u32) -> Self {
+        ReplicaShared {
+            id,
+            mask,
+            slots: SlotTable::new(slots),
+            worker: Address::default(),
+            state: Mutex::new(ReplicaState::Preloading),
+            engine: Mutex::new(None),
+            ready_since: Mutex::new(None),
+            identity: Mutex::new(None),
+            telemetry: Mutex::default(),
+            started: Default::default(),
+            tokens_in: AtomicU64::new(0),
+            tokens_out: AtomicU64::new(0),
+            preload_successes: AtomicU64::new(0),
+            preload_failures: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            stop_timeouts: AtomicU64::new(0),
+        }
+    }
+
+    /// Where it stands.
+    pub(crate) fn state(&self) -> ReplicaState {
+        *self.state.lock()
+    }
+
+    /// What placement may know of it, as of now.
+    pub(crate) fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            index: self.id.index,
+            ready: self.state().is_ready(),
+            mask: &self.mask,
+            slots: self.slots.total(),
+            slots_used: self.slots.used(),
+            // Devices are not measured yet: all replicas are equal in both, and the next criterion decides.
+            vram_free: VramBytes(0),
+            tokens_per_s: 0,
+        }
+    }
+
+    /// Lets the engine go: its process ends when the last run that uses it has.
+    pub(crate) fn discard_engine(&self) {
+        let engine = self.engine.lock().take();
+        *self.identity.lock() = None;
+        drop(engine); // Outside the lock: ending a process may take its time.
+    }
+}

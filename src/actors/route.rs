@@ -1,0 +1,95 @@
+//! Where a task goes, whose it is, and what it takes from its client: the part of a record that admission and queue use.
+
+use std::sync::Arc;
+
+use crate::actors::claim::Claim;
+use crate::actors::clients::ClientShared;
+use crate::actors::record::TaskRecord;
+use crate::actors::shared::PoolShared;
+use crate::core::fairness::Size;
+use crate::core::id::{ReplicaId, SessionId};
+use crate::core::limits::{Exceeded, Take};
+use crate::core::queue::Arrival;
+use crate::core::task::Phase;
+use crate::core::units::{Timestamp, Tokens};
+
+/// Where a task goes.
+pub(crate) struct Route {
+    /// The pool whose queue has it.
+    pub(crate) pool: Arc<PoolShared>,
+    /// Estimated length of its prompt.
+    pub(crate) prompt_tokens: Tokens,
+    /// What its client may do.
+    pub(crate) client: Arc<ClientShared>,
+}
+
+impl TaskRecord {
+    /// Notes where the task goes, and takes its part of its client's limits. A task that is sent again keeps its part.
+    pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Take) -> Result<(), Exceeded> {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Submitted && state.claim.is_none() {
+            state.claim = Some(Claim::new(route.client.clone(), now, take)?);
+        }
+        state.route = Some(route);
+        Ok(())
+    }
+
+    /// Sends the task to another pool of the same replica set instead.
+    pub(crate) fn reroute(&self, pool: Arc<PoolShared>) {
+        if let Some(route) = &mut self.state.lock().route {
+            route.pool = pool;
+        }
+    }
+
+    /// Notes which replica served the task's session last.
+    pub(crate) fn set_affinity(&self, replica: ReplicaId) {
+        self.state.lock().affinity = Some(replica);
+    }
+
+    /// The replica that served the task's session last, if it is one of this pool.
+    pub(crate) fn affinity(&self, pool: &PoolShared) -> Option<u16> {
+        let state = self.state.lock();
+        state.affinity.as_ref().filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+    }
+
+    /// The pool whose queue has the task.
+    pub(crate) fn pool(&self) -> Option<Arc<PoolShared>> {
+        self.state.lock().route.as_ref().map(|route| route.pool.clone())
+    }
+
+    /// Where the task stands, and in which pool's queue by position.
+    pub(crate) fn place(&self) -> (Phase, Option<u16>) {
+        let state = self.state.lock();
+        (state.phase, state.route.as_ref().map(|route| route.pool.position))
+    }
+
+    /// The conversation that the task belongs to.
+    pub(crate) fn session(&self) -> Option<&SessionId> {
+        self.request.session_id.as_ref()
+    }
+
+    /// The task as its queue takes it.
+    pub(crate) fn arrival(&self) -> Arrival<'_> {
+        let request = &*self.request;
+        let (prompt, weight) = {
+            let state = self.state.lock();
+            let route = state.route.as_ref();
+            route.map_or((Tokens(0), 1), |route| (route.prompt_tokens, route.client.policy.weight))
+        };
+        let size = Size { prompt, output_max: request.max_tokens, output_expected: request.expected_tokens };
+        let (client, session) = (&request.client_id, request.session_id.as_ref());
+        Arrival { seq: self.seq, class: request.priority, client, weight, session, size }
+    }
+
+    /// Whether its client may use this pool.
+    pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
+        let state = self.state.lock();
+        state.route.as_ref().is_some_and(|route| route.client.policy.allows(pool.position))
+    }
+
+    /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they may.
+    /// A task that has ended may always leave its queue.
+    pub(crate) fn may_run(&self, pool: &Arc<PoolShared>) -> bool {
+        self.state.lock().claim.as_mut().is_none_or(|claim| claim.start(pool))
+    }
+}

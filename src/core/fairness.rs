@@ -1,0 +1,461 @@
+//! Who has been served how much: the accounts that a pool's order rests on (FAIR-1).
+//!
+//! Two levels of virtual time. A *class* has a tag (start-time fair queueing, Goyal 1996), a *client* has a counter in each
+//! class (virtual token counter, "Fairness in Serving Large Language Models", OSDI 2024, here with weights). Both advance by
+//! the cost of what is dispatched, divided by the weight; whoever has the least is served next.
+//!
+//! A task's cost is its prompt and its output in tokens, weighted. The output is not known when the task is dispatched, so an
+//! estimate is charged and corrected when it ends: in the end a client has paid exactly for what was computed for it. A task
+//! that comes back without a token is refunded whole, so a lost attempt costs nobody.
+//!
+//! The accounts know nothing of what waits; [`Queue`](super::queue::Queue) does. They outlive it, so that a queue that is
+//! built anew goes on where the last one stood.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use slab::Slab;
+
+use crate::core::hash::SeqMap;
+use crate::core::id::{ClientId, SessionId, TaskSeq};
+use crate::core::task::Priority;
+use crate::core::units::Tokens;
+
+/// Virtual time: cost times [`SCALE`] divided by a weight. 128 bits never overflow: at 2^32 weighted tokens a second they
+/// last for 10^19 seconds.
+pub type Virtual = i128;
+
+/// Units of virtual time for one weighted token at weight 1. Large, so that a weight of a million still tells single
+/// tokens apart.
+pub const SCALE: Virtual = 1 << 32;
+
+/// Largest weight of a class or a client.
+pub const WEIGHT_MAX: u32 = 1_000_000;
+
+/// Clients without a task that are remembered, with their debts and their usual output. Beyond them the one that was seen
+/// longest ago is forgotten, and forgiven: what outsiders can make us remember has a bound.
+pub const IDLE_CLIENTS_MAX: usize = 16_384;
+
+/// What a token costs, in units of one account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CostWeights {
+    /// Of a prompt's token: all of them are computed at once.
+    pub prompt: u32,
+    /// Of a generated token: each is a step of its own.
+    pub output: u32,
+}
+
+impl Default for CostWeights {
+    fn default() -> Self {
+        CostWeights { prompt: 1, output: 2 }
+    }
+}
+
+impl CostWeights {
+    /// The cost of this many tokens.
+    pub const fn cost(self, prompt: Tokens, output: Tokens) -> u64 {
+        self.prompt as u64 * prompt.0 as u64 + self.output as u64 * output.0 as u64
+    }
+}
+
+/// What `cost` comes to at this weight. Rounded up: nothing is free.
+pub const fn price(cost: u64, weight: u32) -> Virtual {
+    let (scaled, weight) = (cost as Virtual * SCALE, weight as Virtual);
+    (scaled + weight - 1) / weight
+}
+
+/// What is known of a task's size when it is dispatched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Length of its prompt.
+    pub prompt: Tokens,
+    /// Most tokens that it may generate.
+    pub output_max: Tokens,
+    /// How many its client expects, if it says so. It counts until the client's own average is known.
+    pub output_expected: Option<Tokens>,
+}
+
+/// What was computed for a task in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing: it was never begun, or comes back to be run again.
+    Nothing,
+    /// It was begun and broken off: what had been produced by then.
+    Part {
+        /// Prompt tokens.
+        prompt: Tokens,
+        /// Generated tokens.
+        output: Tokens,
+    },
+    /// It ran to its end.
+    Whole {
+        /// Prompt tokens.
+        prompt: Tokens,
+        /// Generated tokens; they count in the client's average.
+        output: Tokens,
+    },
+}
+
+/// A dispatched task that is not settled yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Charge {
+    pub(crate) client: u32,
+    pub(crate) class: Priority,
+    /// The conversation that it keeps busy.
+    pub(crate) session: Option<SessionId>,
+    /// What its client was charged.
+    lane: Virtual,
+    /// What its class was charged.
+    tag: Virtual,
+}
+
+/// A client's usual output: an exponentially weighted mean, in 1/256 tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct UsualOutput(Option<u64>);
+
+impl UsualOutput {
+    const SCALE: u64 = 256;
+
+    fn tokens(self) -> Option<Tokens> {
+        self.0.map(|scaled| Tokens(scaled.div_ceil(Self::SCALE).min(u64::from(u32::MAX)) as u32))
+    }
+
+    /// A new sample weighs one eighth, as in TCP's round-trip estimate (RFC 6298); the first is taken as it is.
+    fn record(&mut self, output: Tokens) {
+        let sample = u64::from(output.0) * Self::SCALE;
+        self.0 = Some(self.0.map_or(sample, |mean| mean - mean / 8 + sample / 8));
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) id: ClientId,
+    pub(crate) weight: u32,
+    /// Virtual time in each class.
+    pub(crate) time: [Virtual; 2],
+    usual: UsualOutput,
+    /// Tasks that wait in each class.
+    waiting: [u32; 2],
+    /// Tasks of the client that wait or are not settled. The account is not forgotten while there are any.
+    uses: u32,
+    /// Neighbours among the idle ones; meaningful while `uses` is 0.
+    older: u32,
+    newer: u32,
+}
+
+/// Absent neighbour.
+const NIL: u32 = u32::MAX;
+
+/// The clients without a task, chained through their accounts from the one seen longest ago to the one seen last.
+#[derive(Debug)]
+struct Idle {
+    oldest: u32,
+    newest: u32,
+    count: usize,
+}
+
+/// The accounts of one pool.
+#[derive(Debug)]
+pub struct Accounts {
+    costs: CostWeights,
+    /// Weight of each class.
+    class_weights: [u32; 2],
+    /// Virtual time of each class.
+    tags: [Virtual; 2],
+    /// Tag of the class that was dispatched last, before it was charged: where a class that was empty joins in.
+    now: Virtual,
+    /// Of each class, the most that a client had when it was dispatched, its charge included: where a client joins in when
+    /// nobody waits.
+    floor: [Virtual; 2],
+    accounts: Slab<Account>,
+    by_id: HashMap<ClientId, u32>,
+    /// Invariant: exactly the accounts whose `uses` is 0.
+    idle: Idle,
+    charges: SeqMap<Charge>,
+}
+
+impl Accounts {
+    /// Accounts of nobody yet.
+    pub fn new(costs: CostWeights, class_weights: [u32; 2]) -> Self {
+        Accounts {
+            costs,
+            class_weights,
+            tags: [0; 2],
+            now: 0,
+            floor: [0; 2],
+            accounts: Slab::new(),
+            by_id: HashMap::new(),
+            idle: Idle { oldest: NIL, newest: NIL, count: 0 },
+            charges: SeqMap::default(),
+        }
+    }
+
+    /// Weight of each class, by [`Priority::index`].
+    pub fn class_weights(&self) -> [u32; 2] {
+        self.class_weights
+    }
+
+    /// What tokens cost.
+    pub fn costs(&self) -> CostWeights {
+        self.costs
+    }
+
+    /// Virtual time of a class.
+    pub fn tag(&self, class: Priority) -> Virtual {
+        self.tags[class.index()]
+    }
+
+    /// Virtual time of a client in a class; `None` when nothing is remembered of it.
+    pub fn time(&self, client: &ClientId, class: Priority) -> Option<Virtual> {
+        self.slot(client).map(|slot| self.account(slot).time[class.index()])
+    }
+
+    /// The client's usual output, once a task of it has run to its end.
+    pub fn usual_output(&self, client: &ClientId) -> Option<Tokens> {
+        self.slot(client).and_then(|slot| self.account(slot).usual.tokens())
+    }
+
+    /// Tasks of the client that wait in this class.
+    pub fn waiting(&self, client: &ClientId, class: Priority) -> u32 {
+        self.slot(client).map_or(0, |slot| self.waiting_in(slot, class))
+    }
+
+    pub(crate) fn waiting_in(&self, slot: u32, class: Priority) -> u32 {
+        self.account(slot).waiting[class.index()]
+    }
+
+    /// Counts a task that waits in (1) or out (-1); returns how many there were and are.
+    pub(crate) fn count_waiting(&mut self, slot: u32, class: Priority, change: i32) -> (u32, u32) {
+        let waiting = &mut self.accounts[slot as usize].waiting[class.index()];
+        let was = *waiting;
+        *waiting = was.wrapping_add_signed(change);
+        (was, *waiting)
+    }
+
+    /// Nothing waits any more: the queue that counted it is gone. What was charged stays.
+    pub(crate) fn forget_waiting(&mut self) {
+        self.idle = Idle { oldest: NIL, newest: NIL, count: 0 };
+        for (_, account) in &mut self.accounts {
+            (account.waiting, account.uses) = ([0; 2], 1);
+        }
+        for charge in self.charges.values() {
+            self.accounts[charge.client as usize].uses += 1;
+        }
+        let slots: Vec<u32> = self.accounts.iter().map(|(slot, _)| slot as u32).collect();
+        slots.into_iter().for_each(|slot| self.leave(slot)); // Each had one use too many, to be found idle here.
+    }
+
+    /// Tasks that were dispatched and are not settled, in the order of their numbers.
+    pub fn unsettled(&self) -> Vec<TaskSeq> {
+        let mut found: Vec<TaskSeq> = self.charges.keys().copied().collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Clients that are remembered.
+    pub fn clients(&self) -> usize {
+        self.accounts.len()
+    }
+
+    pub(crate) fn slot(&self, client: &ClientId) -> Option<u32> {
+        self.by_id.get(client).copied()
+    }
+
+    pub(crate) fn account(&self, slot: u32) -> &Account {
+        &self.accounts[slot as usize]
+    }
+
+    pub(crate) fn charges(&self) -> impl Iterator<Item = (TaskSeq, &Charge)> {
+        self.charges.iter().map(|(seq, charge)| (*seq, charge))
+    }
+
+    /// A task of this client comes to wait. A new weight counts as soon as nothing of the client's is charged at the old.
+    pub(crate) fn enter(&mut self, client: &ClientId, weight: u32) -> u32 {
+        let known = self.slot(client);
+        let slot = known.unwrap_or_else(|| self.open(client));
+        if self.accounts[slot as usize].uses == 0 {
+            self.accounts[slot as usize].weight = weight;
+            if known.is_some() {
+                self.unlink_idle(slot);
+            }
+        }
+        self.accounts[slot as usize].uses += 1;
+        slot
+    }
+
+    fn open(&mut self, client: &ClientId) -> u32 {
+        let (id, usual, time) = (client.clone(), UsualOutput::default(), [Virtual::MIN; 2]);
+        let slot = self.accounts.insert(Account {
+            id,
+            weight: 1,
+            time,
+            usual,
+            waiting: [0; 2],
+            uses: 0,
+            older: NIL,
+            newer: NIL,
+        }) as u32;
+        self.by_id.insert(client.clone(), slot);
+        slot
+    }
+
+    /// A task of this client neither waits nor is charged any more.
+    pub(crate) fn leave(&mut self, slot: u32) {
+        let newest = self.idle.newest;
+        let account = &mut self.accounts[slot as usize];
+        account.uses -= 1;
+        if account.uses > 0 {
+            return;
+        }
+        (account.older, account.newer) = (newest, NIL);
+        match newest {
+            NIL => self.idle.oldest = slot,
+            newest => self.accounts[newest as usize].newer = slot,
+        }
+        self.idle.newest = slot;
+        self.idle.count += 1;
+        if self.idle.count > IDLE_CLIENTS_MAX {
+            let oldest = self.idle.oldest;
+            self.unlink_idle(oldest);
+            let account = self.accounts.remove(oldest as usize);
+            self.by_id.remove(&account.id);
+        }
+    }
+
+    fn unlink_idle(&mut self, slot: u32) {
+        let Account { older, newer, .. } = self.accounts[slot as usize];
+        match older {
+            NIL => self.idle.oldest = newer,
+            older => self.accounts[older as usize].newer = newer,
+        }
+        match newer {
+            NIL => self.idle.newest = older,
+            newer => self.accounts[newer as usize].older = older,
+        }
+        self.idle.count -= 1;
+    }
+
+    /// A class that had nobody to dispatch has somebody now: it gets no credit for its absence.
+    pub(crate) fn lift_class(&mut self, class: Priority) {
+        let tag = &mut self.tags[class.index()];
+        *tag = (*tag).max(self.now);
+    }
+
+    /// A client that had nothing to dispatch has something now: it gets no credit for its absence, and keeps its debt.
+    /// `least` is the least time of those who wait.
+    pub(crate) fn lift(&mut self, slot: u32, class: Priority, least: Option<Virtual>) -> Virtual {
+        let time = &mut self.accounts[slot as usize].time[class.index()];
+        *time = (*time).max(least.unwrap_or(self.floor[class.index()]));
+        *time
+    }
+
+    /// What a task of this client is expected to cost.
+    pub(crate) fn estimate(&self, slot: u32, size: Size) -> u64 {
+        let usual = self.account(slot).usual.tokens().or(size.output_expected).unwrap_or(size.output_max);
+        self.costs.cost(size.prompt, usual.min(size.output_max))
+    }
+
+    /// Charges a task that is dispatched now; returns its client's new time. The task's use passes on to the charge.
+    pub(crate) fn charge(
+        &mut self,
+        seq: TaskSeq,
+        slot: u32,
+        class: Priority,
+        size: Size,
+        session: Option<SessionId>,
+    ) -> Virtual {
+        let (cost, index) = (self.estimate(slot, size), class.index());
+        let account = &mut self.accounts[slot as usize];
+        let (lane, tag) = (price(cost, account.weight), price(cost, self.class_weights[index]));
+        self.now = self.tags[index];
+        self.tags[index] += tag;
+        account.time[index] += lane;
+        self.floor[index] = self.floor[index].max(account.time[index]);
+        let time = account.time[index];
+        self.charges.insert(seq, Charge { client: slot, class, session, lane, tag });
+        time
+    }
+
+    /// Replaces a task's estimated charge by what was computed for it. `None` when it has none.
+    pub(crate) fn settle(&mut self, seq: TaskSeq, served: Served) -> Option<Charge> {
+        let charge = self.charges.remove(&seq)?;
+        let cost = match served {
+            Served::Nothing => 0,
+            Served::Part { prompt, output } | Served::Whole { prompt, output } => self.costs.cost(prompt, output),
+        };
+        let index = charge.class.index();
+        let account = &mut self.accounts[charge.client as usize];
+        account.time[index] += price(cost, account.weight) - charge.lane;
+        self.tags[index] += price(cost, self.class_weights[index]) - charge.tag;
+        if let Served::Whole { output, .. } = served {
+            account.usual.record(output);
+        }
+        Some(charge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(name: &str) -> ClientId {
+        ClientId::parse(name).expect("valid")
+    }
+
+    fn size(prompt: u32, output_max: u32) -> Size {
+        Size { prompt: Tokens(prompt), output_max: Tokens(output_max), output_expected: None }
+    }
+
+    #[test]
+    fn what_is_estimated_is_replaced_by_what_was_computed() {
+        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let slot = accounts.enter(&client("a"), 2);
+        accounts.lift(slot, Priority::Batch, None);
+        accounts.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
+        assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(210, 2)));
+        accounts.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
+        assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(24, 2)));
+        assert_eq!(accounts.tag(Priority::Batch), price(24, 1));
+        assert_eq!(accounts.usual_output(&client("a")), Some(Tokens(7)));
+        assert_eq!(accounts.estimate(slot, size(10, 100)), 24, "the next estimate has learned");
+        assert_eq!(accounts.estimate(slot, size(10, 5)), 20, "and never exceeds the budget");
+    }
+
+    #[test]
+    fn a_task_that_comes_back_costs_nobody() {
+        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let slot = accounts.enter(&client("a"), 3);
+        accounts.lift(slot, Priority::Interactive, None);
+        let before = (accounts.time(&client("a"), Priority::Interactive), accounts.tag(Priority::Interactive));
+        accounts.charge(TaskSeq(1), slot, Priority::Interactive, size(10, 100), None);
+        accounts.settle(TaskSeq(1), Served::Nothing);
+        assert_eq!((accounts.time(&client("a"), Priority::Interactive), accounts.tag(Priority::Interactive)), before);
+        assert!(accounts.settle(TaskSeq(1), Served::Nothing).is_none(), "once");
+        assert!(accounts.usual_output(&client("a")).is_none(), "nothing is learned from it");
+    }
+
+    #[test]
+    fn what_strangers_can_make_us_remember_is_bounded() {
+        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let busy = accounts.enter(&client("busy"), 1);
+        for number in 0..3 * IDLE_CLIENTS_MAX {
+            let slot = accounts.enter(&client(&format!("c{number}")), 1);
+            accounts.leave(slot);
+        }
+        assert_eq!(accounts.clients(), IDLE_CLIENTS_MAX + 1);
+        assert_eq!(accounts.slot(&client("busy")), Some(busy), "never one that has a task");
+        assert!(
+            accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some(),
+            "the oldest goes"
+        );
+    }
+
+    #[test]
+    fn nothing_is_free_and_no_weight_loses_a_token() {
+        assert_eq!(price(0, 7), 0);
+        for weight in [1, 3, 9, WEIGHT_MAX] {
+            assert!(price(1, weight) > 0 && price(1_000, weight) < price(1_001, weight));
+        }
+        assert!(price(u64::from(u32::MAX) * 1_000 * 2, 1) > 0);
+    }
+}

@@ -1,0 +1,31 @@
+//! Hashing of our own numbers.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::core::id::TaskSeq;
+
+/// Hashes a task number by one multiplication (Knuth's golden-ratio constant). The numbers are our own and dense, so
+/// nobody can choose colliding ones, and SipHash would double the cost of a cancel. What comes from outside, such as a
+/// client's name, keeps the standard library's keyed hash.
+#[derive(Default)]
+pub struct SeqHasher(u64);
+
+impl Hasher for SeqHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        // The map takes its bucket from the low bits and its tag from the high ones: fold, so that both are mixed.
+        let product = u128::from(number) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// A map by task number. Its order of iteration is never used.
+pub(crate) type SeqMap<V> = HashMap<TaskSeq, V, BuildHasherDefault<SeqHasher>>;

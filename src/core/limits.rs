@@ -1,0 +1,269 @@
+//! How fast a client may send, and how much it may have at once (ORCH-3006, ORCH-3036).
+//!
+//! Token buckets in integers: the same calls at the same moments give the same answers everywhere. Every "no" says how long
+//! until it could be a "yes", as far as that follows from the limit alone.
+
+use std::time::Duration;
+
+use crate::core::units::{Timestamp, Tokens};
+
+/// Parts of a unit in a bucket: a rate in millionths a second, times microseconds.
+const PARTS: i128 = 1_000_000_000_000;
+
+/// A rate with a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Units a second, in millionths.
+    per_s_micro: u64,
+    /// Most units that come at once.
+    burst: u32,
+}
+
+impl Rate {
+    /// So many units a second, at most `burst` at once. Rates below a millionth a second count as that.
+    pub fn new(per_s: f64, burst: u32) -> Self {
+        Rate { per_s_micro: (per_s * 1e6).clamp(1.0, 1e15) as u64, burst: burst.max(1) }
+    }
+}
+
+/// What is left of a [`Rate`]. Starts full.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    /// What is missing from a full bucket, in [`PARTS`]; more than the burst is a debt.
+    missing: i128,
+    at: Timestamp,
+}
+
+impl Bucket {
+    /// How long until `wanted` units may be taken; zero when they may now. More than the burst may be taken from a full
+    /// bucket.
+    fn wait(&mut self, rate: Rate, now: Timestamp, wanted: u32) -> Duration {
+        let elapsed = now.since(self.at).as_micros() as i128;
+        self.missing = (self.missing - elapsed * i128::from(rate.per_s_micro)).max(0);
+        self.at = now;
+        let allowed = i128::from(rate.burst - wanted.min(rate.burst)) * PARTS;
+        let micros = (self.missing - allowed).max(0).div_ceil_positive(i128::from(rate.per_s_micro));
+        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    fn take(&mut self, units: u32) {
+        self.missing += i128::from(units) * PARTS;
+    }
+
+    fn put_back(&mut self, units: u32) {
+        self.missing = (self.missing - i128::from(units) * PARTS).max(0);
+    }
+}
+
+trait DivCeil {
+    fn div_ceil_positive(self, by: Self) -> Self;
+}
+
+impl DivCeil for i128 {
+    fn div_ceil_positive(self, by: i128) -> i128 {
+        (self + by - 1) / by
+    }
+}
+
+/// How fast a client may send. `None` is without limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Tasks.
+    pub requests: Option<Rate>,
+    /// Tokens, prompt and generation together.
+    pub tokens: Option<Rate>,
+}
+
+/// How much a client may have at once. `None` is without limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quotas {
+    /// Tasks that run.
+    pub running: Option<u32>,
+    /// Tasks that wait.
+    pub queued: Option<u32>,
+    /// Device memory of running tasks, in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What one task takes from its client's limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Take {
+    /// Its whole budget: prompt and most output.
+    pub tokens: Tokens,
+    /// Device memory while it runs.
+    pub memory_bytes: u64,
+}
+
+/// The limit that a task would exceed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exceeded {
+    /// Tasks a second; so long until one more may come.
+    Requests(Duration),
+    /// Tokens a second; so long until this one's may come.
+    Tokens(Duration),
+    /// Tasks that wait; this is the quota.
+    Queued(u32),
+    /// The task alone needs more memory than the quota, which is this many bytes.
+    Memory(u64),
+}
+
+/// What a client uses of its limits and quotas now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    requests: Bucket,
+    tokens: Bucket,
+    queued: u32,
+    running: u32,
+    memory_bytes: u64,
+}
+
+impl Usage {
+    /// Takes a new task in, to wait. All limits are asked before anything is taken.
+    ///
+    /// # Errors
+    /// The first limit that it would exceed; nothing was taken.
+    pub fn admit(&mut self, limits: &Limits, quotas: &Quotas, now: Timestamp, take: Take) -> Result<(), Exceeded> {
+        if let Some(most) = quotas.memory_bytes.filter(|most| take.memory_bytes > *most) {
+            return Err(Exceeded::Memory(most));
+        }
+        if let Some(most) = quotas.queued.filter(|most| self.queued >= *most) {
+            return Err(Exceeded::Queued(most));
+        }
+        let ask = |bucket: &mut Bucket, rate: Option<Rate>, wanted| {
+            rate.map_or(Duration::ZERO, |rate| bucket.wait(rate, now, wanted))
+        };
+        match ask(&mut self.requests, limits.requests, 1) {
+            Duration::ZERO => {}
+            wait => return Err(Exceeded::Requests(wait)),
+        }
+        match ask(&mut self.tokens, limits.tokens, take.tokens.0) {
+            Duration::ZERO => {}
+            wait => return Err(Exceeded::Tokens(wait)),
+        }
+        self.requests.take(1);
+        self.tokens.take(take.tokens.0);
+        self.queued += 1;
+        Ok(())
+    }
+
+    /// A task was not accepted after all: everything is given back.
+    pub fn undo(&mut self, take: Take) {
+        self.requests.put_back(1);
+        self.leave_queue(take.tokens);
+    }
+
+    /// A task ends while it waits; its tokens come back.
+    pub fn leave_queue(&mut self, unused: Tokens) {
+        debug_assert!(self.queued > 0, "only a task that waits leaves the queue");
+        self.queued -= 1;
+        self.tokens.put_back(unused.0);
+    }
+
+    /// Begins to run a waiting task, if the quotas leave room beside those that run. Returns whether it does.
+    pub fn start(&mut self, quotas: &Quotas, take: Take) -> bool {
+        let too_many = quotas.running.is_some_and(|most| self.running >= most);
+        let too_much =
+            quotas.memory_bytes.is_some_and(|most| self.memory_bytes.saturating_add(take.memory_bytes) > most);
+        if too_many || too_much {
+            return false;
+        }
+        self.queued -= 1;
+        self.running += 1;
+        self.memory_bytes += take.memory_bytes;
+        true
+    }
+
+    /// A running task waits again.
+    pub fn give_back(&mut self, take: Take) {
+        self.end(take, Tokens(0));
+        self.queued += 1;
+    }
+
+    /// A running task ends; tokens that it did not generate come back.
+    pub fn end(&mut self, take: Take, unused: Tokens) {
+        debug_assert!(self.running > 0, "only a task that runs ends");
+        self.running -= 1;
+        self.memory_bytes -= take.memory_bytes;
+        self.tokens.put_back(unused.0);
+    }
+
+    /// Tasks that wait, tasks that run, and the memory of these in bytes.
+    pub fn now(&self) -> (u32, u32, u64) {
+        (self.queued, self.running, self.memory_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_micros(millis * 1_000)
+    }
+
+    fn admit(usage: &mut Usage, limits: &Limits, millis: u64, tokens: u32) -> Result<(), Exceeded> {
+        usage.admit(limits, &Quotas::default(), at(millis), Take { tokens: Tokens(tokens), memory_bytes: 0 })
+    }
+
+    #[test]
+    fn a_burst_passes_and_then_the_rate_holds() {
+        let limits = Limits { requests: Some(Rate::new(2.0, 3)), tokens: None };
+        let mut usage = Usage::default();
+        for _ in 0..3 {
+            assert_eq!(admit(&mut usage, &limits, 0, 1), Ok(()));
+        }
+        assert_eq!(admit(&mut usage, &limits, 0, 1), Err(Exceeded::Requests(Duration::from_millis(500))));
+        assert_eq!(admit(&mut usage, &limits, 499, 1), Err(Exceeded::Requests(Duration::from_millis(1))));
+        assert_eq!(admit(&mut usage, &limits, 500, 1), Ok(()), "exactly when it was told to come back");
+        assert_eq!(admit(&mut usage, &limits, 600_000, 1), Ok(()), "an hour of silence saves no more than the burst");
+        let passed = (0..9).filter(|_| admit(&mut usage, &limits, 600_000, 1).is_ok()).count();
+        assert_eq!(passed, 2);
+    }
+
+    #[test]
+    fn tokens_are_taken_whole_and_unused_ones_come_back() {
+        let limits = Limits { requests: None, tokens: Some(Rate::new(10.0, 100)) };
+        let mut usage = Usage::default();
+        assert_eq!(admit(&mut usage, &limits, 0, 90), Ok(()));
+        assert_eq!(admit(&mut usage, &limits, 0, 20), Err(Exceeded::Tokens(Duration::from_secs(1))));
+        assert!(usage.start(&Quotas::default(), Take { tokens: Tokens(90), memory_bytes: 0 }));
+        usage.end(Take { tokens: Tokens(90), memory_bytes: 0 }, Tokens(60));
+        assert_eq!(admit(&mut usage, &limits, 0, 70), Ok(()));
+    }
+
+    #[test]
+    fn a_task_larger_than_the_burst_waits_for_a_full_bucket_and_leaves_a_debt() {
+        let limits = Limits { requests: None, tokens: Some(Rate::new(10.0, 100)) };
+        let mut usage = Usage::default();
+        assert_eq!(admit(&mut usage, &limits, 0, 250), Ok(()));
+        assert_eq!(admit(&mut usage, &limits, 0, 1), Err(Exceeded::Tokens(Duration::from_millis(15_100))));
+    }
+
+    #[test]
+    fn a_refused_task_takes_nothing() {
+        let limits = Limits { requests: Some(Rate::new(1.0, 1)), tokens: Some(Rate::new(1.0, 1)) };
+        let mut usage = Usage::default();
+        assert_eq!(admit(&mut usage, &limits, 0, 1), Ok(()));
+        usage.undo(Take { tokens: Tokens(1), memory_bytes: 0 });
+        assert_eq!(admit(&mut usage, &limits, 0, 1), Ok(()), "undone, as if it had never been");
+    }
+
+    #[test]
+    fn quotas_hold_back_what_runs_and_refuse_what_waits() {
+        let quotas = Quotas { running: Some(2), queued: Some(1), memory_bytes: Some(100) };
+        let take = |memory_bytes| Take { tokens: Tokens(1), memory_bytes };
+        let mut usage = Usage::default();
+        let admit = |usage: &mut Usage, bytes| usage.admit(&Limits::default(), &quotas, at(0), take(bytes));
+        assert_eq!(admit(&mut usage, 101), Err(Exceeded::Memory(100)));
+        assert_eq!(admit(&mut usage, 60), Ok(()));
+        assert_eq!(admit(&mut usage, 60), Err(Exceeded::Queued(1)));
+        assert!(usage.start(&quotas, take(60)));
+        assert_eq!(admit(&mut usage, 60), Ok(()));
+        assert!(!usage.start(&quotas, take(60)), "memory");
+        assert!(usage.start(&quotas, take(40)), "one that fits");
+        assert_eq!(admit(&mut usage, 0), Ok(()));
+        assert!(!usage.start(&quotas, take(0)), "running");
+        usage.give_back(take(40));
+        assert_eq!(usage.now(), (2, 1, 60));
+    }
+}

@@ -1,0 +1,296 @@
+//! Why a task waits: where it stands in class, client and lane, and who is ahead by how many tokens.
+
+use serde::Serialize;
+
+use crate::core::chain::NIL;
+use crate::core::fairness::{Accounts, SCALE, Virtual};
+use crate::core::id::{ClientId, SessionId, TaskSeq};
+use crate::core::predict::Crowd;
+use crate::core::queue::Queue;
+use crate::core::task::Priority;
+
+/// Most clients that are named in one answer. The nearest ones say enough, and the answer stays small.
+pub const CLIENTS_NAMED_MAX: usize = 16;
+
+/// Most tasks of a lane that are counted for one answer; beyond them the count is a lower bound.
+pub const LANE_COUNTED_MAX: u32 = 10_000;
+
+/// Where a waiting task stands, as of now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// Why it is not dispatched this moment, in one line.
+    pub why: String,
+    /// Its class.
+    pub class: Priority,
+    /// The class whose turn it is; `None` when nobody can be dispatched.
+    pub class_next: Option<Priority>,
+    /// Tokens by weight that the other class may be served before this one is next; 0 when this one is.
+    pub class_behind_tokens: u64,
+    /// Tasks that wait: interactive, batch.
+    pub depth: [u32; 2],
+    /// Its client.
+    pub client_id: ClientId,
+    /// The client's weight.
+    pub client_weight: u32,
+    /// Tasks of this client that wait in this class.
+    pub client_queued: u32,
+    /// The client's tasks that run now or were sent to run.
+    pub client_running: u32,
+    /// Clients of this class whose turn comes before this one's.
+    pub clients_ahead: u32,
+    /// Those whose turn is nearest, at most [`CLIENTS_NAMED_MAX`].
+    pub clients_ahead_first: Vec<ClientAhead>,
+    /// Tasks before it in its own lane; a lower bound from [`LANE_COUNTED_MAX`] on.
+    pub lane_ahead: u32,
+    /// The conversation that it waits for: a task of it is out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for_session: Option<SessionId>,
+    /// Whether its client runs as much as its quota allows.
+    pub client_at_quota: bool,
+    /// Tasks that are expected to be started before it.
+    pub queue_position: u64,
+}
+
+/// A client whose turn comes first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClientAhead {
+    /// Who.
+    pub client_id: ClientId,
+    /// Weighted tokens that it is served before the turn passes on.
+    pub tokens: u64,
+    /// Its tasks that wait in this class.
+    pub queued: u32,
+}
+
+/// Weighted tokens that a span of virtual time is worth at this weight.
+fn tokens(span: Virtual, weight: u32) -> u64 {
+    u64::try_from((span * Virtual::from(weight) / SCALE).max(0)).unwrap_or(u64::MAX)
+}
+
+impl<T> Queue<T> {
+    /// Who waits, in numbers.
+    pub fn crowd(&self, accounts: &Accounts) -> Crowd {
+        Crowd {
+            count: self.classes.each_ref().map(|class| class.count),
+            weights: self.classes.each_ref().map(|class| class.weights),
+            class_weights: accounts.class_weights(),
+        }
+    }
+
+    /// Where this task stands; `None` when it does not wait here. O(clients): for people who ask, not for the task path.
+    pub fn standing(
+        &self,
+        accounts: &Accounts,
+        seq: TaskSeq,
+        session_of: impl Fn(&T) -> Option<SessionId>,
+    ) -> Option<Standing> {
+        let key = *self.index.get(&seq)?;
+        let node = &self.nodes[key as usize];
+        let (slot, class) = (node.client, node.class);
+        let (account, lane) = (accounts.account(slot), self.lane(slot, class));
+        let ours = (account.time[class.index()], &account.id);
+        let turns = &self.classes[class.index()].turns;
+        let mut ahead: Vec<(Virtual, u32)> = turns
+            .iter()
+            .filter(|(time, other)| *other != slot && (*time, &accounts.account(*other).id) < ours)
+            .collect();
+        ahead.sort_by(|a, b| (a.0, &accounts.account(a.1).id).cmp(&(b.0, &accounts.account(b.1).id)));
+        let named = ahead.iter().take(CLIENTS_NAMED_MAX).map(|(time, other)| {
+            let other_account = accounts.account(*other);
+            ClientAhead {
+                client_id: other_account.id.clone(),
+                tokens: tokens(ours.0 - time, other_account.weight),
+                queued: accounts.waiting_in(*other, class),
+            }
+        });
+        let clients_ahead_first: Vec<ClientAhead> = named.collect();
+        let class_next = self.next_class(accounts);
+        let class_behind_tokens = class_next
+            .filter(|next| *next != class)
+            .map_or(0, |next| tokens(accounts.tag(class) - accounts.tag(next), accounts.class_weights()[next.index()]));
+        let (lane_ahead, queued) = (self.lane_ahead(key), accounts.waiting_in(slot, class));
+        let running = accounts.charges().filter(|(_, charge)| charge.client == slot).count() as u32;
+        let mut standing = Standing {
+            why: String::new(),
+            class,
+            class_next,
+            class_behind_tokens,
+            depth: Priority::ALL.map(|class| self.len_of(class)),
+            client_id: account.id.clone(),
+            client_weight: account.weight,
+            client_queued: queued,
+            client_running: running,
+            clients_ahead: ahead.len() as u32,
+            clients_ahead_first,
+            lane_ahead,
+            waits_for_session: node.stands_aside.then(|| session_of(&node.item)).flatten(),
+            client_at_quota: lane.held,
+            queue_position: self.crowd(accounts).ahead(lane_ahead.min(queued - 1), queued, account.weight, class),
+        };
+        standing.why = standing.reason();
+        Some(standing)
+    }
+
+    /// Tasks before this one in its lane, those of its conversation when it stands aside.
+    fn lane_ahead(&self, key: u32) -> u32 {
+        let (mut count, mut at) = (0, self.nodes[key as usize].order.prev);
+        while at != NIL && count < LANE_COUNTED_MAX {
+            (count, at) = (count + 1, self.nodes[at as usize].order.prev);
+        }
+        count
+    }
+
+    /// Checks what must always hold, by full scans. For tests and simulation.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub fn invariants(&self, accounts: &Accounts) {
+        assert_eq!(self.nodes.len(), self.index.len(), "every node is indexed");
+        let mut seen = 0;
+        for (slot, lanes) in self.lanes.iter().enumerate() {
+            for class in Priority::ALL {
+                let (lane, slot) = (&lanes[class.index()], slot as u32);
+                let ready = self.chain(lane.ready.head, lane.ready.tail, false);
+                let aside = self.chain(lane.aside.head, lane.aside.tail, true);
+                let waiting = ready.len() + aside.len();
+                if waiting > 0 {
+                    assert_eq!(accounts.waiting_in(slot, class) as usize, waiting, "the count is what waits");
+                }
+                let numbers: Vec<TaskSeq> = ready.iter().map(|key| self.nodes[*key as usize].seq).collect();
+                assert!(numbers.is_sorted(), "a lane is in the order of numbers");
+                for key in ready.iter().chain(&aside) {
+                    let node = &self.nodes[*key as usize];
+                    assert_eq!((node.client, node.class), (slot, class), "a task is in its own lane");
+                    assert_eq!(self.index.get(&node.seq), Some(key), "the index finds the task");
+                    assert!(node.session == NIL || !node.stands_aside || self.gate.will_let_go(node.session));
+                }
+                let present = self.classes[class.index()].turns.contains(slot);
+                assert_eq!(present, !ready.is_empty() && !lane.held, "who can be dispatched has a turn");
+                assert!(!lane.held || waiting > 0, "nobody is held without a task");
+                seen += waiting as u32;
+            }
+        }
+        assert_eq!(seen, self.len(), "every task is in one lane");
+        for class in Priority::ALL {
+            for (time, slot) in self.classes[class.index()].turns.iter() {
+                assert_eq!(time, accounts.account(slot).time[class.index()], "turns follow the accounts");
+            }
+        }
+    }
+
+    fn chain(&self, head: u32, tail: u32, aside: bool) -> Vec<u32> {
+        let (mut at, mut prev, mut found) = (head, NIL, Vec::new());
+        while at != NIL {
+            let node = &self.nodes[at as usize];
+            let links = if aside { node.aside } else { node.order };
+            assert_eq!((links.prev, node.stands_aside), (prev, aside), "links agree");
+            found.push(at);
+            (prev, at) = (at, links.next);
+        }
+        assert_eq!(tail, prev, "the chain ends at its tail");
+        found
+    }
+}
+
+impl Standing {
+    fn reason(&self) -> String {
+        if let Some(session) = &self.waits_for_session {
+            return format!("another task of session {session} is out; one runs at a time");
+        }
+        if self.client_at_quota {
+            return format!("client {} runs as much as its quota allows", self.client_id);
+        }
+        if self.lane_ahead > 0 {
+            return format!("{} tasks of client {} are before it", self.lane_ahead, self.client_id);
+        }
+        if self.clients_ahead > 0 {
+            return format!("{} clients have been served less and come first", self.clients_ahead);
+        }
+        match self.class_next {
+            Some(next) if next != self.class => format!("it is the turn of the {} class", next.as_str()),
+            _ => "it is next; no slot is free".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fairness::{CostWeights, Served, Size};
+    use crate::core::full::{Bounds, FullPolicy};
+    use crate::core::queue::Arrival;
+    use crate::core::units::Tokens;
+
+    struct Lab {
+        queue: Queue<Option<SessionId>>,
+        accounts: Accounts,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+            Lab { queue: Queue::new(Bounds::of(100_000, FullPolicy::Reject), &mut accounts), accounts }
+        }
+        fn add(&mut self, number: u64, name: &str, session: Option<&str>, class: Priority) {
+            let client = ClientId::parse(name).expect("valid");
+            let session = session.map(|session| SessionId::parse(session).expect("valid"));
+            let size = Size { prompt: Tokens(100), output_max: Tokens(50), output_expected: None };
+            let seq = TaskSeq(number);
+            let arrival = Arrival { seq, class, client: &client, weight: 1, session: session.as_ref(), size };
+            self.queue.enqueue(&mut self.accounts, arrival, session.clone());
+        }
+        fn dispatch(&mut self) -> Option<TaskSeq> {
+            self.queue.dispatch(&mut self.accounts, |_| true).map(|(seq, _)| seq)
+        }
+        fn standing(&self, number: u64) -> Standing {
+            self.queue.standing(&self.accounts, TaskSeq(number), Clone::clone).expect("it waits")
+        }
+    }
+
+    #[test]
+    fn it_says_who_is_ahead_and_by_how_many_tokens() {
+        let mut lab = Lab::new();
+        lab.add(0, "a", None, Priority::Batch);
+        lab.add(1, "a", None, Priority::Batch);
+        lab.add(2, "b", None, Priority::Batch);
+        lab.add(3, "b", None, Priority::Batch);
+        lab.dispatch();
+        // The first of a was charged 100 + 2 * 50.
+        let standing = lab.standing(1);
+        let ahead = ClientAhead { client_id: ClientId::parse("b").expect("valid"), tokens: 200, queued: 2 };
+        assert_eq!((standing.clients_ahead, standing.clients_ahead_first), (1, vec![ahead]));
+        assert_eq!((standing.lane_ahead, standing.client_running), (0, 1));
+        let last = lab.standing(3);
+        assert_eq!((last.clients_ahead, last.lane_ahead), (0, 1));
+        assert!(last.why.contains("1 tasks of client b are before it"), "{}", last.why);
+    }
+
+    #[test]
+    fn it_says_when_a_conversation_or_another_class_holds_it_up() {
+        let mut lab = Lab::new();
+        lab.add(0, "a", Some("s"), Priority::Batch);
+        lab.add(1, "a", Some("s"), Priority::Batch);
+        assert_eq!((lab.dispatch(), lab.dispatch()), (Some(TaskSeq(0)), None));
+        assert!(lab.standing(1).why.contains("another task of session s is out"));
+        lab.queue.settle(&mut lab.accounts, TaskSeq(0), Served::Whole { prompt: Tokens(100), output: Tokens(50) });
+        lab.add(2, "b", None, Priority::Interactive);
+        let standing = lab.standing(1);
+        assert_eq!((standing.class_next, standing.class_behind_tokens), (Some(Priority::Interactive), 9 * 200));
+        assert!(standing.why.contains("turn of the interactive class"), "{}", standing.why);
+        assert_eq!(lab.standing(2).why, "it is next; no slot is free");
+    }
+
+    #[test]
+    fn the_answer_is_bounded_however_long_the_queue_is() {
+        let mut lab = Lab::new();
+        for number in 0..50_000 {
+            lab.add(number, &format!("c{}", number % 100), None, Priority::Batch);
+        }
+        for number in 50_000..70_000 {
+            lab.add(number, "z", None, Priority::Batch);
+        }
+        let standing = lab.standing(69_999);
+        assert_eq!((standing.clients_ahead, standing.clients_ahead_first.len()), (100, CLIENTS_NAMED_MAX));
+        assert_eq!(standing.lane_ahead, LANE_COUNTED_MAX);
+    }
+}

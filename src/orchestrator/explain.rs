@@ -1,0 +1,171 @@
+//! Why a task waits, runs where it runs, or was refused. For people who ask: nothing here is on the path of a task.
+
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::actors::admission::facts_of;
+use crate::actors::queue::QueueMsg;
+use crate::actors::record::TaskRecord;
+use crate::actors::replica::ReplicaShared;
+use crate::actors::shared::PoolShared;
+use crate::core::admission::why_not;
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
+use crate::core::lifecycle::PoolState;
+use crate::core::placement::{Demand, Fit, fit};
+use crate::core::standing::Standing;
+use crate::core::task::{Phase, Priority};
+use crate::core::units::millis_ceil;
+use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
+
+/// All that is known of why a task stands where it stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    /// The task.
+    pub task_id: TaskId,
+    /// The short answer, in one line.
+    pub why: String,
+    /// Where it stands; `None` when it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Who pays for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<ClientId>,
+    /// Its class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// The pool whose queue has it, or had it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool_id: Option<PoolId>,
+    /// The replica that runs it, or ran it last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica_id: Option<ReplicaId>,
+    /// Predicted time until it starts, from now, in milliseconds; only while it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_start_ms: Option<u64>,
+    /// Its place in the queue; only while it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
+    /// Every pool, and why it could not take the task now, if it could not.
+    pub pools: Vec<PoolConsidered>,
+    /// The limit that refused it, if it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<TaskError>,
+}
+
+/// A pool as a choice for the task, as of now.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolConsidered {
+    /// Its name.
+    pub pool_id: PoolId,
+    /// Where it stands.
+    pub state: PoolState,
+    /// Why it could not take such a task; `None` when it could.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+    /// Predicted wait of a new task of this class, in milliseconds.
+    pub wait_ms: u64,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaConsidered>,
+}
+
+/// A replica as a choice for the task, as of now.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplicaConsidered {
+    /// Its name.
+    pub replica_id: ReplicaId,
+    /// Whether it could take the task, or why not.
+    pub fit: Fit,
+    /// Places that are taken.
+    pub slots_used: u32,
+    /// Places there are.
+    pub slots_total: u32,
+}
+
+impl Orchestrator {
+    /// Why a task stands where it stands; `None` when nothing is known of it. Refused tasks are remembered for a while if
+    /// their clients chose the id.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the queue does not answer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn explain(&self, id: &TaskId) -> Result<Option<Explanation>, TaskError> {
+        match self.runtime.ledger.get(id) {
+            Some(record) => self.explain_known(&record).await.map(Some),
+            None => Ok(self.runtime.refusals.find(id).map(|refusal| Explanation {
+                task_id: id.clone(),
+                why: format!("it was refused: {}", refusal.message),
+                phase: None,
+                client_id: None,
+                priority: None,
+                pool_id: None,
+                replica_id: None,
+                predicted_start_ms: None,
+                standing: None,
+                pools: Vec::new(),
+                refusal: Some(refusal),
+            })),
+        }
+    }
+
+    async fn explain_known(&self, record: &TaskRecord) -> Result<Explanation, TaskError> {
+        let home = record.pool();
+        let standing = match (&home, record.phase()) {
+            (Some(pool), Phase::Queued) => ask_standing(pool, record).await?,
+            _ => None,
+        };
+        let view = record.view();
+        let predicted =
+            standing.as_ref().zip(home.as_ref()).map(|(standing, pool)| pool.rate.lock().wait(standing.queue_position));
+        let why = match (&standing, view.phase) {
+            (Some(standing), _) => standing.why.clone(),
+            (None, Phase::Submitted) => "admission has not decided yet".to_owned(),
+            (None, Phase::Queued) => "it is on its way between its queue and a worker".to_owned(),
+            (None, Phase::Assigned) => "it is on its way to a worker".to_owned(),
+            (None, Phase::Running) => "it runs".to_owned(),
+            (None, Phase::Terminal) => view.error.as_ref().map_or("it has ended".to_owned(), ToString::to_string),
+        };
+        Ok(Explanation {
+            task_id: record.id.clone(),
+            why,
+            phase: Some(view.phase),
+            client_id: Some(view.client_id),
+            priority: Some(view.priority),
+            pool_id: home.map(|pool| pool.id.clone()),
+            replica_id: view.replica_id,
+            predicted_start_ms: predicted.map(millis_ceil),
+            standing,
+            pools: self.runtime.pools.iter().map(|pool| self.consider(pool, record)).collect(),
+            refusal: None,
+        })
+    }
+
+    fn consider(&self, pool: &PoolShared, record: &TaskRecord) -> PoolConsidered {
+        let client = self.runtime.clients.get(&record.request.client_id);
+        let facts = facts_of(pool, &record.request, &client);
+        let demand = Demand { mask: &pool.mask, affinity: record.affinity(pool) };
+        let replica = |replica: &ReplicaShared| ReplicaConsidered {
+            replica_id: replica.id.clone(),
+            fit: fit(&replica.candidate(), &demand),
+            slots_used: replica.slots.used(),
+            slots_total: replica.slots.total(),
+        };
+        PoolConsidered {
+            pool_id: pool.id.clone(),
+            state: facts.state,
+            why_not: why_not(&record.request, &facts),
+            wait_ms: millis_ceil(facts.wait),
+            replicas: pool.replicas.iter().map(replica).collect(),
+        }
+    }
+}
+
+async fn ask_standing(pool: &PoolShared, record: &TaskRecord) -> Result<Option<Standing>, TaskError> {
+    let (sender, receiver) = ractor::concurrency::oneshot();
+    pool.queue.cast(QueueMsg::Explain { seq: record.seq, reply: sender.into() });
+    let lost =
+        || TaskError::new(ErrorCode::Internal, "the queue did not answer; ask again").retry_after(ANSWER_TIMEOUT);
+    timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())
+}
