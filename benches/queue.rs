@@ -1,5 +1,6 @@
-//! What enqueue + dispatch and cancel cost in a pool's queue, beside the plainest structure that could do it: a slab, a
-//! linked list and a `HashMap` by id, without classes, bounds or policies. Alternating in one run.
+//! What a pool's queue costs at 1 k to 1 M waiting tasks of 1 to 10,000 clients, beside the plainest structure that could hold
+//! them: a slab, a linked list and a `HashMap` by id, without classes, clients, accounts, bounds or policies. Alternating in
+//! one run.
 //!
 //! `cargo bench --bench queue` (criterion), or `cargo bench --bench queue -- --table` for medians and ratios alone.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
@@ -11,12 +12,15 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use orchestrator_core::Priority;
-use orchestrator_core::core::TaskSeq;
-use orchestrator_core::core::queue::{Bounds, FullPolicy, Queue};
+use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size};
+use orchestrator_core::core::full::{Bounds, FullPolicy};
+use orchestrator_core::core::queue::{Arrival, Enqueued, Queue};
+use orchestrator_core::core::{ClientId, TaskSeq, Tokens};
 use slab::Slab;
 
 const DEPTHS: [u64; 3] = [1_000, 100_000, 1_000_000];
-const ROUNDS: usize = 9;
+const CLIENTS: [usize; 3] = [1, 100, 10_000];
+const ROUNDS: usize = 7;
 const HELD: u64 = 200_000;
 const NIL: u32 = u32::MAX;
 
@@ -55,14 +59,17 @@ impl Anchor {
 }
 
 trait Subject {
-    fn empty(depth: u64) -> Self;
+    fn empty(depth: u64, clients: usize, policy: FullPolicy) -> Self;
     fn enqueue(&mut self, id: u64, item: Item);
+    /// Takes the next one out, and sees it to its end.
     fn dispatch(&mut self) -> Option<Item>;
     fn cancel(&mut self, id: u64) -> Option<Item>;
+    /// Enqueues into a full queue: the oldest goes.
+    fn evict(&mut self, id: u64, item: Item) -> Option<Item>;
 }
 
 impl Subject for Anchor {
-    fn empty(_: u64) -> Self {
+    fn empty(_: u64, _: usize, _: FullPolicy) -> Self {
         Anchor { slab: Slab::new(), by_id: HashMap::new(), head: NIL, tail: NIL }
     }
     fn enqueue(&mut self, id: u64, item: Item) {
@@ -81,35 +88,70 @@ impl Subject for Anchor {
         let key = *self.by_id.get(&id)?;
         Some(self.take(key))
     }
+    fn evict(&mut self, id: u64, item: Item) -> Option<Item> {
+        let oldest = self.dispatch();
+        self.enqueue(id, item);
+        oldest
+    }
 }
 
-impl Subject for Queue<Item> {
-    fn empty(depth: u64) -> Self {
-        let most = depth as u32 + 1;
-        Queue::new(Bounds { pool: most, class: [most, most], policy: FullPolicy::Reject })
+/// The queue with its accounts; task `id` is of client `id` modulo their number.
+struct Ours {
+    queue: Queue<Item>,
+    accounts: Accounts,
+    clients: Vec<ClientId>,
+    /// Where nobody is evicted, one task in four is batch: both classes are in play.
+    batch: bool,
+}
+
+impl Ours {
+    fn add(&mut self, id: u64, item: Item) -> Enqueued<Item> {
+        let class = if self.batch && id.is_multiple_of(4) { Priority::Batch } else { Priority::Interactive };
+        let (prompt, output_max) = (Tokens(100 + id as u32 % 512), Tokens(64));
+        let size = Size::new(prompt, output_max, None);
+        let client = &self.clients[(id % self.clients.len() as u64) as usize];
+        let arrival = Arrival { seq: TaskSeq(id), class, client, weight: 1, session: None, size };
+        self.queue.enqueue(&mut self.accounts, arrival, item)
+    }
+}
+
+impl Subject for Ours {
+    fn empty(depth: u64, clients: usize, policy: FullPolicy) -> Self {
+        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let room = if policy == FullPolicy::DropLru { depth } else { depth + 1 };
+        let queue = Queue::new(Bounds::of(room as u32, policy), &mut accounts);
+        let clients = (0..clients).map(|number| ClientId::parse(&format!("client-{number}")).unwrap()).collect();
+        Ours { queue, accounts, clients, batch: policy == FullPolicy::Reject }
     }
     fn enqueue(&mut self, id: u64, item: Item) {
-        // One task in four is batch: both classes are in play.
-        let class = if id.is_multiple_of(4) { Priority::Batch } else { Priority::Interactive };
-        black_box(Queue::enqueue(self, TaskSeq(id), class, item));
+        black_box(self.add(id, item));
     }
     fn dispatch(&mut self) -> Option<Item> {
-        Queue::dispatch(self).map(|(_, item)| item)
+        let (seq, item) = self.queue.dispatch(&mut self.accounts, |_| true)?;
+        let served = Served::Whole { prompt: Tokens(100), output: Tokens(seq.0 as u32 % 64) };
+        self.queue.settle(&mut self.accounts, seq, served);
+        Some(item)
     }
     fn cancel(&mut self, id: u64) -> Option<Item> {
-        Queue::cancel(self, TaskSeq(id))
+        self.queue.cancel(&mut self.accounts, TaskSeq(id))
+    }
+    fn evict(&mut self, id: u64, item: Item) -> Option<Item> {
+        match self.add(id, item) {
+            Enqueued::Evicted { item, .. } => Some(item),
+            _ => None,
+        }
     }
 }
 
-fn filled<S: Subject>(depth: u64, item: &Item) -> S {
-    let mut subject = S::empty(depth);
+fn filled<S: Subject>(depth: u64, clients: usize, policy: FullPolicy, item: &Item) -> S {
+    let mut subject = S::empty(depth, clients, policy);
     (0..depth).for_each(|id| subject.enqueue(id, item.clone()));
     subject
 }
 
-/// Nanoseconds for one enqueue and one dispatch at a held depth.
-fn held<S: Subject>(depth: u64, item: &Item) -> f64 {
-    let mut subject: S = filled(depth, item);
+/// Nanoseconds for one enqueue, one dispatch and its settlement at a held depth.
+fn held<S: Subject>(depth: u64, clients: usize, item: &Item) -> f64 {
+    let mut subject: S = filled(depth, clients, FullPolicy::Reject, item);
     let start = Instant::now();
     for id in depth..depth + HELD {
         subject.enqueue(id, item.clone());
@@ -119,12 +161,22 @@ fn held<S: Subject>(depth: u64, item: &Item) -> f64 {
 }
 
 /// Nanoseconds to cancel by id, half of all tasks in random order.
-fn canceled<S: Subject>(depth: u64, item: &Item, order: &[u64]) -> f64 {
-    let mut subject: S = filled(depth, item);
+fn canceled<S: Subject>(depth: u64, clients: usize, item: &Item, order: &[u64]) -> f64 {
+    let mut subject: S = filled(depth, clients, FullPolicy::Reject, item);
     let start = Instant::now();
     let found = order.iter().filter(|id| subject.cancel(**id).is_some()).count();
     assert_eq!(found, order.len());
     start.elapsed().as_nanos() as f64 / order.len() as f64
+}
+
+/// Nanoseconds to enqueue into a full queue that drops the oldest of the longest.
+fn evicted<S: Subject>(depth: u64, clients: usize, item: &Item) -> f64 {
+    let mut subject: S = filled(depth, clients, FullPolicy::DropLru, item);
+    let start = Instant::now();
+    // Beside more clients than places, a newcomer may be the one that goes.
+    let gone = (depth..depth + HELD).filter(|id| subject.evict(*id, item.clone()).is_some()).count();
+    black_box(gone);
+    start.elapsed().as_nanos() as f64 / HELD as f64
 }
 
 fn random_half(depth: u64) -> Vec<u64> {
@@ -139,37 +191,40 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn row(name: &str, depth: u64, mut anchor: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
+fn row(name: &str, depth: u64, clients: usize, mut anchor: impl FnMut() -> f64, mut ours: impl FnMut() -> f64) {
     let pairs: Vec<(f64, f64)> = (0..ROUNDS).map(|_| (anchor(), ours())).collect();
     let ratio = median(pairs.iter().map(|(anchor, ours)| ours / anchor).collect());
     let (anchor, ours) =
         (median(pairs.iter().map(|pair| pair.0).collect()), median(pairs.iter().map(|pair| pair.1).collect()));
-    println!("{name:20} depth {depth:>9}   ours {ours:7.1} ns   anchor {anchor:7.1} ns   ratio {ratio:5.2}");
+    println!(
+        "{name:9} {depth:>9} waiting {clients:>6} clients   ours {ours:7.1} ns   anchor {anchor:7.1} ns   ratio {ratio:5.2}"
+    );
 }
 
 fn table() {
     let item = Item::default();
-    for depth in DEPTHS {
-        row("enqueue + dispatch", depth, || held::<Anchor>(depth, &item), || held::<Queue<Item>>(depth, &item));
+    for (depth, clients) in DEPTHS.into_iter().flat_map(|depth| CLIENTS.map(|clients| (depth, clients))) {
+        let anchor = || held::<Anchor>(depth, clients, &item);
+        row("dispatch", depth, clients, anchor, || held::<Ours>(depth, clients, &item));
     }
-    for depth in DEPTHS {
+    for (depth, clients) in DEPTHS.into_iter().flat_map(|depth| CLIENTS.map(|clients| (depth, clients))) {
+        let anchor = || evicted::<Anchor>(depth, clients, &item);
+        row("evict", depth, clients, anchor, || evicted::<Ours>(depth, clients, &item));
+    }
+    for (depth, clients) in DEPTHS.into_iter().flat_map(|depth| CLIENTS.map(|clients| (depth, clients))) {
         let order = random_half(depth);
-        row(
-            "cancel by id",
-            depth,
-            || canceled::<Anchor>(depth, &item, &order),
-            || canceled::<Queue<Item>>(depth, &item, &order),
-        );
+        let anchor = || canceled::<Anchor>(depth, clients, &item, &order);
+        row("cancel", depth, clients, anchor, || canceled::<Ours>(depth, clients, &item, &order));
     }
 }
 
 fn held_loop<S: Subject>(criterion: &mut Criterion, name: &str) {
     let item = Item::default();
-    let mut group = criterion.benchmark_group("enqueue + dispatch");
+    let mut group = criterion.benchmark_group("enqueue + dispatch + settle");
     group.throughput(Throughput::Elements(1)).sample_size(20);
-    for depth in DEPTHS {
-        let (mut subject, mut next): (S, u64) = (filled(depth, &item), depth);
-        group.bench_function(BenchmarkId::new(name, depth), |bencher| {
+    for (depth, clients) in DEPTHS.into_iter().flat_map(|depth| CLIENTS.map(|clients| (depth, clients))) {
+        let (mut subject, mut next): (S, u64) = (filled(depth, clients, FullPolicy::Reject, &item), depth);
+        group.bench_function(BenchmarkId::new(name, format!("{depth} x {clients}")), |bencher| {
             bencher.iter(|| {
                 subject.enqueue(next, item.clone());
                 next += 1;
@@ -184,8 +239,16 @@ fn main() {
     if std::env::args().any(|argument| argument == "--table") {
         return table();
     }
+    if std::env::var("PROF").is_ok() {
+        let item = Item::default();
+        let c: usize = std::env::var("PROF").unwrap().parse().unwrap();
+        for _ in 0..40 {
+            println!("{}", held::<Ours>(100_000, c, &item));
+        }
+        return;
+    }
     let mut criterion = Criterion::default().configure_from_args();
     held_loop::<Anchor>(&mut criterion, "slab + list + HashMap");
-    held_loop::<Queue<Item>>(&mut criterion, "orchestrator-core");
+    held_loop::<Ours>(&mut criterion, "orchestrator-core");
     criterion.final_summary();
 }

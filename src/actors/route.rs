@@ -76,7 +76,7 @@ impl TaskRecord {
             let route = state.route.as_ref();
             route.map_or((Tokens(0), 1), |route| (route.prompt_tokens, route.client.policy.weight))
         };
-        let size = Size { prompt, output_max: request.max_tokens, output_expected: request.expected_tokens };
+        let size = Size::new(prompt, request.max_tokens, request.expected_tokens);
         let (client, session) = (&request.client_id, request.session_id.as_ref());
         Arrival { seq: self.seq, class: request.priority, client, weight, session, size }
     }

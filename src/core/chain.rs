@@ -9,7 +9,8 @@ use crate::core::task::Priority;
 /// Absent link.
 pub(super) const NIL: u32 = u32::MAX;
 
-/// The neighbours of a task in a chain.
+/// The neighbours of a task in a chain. The head's `prev` and the tail's `next` mean nothing: whoever is at an end is told by
+/// the list, so that taking a head out need not touch the next one, which is seldom in the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Links {
     pub(super) prev: u32,
@@ -39,7 +40,11 @@ pub(super) fn link<T>(
     key: u32,
     before: u32,
 ) {
-    let prev = if before == NIL { list.tail } else { links(&mut nodes[before as usize]).prev };
+    let prev = match before {
+        NIL => list.tail,
+        before if before == list.head => NIL,
+        before => links(&mut nodes[before as usize]).prev,
+    };
     *links(&mut nodes[key as usize]) = Links { prev, next: before };
     match prev {
         NIL => list.head = key,
@@ -59,17 +64,20 @@ pub(super) fn unlink<T>(
     key: u32,
 ) {
     let Links { prev, next } = *links(&mut nodes[key as usize]);
-    match prev {
-        NIL => list.head = next,
-        prev => links(&mut nodes[prev as usize]).next = next,
-    }
-    match next {
-        NIL => list.tail = prev,
-        next => links(&mut nodes[next as usize]).prev = prev,
+    match (list.head == key, list.tail == key) {
+        (true, true) => *list = List::EMPTY,
+        (true, false) => list.head = next,
+        (false, true) => list.tail = prev,
+        (false, false) => {
+            links(&mut nodes[prev as usize]).next = next;
+            links(&mut nodes[next as usize]).prev = prev;
+        }
     }
 }
 
+/// One waiting task, in one cache line: far more of them wait than the caches hold.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Node<T> {
     pub(super) seq: TaskSeq,
     pub(super) item: T,
@@ -84,6 +92,8 @@ pub(super) struct Node<T> {
     pub(super) class: Priority,
     pub(super) stands_aside: bool,
 }
+
+const _: () = assert!(size_of::<Node<Box<()>>>() == 64 && size_of::<[Lane; 2]>() <= 64);
 
 /// What waits of one client in one class.
 #[derive(Clone, Copy, Debug)]

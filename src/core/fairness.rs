@@ -18,6 +18,7 @@ use slab::Slab;
 
 use crate::core::hash::SeqMap;
 use crate::core::id::{ClientId, SessionId, TaskSeq};
+use crate::core::ranks::Ranks;
 use crate::core::task::Priority;
 use crate::core::units::Tokens;
 
@@ -60,9 +61,17 @@ impl CostWeights {
 
 /// What `cost` comes to at this weight. Rounded up: nothing is free.
 pub const fn price(cost: u64, weight: u32) -> Virtual {
+    if weight == 1 {
+        return cost as Virtual * SCALE;
+    }
+    if cost < 1 << 31 {
+        // Every cost but the largest, at a fifth of the price of a division in 128 bits.
+        return (cost << 32).div_ceil(weight as u64) as Virtual;
+    }
     let (scaled, weight) = (cost as Virtual * SCALE, weight as Virtual);
     (scaled + weight - 1) / weight
 }
+const _: () = assert!(SCALE == 1 << 32);
 
 /// What is known of a task's size when it is dispatched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +80,15 @@ pub struct Size {
     pub prompt: Tokens,
     /// Most tokens that it may generate.
     pub output_max: Tokens,
-    /// How many its client expects, if it says so. It counts until the client's own average is known.
-    pub output_expected: Option<Tokens>,
+    /// How many are expected while the client's own average is not known.
+    pub output_guess: Tokens,
+}
+
+impl Size {
+    /// A task of this size; its client may say how many tokens it expects, else the most are expected.
+    pub fn new(prompt: Tokens, output_max: Tokens, output_expected: Option<Tokens>) -> Self {
+        Size { prompt, output_max, output_guess: output_expected.unwrap_or(output_max).min(output_max) }
+    }
 }
 
 /// What was computed for a task in the end.
@@ -97,51 +113,58 @@ pub enum Served {
 }
 
 /// A dispatched task that is not settled yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Charge {
+    /// What was charged for it.
+    cost: u64,
     pub(crate) client: u32,
     pub(crate) class: Priority,
-    /// The conversation that it keeps busy.
-    pub(crate) session: Option<SessionId>,
-    /// What its client was charged.
-    lane: Virtual,
-    /// What its class was charged.
-    tag: Virtual,
+    /// Whether it keeps a conversation busy.
+    has_session: bool,
 }
 
 /// A client's usual output: an exponentially weighted mean, in 1/256 tokens.
+/// 0 is "not known yet"; what is known is kept one higher, so that it is one word.
 #[derive(Clone, Copy, Debug, Default)]
-struct UsualOutput(Option<u64>);
+struct UsualOutput(u64);
 
 impl UsualOutput {
     const SCALE: u64 = 256;
 
     fn tokens(self) -> Option<Tokens> {
-        self.0.map(|scaled| Tokens(scaled.div_ceil(Self::SCALE).min(u64::from(u32::MAX)) as u32))
+        let scaled = self.0.checked_sub(1)?;
+        Some(Tokens(scaled.div_ceil(Self::SCALE).min(u64::from(u32::MAX)) as u32))
     }
 
     /// A new sample weighs one eighth, as in TCP's round-trip estimate (RFC 6298); the first is taken as it is.
     fn record(&mut self, output: Tokens) {
         let sample = u64::from(output.0) * Self::SCALE;
-        self.0 = Some(self.0.map_or(sample, |mean| mean - mean / 8 + sample / 8));
+        self.0 = 1 + self.0.checked_sub(1).map_or(sample, |mean| mean - mean / 8 + sample / 8);
     }
 }
 
+/// One client. What each task touches lies in one cache line; beside ten thousand clients it is seldom at hand.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Account {
-    pub(crate) id: ClientId,
-    pub(crate) weight: u32,
     /// Virtual time in each class.
     pub(crate) time: [Virtual; 2],
-    usual: UsualOutput,
+    pub(crate) weight: u32,
     /// Tasks that wait in each class.
     waiting: [u32; 2],
     /// Tasks of the client that wait or are not settled. The account is not forgotten while there are any.
     uses: u32,
+    usual: UsualOutput,
+    /// The place of `id` among all, as a number.
+    pub(crate) rank: u64,
+    // ---- beyond the first line
+    pub(crate) id: ClientId,
     /// Neighbours among the idle ones; meaningful while `uses` is 0.
     older: u32,
     newer: u32,
 }
+
+const _: () = assert!(size_of::<Account>() == 128 && std::mem::offset_of!(Account, id) <= 64);
 
 /// Absent neighbour.
 const NIL: u32 = u32::MAX;
@@ -160,6 +183,9 @@ pub struct Accounts {
     costs: CostWeights,
     /// Weight of each class.
     class_weights: [u32; 2],
+    /// Virtual time of one weighted token in each class: the other class's weight, by their greatest common divisor. The
+    /// shares are exact in integers, and nothing is divided.
+    class_prices: [Virtual; 2],
     /// Virtual time of each class.
     tags: [Virtual; 2],
     /// Tag of the class that was dispatched last, before it was charged: where a class that was empty joins in.
@@ -169,24 +195,32 @@ pub struct Accounts {
     floor: [Virtual; 2],
     accounts: Slab<Account>,
     by_id: HashMap<ClientId, u32>,
+    ranks: Ranks,
     /// Invariant: exactly the accounts whose `uses` is 0.
     idle: Idle,
     charges: SeqMap<Charge>,
+    /// The conversations that are kept busy by tasks of `charges`.
+    sessions: SeqMap<SessionId>,
 }
 
 impl Accounts {
     /// Accounts of nobody yet.
     pub fn new(costs: CostWeights, class_weights: [u32; 2]) -> Self {
+        let [a, b] = class_weights;
+        let divisor = gcd(a, b).max(1);
         Accounts {
             costs,
             class_weights,
+            class_prices: [(b / divisor).into(), (a / divisor).into()],
             tags: [0; 2],
             now: 0,
             floor: [0; 2],
             accounts: Slab::new(),
             by_id: HashMap::new(),
+            ranks: Ranks::default(),
             idle: Idle { oldest: NIL, newest: NIL, count: 0 },
             charges: SeqMap::default(),
+            sessions: SeqMap::default(),
         }
     }
 
@@ -265,13 +299,23 @@ impl Accounts {
         &self.accounts[slot as usize]
     }
 
+    /// The conversations that have a task out: whose, and which.
+    pub(crate) fn busy_sessions(&self) -> impl Iterator<Item = (u32, &SessionId)> {
+        self.sessions.iter().filter_map(|(seq, session)| Some((self.charges.get(seq)?.client, session)))
+    }
+
+    /// Virtual time of one weighted token in this class.
+    pub(crate) fn class_price(&self, class: Priority) -> Virtual {
+        self.class_prices[class.index()]
+    }
+
     pub(crate) fn charges(&self) -> impl Iterator<Item = (TaskSeq, &Charge)> {
         self.charges.iter().map(|(seq, charge)| (*seq, charge))
     }
 
-    /// A task of this client comes to wait. A new weight counts as soon as nothing of the client's is charged at the old.
-    pub(crate) fn enter(&mut self, client: &ClientId, weight: u32) -> u32 {
-        let known = self.slot(client);
+    /// A task of this client comes to wait; `known` is the client's slot, if it has one. A new weight counts as soon as
+    /// nothing of the client's is charged at the old.
+    pub(crate) fn enter(&mut self, client: &ClientId, known: Option<u32>, weight: u32) -> u32 {
         let slot = known.unwrap_or_else(|| self.open(client));
         if self.accounts[slot as usize].uses == 0 {
             self.accounts[slot as usize].weight = weight;
@@ -290,13 +334,24 @@ impl Accounts {
             weight: 1,
             time,
             usual,
+            rank: 0,
             waiting: [0; 2],
             uses: 0,
             older: NIL,
             newer: NIL,
         }) as u32;
         self.by_id.insert(client.clone(), slot);
+        let version = self.ranks.version();
+        self.accounts[slot as usize].rank = self.ranks.insert(client);
+        if version != self.ranks.version() {
+            self.accounts.iter_mut().for_each(|(_, account)| account.rank = self.ranks.get(&account.id).unwrap_or(0));
+        }
         slot
+    }
+
+    /// Counts how often the ranks of all accounts have changed.
+    pub(crate) fn ranks_version(&self) -> u64 {
+        self.ranks.version()
     }
 
     /// A task of this client neither waits nor is charged any more.
@@ -319,6 +374,7 @@ impl Accounts {
             self.unlink_idle(oldest);
             let account = self.accounts.remove(oldest as usize);
             self.by_id.remove(&account.id);
+            self.ranks.remove(&account.id);
         }
     }
 
@@ -351,7 +407,7 @@ impl Accounts {
 
     /// What a task of this client is expected to cost.
     pub(crate) fn estimate(&self, slot: u32, size: Size) -> u64 {
-        let usual = self.account(slot).usual.tokens().or(size.output_expected).unwrap_or(size.output_max);
+        let usual = self.account(slot).usual.tokens().unwrap_or(size.output_guess);
         self.costs.cost(size.prompt, usual.min(size.output_max))
     }
 
@@ -365,19 +421,20 @@ impl Accounts {
         session: Option<SessionId>,
     ) -> Virtual {
         let (cost, index) = (self.estimate(slot, size), class.index());
-        let account = &mut self.accounts[slot as usize];
-        let (lane, tag) = (price(cost, account.weight), price(cost, self.class_weights[index]));
         self.now = self.tags[index];
-        self.tags[index] += tag;
-        account.time[index] += lane;
-        self.floor[index] = self.floor[index].max(account.time[index]);
+        self.tags[index] += Virtual::from(cost) * self.class_prices[index];
+        let account = &mut self.accounts[slot as usize];
+        account.time[index] += price(cost, account.weight);
         let time = account.time[index];
-        self.charges.insert(seq, Charge { client: slot, class, session, lane, tag });
+        self.floor[index] = self.floor[index].max(time);
+        self.charges.insert(seq, Charge { cost, client: slot, class, has_session: session.is_some() });
+        session.map(|session| self.sessions.insert(seq, session));
         time
     }
 
-    /// Replaces a task's estimated charge by what was computed for it. `None` when it has none.
-    pub(crate) fn settle(&mut self, seq: TaskSeq, served: Served) -> Option<Charge> {
+    /// Replaces a task's estimated charge by what was computed for it; returns the charge and the conversation that it kept
+    /// busy. `None` when it has none.
+    pub(crate) fn settle(&mut self, seq: TaskSeq, served: Served) -> Option<(Charge, Option<SessionId>)> {
         let charge = self.charges.remove(&seq)?;
         let cost = match served {
             Served::Nothing => 0,
@@ -385,13 +442,20 @@ impl Accounts {
         };
         let index = charge.class.index();
         let account = &mut self.accounts[charge.client as usize];
-        account.time[index] += price(cost, account.weight) - charge.lane;
-        self.tags[index] += price(cost, self.class_weights[index]) - charge.tag;
+        if cost != charge.cost {
+            account.time[index] += price(cost, account.weight) - price(charge.cost, account.weight);
+            self.tags[index] += (Virtual::from(cost) - Virtual::from(charge.cost)) * self.class_prices[index];
+        }
         if let Served::Whole { output, .. } = served {
             account.usual.record(output);
         }
-        Some(charge)
+        let session = if charge.has_session { self.sessions.remove(&seq) } else { None };
+        Some((charge, session))
     }
+}
+
+const fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -402,20 +466,25 @@ mod tests {
         ClientId::parse(name).expect("valid")
     }
 
+    fn enter(accounts: &mut Accounts, name: &str, weight: u32) -> u32 {
+        let known = accounts.slot(&client(name));
+        accounts.enter(&client(name), known, weight)
+    }
+
     fn size(prompt: u32, output_max: u32) -> Size {
-        Size { prompt: Tokens(prompt), output_max: Tokens(output_max), output_expected: None }
+        Size::new(Tokens(prompt), Tokens(output_max), None)
     }
 
     #[test]
     fn what_is_estimated_is_replaced_by_what_was_computed() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
-        let slot = accounts.enter(&client("a"), 2);
+        let slot = enter(&mut accounts, "a", 2);
         accounts.lift(slot, Priority::Batch, None);
         accounts.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(210, 2)));
         accounts.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(24, 2)));
-        assert_eq!(accounts.tag(Priority::Batch), price(24, 1));
+        assert_eq!(accounts.tag(Priority::Batch), 24 * 9, "nine times the tag of an interactive token");
         assert_eq!(accounts.usual_output(&client("a")), Some(Tokens(7)));
         assert_eq!(accounts.estimate(slot, size(10, 100)), 24, "the next estimate has learned");
         assert_eq!(accounts.estimate(slot, size(10, 5)), 20, "and never exceeds the budget");
@@ -424,7 +493,7 @@ mod tests {
     #[test]
     fn a_task_that_comes_back_costs_nobody() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
-        let slot = accounts.enter(&client("a"), 3);
+        let slot = enter(&mut accounts, "a", 3);
         accounts.lift(slot, Priority::Interactive, None);
         let before = (accounts.time(&client("a"), Priority::Interactive), accounts.tag(Priority::Interactive));
         accounts.charge(TaskSeq(1), slot, Priority::Interactive, size(10, 100), None);
@@ -437,9 +506,9 @@ mod tests {
     #[test]
     fn what_strangers_can_make_us_remember_is_bounded() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
-        let busy = accounts.enter(&client("busy"), 1);
+        let busy = enter(&mut accounts, "busy", 1);
         for number in 0..3 * IDLE_CLIENTS_MAX {
-            let slot = accounts.enter(&client(&format!("c{number}")), 1);
+            let slot = enter(&mut accounts, &format!("c{number}"), 1);
             accounts.leave(slot);
         }
         assert_eq!(accounts.clients(), IDLE_CLIENTS_MAX + 1);
@@ -457,5 +526,9 @@ mod tests {
             assert!(price(1, weight) > 0 && price(1_000, weight) < price(1_001, weight));
         }
         assert!(price(u64::from(u32::MAX) * 1_000 * 2, 1) > 0);
+        for cost in [(1 << 31) - 1, 1 << 31, (1 << 31) + 1] {
+            let exact = (Virtual::from(cost) * SCALE + 6) / 7;
+            assert_eq!(price(cost, 7), exact, "both ways of dividing agree");
+        }
     }
 }

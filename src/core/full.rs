@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::chain::NIL;
 use crate::core::fairness::Accounts;
+use crate::core::heap::Entry;
 use crate::core::id::TaskSeq;
 use crate::core::queue::{Arrival, Queue};
 use crate::core::task::Priority;
@@ -83,6 +84,20 @@ pub(super) struct Length {
     pub(super) weight: u32,
 }
 
+/// A client among those with a task in a class: the longest queue first, then the first by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Longest {
+    pub(super) length: Length,
+    pub(super) rank: u64,
+    pub(super) slot: u32,
+}
+
+impl Entry for Longest {
+    fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
 impl Ord for Length {
     fn cmp(&self, other: &Self) -> Ordering {
         // queued / weight, compared without division; 32-bit factors cannot overflow.
@@ -100,11 +115,15 @@ impl PartialOrd for Length {
 
 impl<T> Queue<T> {
     /// `Some(None)`: there is room. `Some(Some(key))`: there is, once that one goes. `None`: there is none.
-    pub(super) fn make_room(&self, accounts: &Accounts, arrival: &Arrival<'_>) -> Option<Option<u32>> {
+    pub(super) fn make_room(
+        &self,
+        accounts: &Accounts,
+        arrival: &Arrival<'_>,
+        slot: Option<u32>,
+    ) -> Option<Option<u32>> {
         let (class, bounds) = (arrival.class, &self.bounds);
         let free_class = bounds.class[class.index()].saturating_sub(self.len_of(class));
         let free = bounds.pool.saturating_sub(self.len()).min(free_class);
-        let slot = accounts.slot(arrival.client);
         let queued = slot.map_or(0, |slot| accounts.waiting_in(slot, class));
         let weights = self.classes[class.index()].weights + if queued == 0 { u64::from(arrival.weight) } else { 0 };
         let in_share = || bounds.within_share(class.index(), free, queued, arrival.weight, weights);
@@ -119,7 +138,7 @@ impl<T> Queue<T> {
                 let lowest = batch_first.take_while(|other| *other > class).find(|other| self.len_of(*other) > 0);
                 match lowest.filter(|_| free_class > 0) {
                     Some(below) => self.oldest(self.longest(below)?, below),
-                    None => self.oldest(self.longest_with(accounts, arrival, queued)?, class),
+                    None => self.oldest(self.longest_with(accounts, arrival, slot, queued)?, class),
                 }
             }
             FullPolicy::ShedLowPriority if free_class == 0 => NIL,
@@ -134,16 +153,16 @@ impl<T> Queue<T> {
 
     /// The client with the longest queue by weight.
     fn longest(&self, class: Priority) -> Option<u32> {
-        self.classes[class.index()].longest.first().map(|(_, slot)| slot)
+        self.classes[class.index()].longest.first().map(|longest| longest.slot)
     }
 
     /// The client with the longest queue by weight, the newcomer counted in. `None` when that is a client with nothing
     /// but the newcomer.
-    fn longest_with(&self, accounts: &Accounts, arrival: &Arrival<'_>, queued: u32) -> Option<u32> {
+    fn longest_with(&self, accounts: &Accounts, arrival: &Arrival<'_>, slot: Option<u32>, queued: u32) -> Option<u32> {
         let newcomer = Length { queued: queued + 1, weight: arrival.weight };
-        let own = accounts.slot(arrival.client).filter(|_| queued > 0);
+        let own = slot.filter(|_| queued > 0);
         match self.classes[arrival.class.index()].longest.first() {
-            Some((length, slot)) if own != Some(slot) => {
+            Some(Longest { length, slot, .. }) if own != Some(slot) => {
                 let theirs_first = length.cmp(&newcomer).then_with(|| accounts.account(slot).id.cmp(arrival.client));
                 if theirs_first.is_lt() { Some(slot) } else { own }
             }

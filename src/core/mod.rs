@@ -16,6 +16,7 @@ pub mod limits;
 pub mod placement;
 pub mod predict;
 pub mod queue;
+mod ranks;
 pub mod restart;
 pub mod seed;
 mod session_gate;

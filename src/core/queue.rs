@@ -7,15 +7,13 @@
 //! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and found by
 //! number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
 
-use std::cmp::Ordering;
-
 use slab::Slab;
 
 use crate::core::chain::{EMPTY, Lane, Links, List, NIL, Node, link, unlink};
 use crate::core::fairness::{Accounts, Charge, Served, Size, Virtual};
-use crate::core::full::{Bounds, Length};
+use crate::core::full::{Bounds, Length, Longest};
 use crate::core::hash::SeqMap;
-use crate::core::heap::SlotHeap;
+use crate::core::heap::{Entry, SlotHeap};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::session_gate::Gate;
 use crate::core::task::Priority;
@@ -58,12 +56,26 @@ pub enum Enqueued<T> {
     Duplicate,
 }
 
+/// A client among those with somebody to dispatch: the least virtual time first, then the first by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn {
+    pub(super) time: Virtual,
+    pub(super) rank: u64,
+    pub(super) slot: u32,
+}
+
+impl Entry for Turn {
+    fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Class {
     /// Clients with somebody to dispatch, the least virtual time first.
-    pub(super) turns: SlotHeap<Virtual>,
+    pub(super) turns: SlotHeap<Turn>,
     /// Clients with a task here, the longest queue first. Kept only where the policy asks.
-    pub(super) longest: SlotHeap<Length>,
+    pub(super) longest: SlotHeap<Longest>,
     /// Tasks of all lanes, those in the gate included.
     pub(super) count: u32,
     /// Sum of the weights of the clients with a task here.
@@ -87,10 +99,8 @@ pub struct Queue<T> {
     pub(super) classes: [Class; 2],
     pub(super) gate: Gate,
     pub(super) bounds: Bounds,
-}
-
-fn tie(accounts: &Accounts) -> impl Fn(u32, u32) -> Ordering + '_ {
-    |a, b| accounts.account(a).id.cmp(&accounts.account(b).id)
+    /// Version of the clients' ranks that the heaps hold.
+    ranks_version: u64,
 }
 
 impl<T> Queue<T> {
@@ -99,11 +109,9 @@ impl<T> Queue<T> {
     pub fn new(bounds: Bounds, accounts: &mut Accounts) -> Self {
         accounts.forget_waiting();
         let mut gate = Gate::default();
-        for (_, charge) in accounts.charges() {
-            charge.session.iter().for_each(|session| gate.close(charge.client, session));
-        }
+        accounts.busy_sessions().for_each(|(client, session)| gate.close(client, session));
         let (nodes, index, classes) = (Slab::new(), SeqMap::default(), [Class::new(), Class::new()]);
-        Queue { nodes, index, lanes: Vec::new(), classes, gate, bounds }
+        Queue { nodes, index, lanes: Vec::new(), classes, gate, bounds, ranks_version: accounts.ranks_version() }
     }
 
     /// Number of tasks that wait, those in the gate included.
@@ -136,11 +144,14 @@ impl<T> Queue<T> {
         if self.contains(arrival.seq) {
             return Enqueued::Duplicate;
         }
-        let Some(victim) = self.make_room(accounts, &arrival) else {
+        let slot = accounts.slot(arrival.client);
+        let Some(victim) = self.make_room(accounts, &arrival, slot) else {
             return Enqueued::Refused { item };
         };
         let evicted = victim.map(|key| self.remove(accounts, key));
-        self.insert(accounts, arrival, item, |_, _| NIL);
+        // Whoever went may have been the one whose account was kept for it, or made another be forgotten.
+        let slot = if evicted.is_some() { accounts.slot(arrival.client) } else { slot };
+        self.insert(accounts, arrival, slot, item, |_, _| NIL);
         match evicted {
             None => Enqueued::Accepted,
             Some((seq, item)) => Enqueued::Evicted { seq, item },
@@ -156,8 +167,9 @@ impl<T> Queue<T> {
         if self.contains(arrival.seq) {
             return false;
         }
-        let charge = self.correct(accounts, arrival.seq, Served::Nothing);
-        let key = self.insert(accounts, arrival, item, |queue, lane| queue.place(lane, arrival.seq));
+        let charge = self.correct(accounts, arrival.seq, Served::Nothing).map(|(charge, _)| charge);
+        let slot = accounts.slot(arrival.client);
+        let key = self.insert(accounts, arrival, slot, item, |queue, lane| queue.place(lane, arrival.seq));
         if let Some(charge) = charge {
             accounts.leave(charge.client); // Behind `insert`, so that the client is not idle in between.
             let session = self.nodes[key as usize].session;
@@ -175,7 +187,7 @@ impl<T> Queue<T> {
     pub fn dispatch(&mut self, accounts: &mut Accounts, mut may_run: impl FnMut(&T) -> bool) -> Option<(TaskSeq, T)> {
         loop {
             let class = self.next_class(accounts)?;
-            let (_, slot) = self.classes[class.index()].turns.first().expect("the class was chosen for it");
+            let Turn { slot, .. } = self.classes[class.index()].turns.first().expect("the class was chosen for it");
             let head = self.lane(slot, class).ready.head;
             let node = &self.nodes[head as usize];
             if node.session != NIL && self.gate.is_closed_to(node.session, head) {
@@ -198,8 +210,8 @@ impl<T> Queue<T> {
     /// A dispatched task has come to its end: corrects what it was charged, and lets the next of its conversation go on.
     /// Returns whether it was out at all.
     pub fn settle(&mut self, accounts: &mut Accounts, seq: TaskSeq, served: Served) -> bool {
-        let Some(charge) = self.correct(accounts, seq, served) else { return false };
-        if let Some(session) = &charge.session {
+        let Some((charge, session)) = self.correct(accounts, seq, served) else { return false };
+        if let Some(session) = &session {
             let next = self.gate.open(charge.client, session);
             self.let_go(accounts, next);
         }
@@ -207,12 +219,17 @@ impl<T> Queue<T> {
         true
     }
 
-    fn correct(&mut self, accounts: &mut Accounts, seq: TaskSeq, served: Served) -> Option<Charge> {
-        let charge = accounts.settle(seq, served)?;
+    fn correct(
+        &mut self,
+        accounts: &mut Accounts,
+        seq: TaskSeq,
+        served: Served,
+    ) -> Option<(Charge, Option<SessionId>)> {
+        let (charge, session) = accounts.settle(seq, served)?;
         if self.classes[charge.class.index()].turns.contains(charge.client) {
             self.set_turn(accounts, charge.client, charge.class);
         }
-        Some(charge)
+        Some((charge, session))
     }
 
     /// The numbers of all that wait, ascending. For when a queue is turned out or built anew.
@@ -262,11 +279,15 @@ impl<T> Queue<T> {
         &mut self,
         accounts: &mut Accounts,
         arrival: Arrival<'_>,
+        known: Option<u32>,
         item: T,
         before: impl FnOnce(&Self, List) -> u32,
     ) -> u32 {
         let Arrival { seq, class, client, weight, session, size } = arrival;
-        let slot = accounts.enter(client, weight);
+        let slot = accounts.enter(client, known, weight);
+        if self.ranks_version != accounts.ranks_version() {
+            self.look_at_ranks(accounts);
+        }
         if self.lanes.len() <= slot as usize {
             self.lanes.resize(slot as usize + 1, [EMPTY; 2]);
         }
@@ -279,6 +300,16 @@ impl<T> Queue<T> {
         self.count(accounts, slot, class, 1);
         self.link_ready(accounts, key, before);
         key
+    }
+
+    /// All clients have been ranked anew, in the same order.
+    #[cold]
+    fn look_at_ranks(&mut self, accounts: &Accounts) {
+        self.ranks_version = accounts.ranks_version();
+        for class in &mut self.classes {
+            class.turns.rewrite(|turn| turn.rank = accounts.account(turn.slot).rank);
+            class.longest.rewrite(|longest| longest.rank = accounts.account(longest.slot).rank);
+        }
     }
 
     /// Chains a task into its lane; a lane that had nobody to dispatch joins in without credit.
@@ -295,25 +326,25 @@ impl<T> Queue<T> {
         let (wanted, present) =
             (lane.ready.head != NIL && !lane.held, self.classes[class.index()].turns.contains(slot));
         if wanted && !present {
-            let least = self.classes[class.index()].turns.first().map(|(time, _)| time);
+            let least = self.classes[class.index()].turns.first().map(|turn| turn.time);
             if least.is_none() {
                 accounts.lift_class(class);
             }
             accounts.lift(slot, class, least);
             self.set_turn(accounts, slot, class);
         } else if !wanted && present {
-            self.classes[class.index()].turns.remove(slot, tie(accounts));
+            self.classes[class.index()].turns.remove(slot);
         }
     }
 
     fn set_turn(&mut self, accounts: &Accounts, slot: u32, class: Priority) {
-        let time = accounts.account(slot).time[class.index()];
-        self.classes[class.index()].turns.set(slot, time, tie(accounts));
+        let account = accounts.account(slot);
+        self.classes[class.index()].turns.set(Turn { time: account.time[class.index()], rank: account.rank, slot });
     }
 
     /// Counts a task of this lane in (1) or out (-1).
     fn count(&mut self, accounts: &mut Accounts, slot: u32, class: Priority, change: i32) {
-        let weight = accounts.account(slot).weight;
+        let (weight, rank) = (accounts.account(slot).weight, accounts.account(slot).rank);
         let (was, queued) = accounts.count_waiting(slot, class, change);
         if queued == 0 {
             self.lane_mut(slot, class).held = false;
@@ -327,8 +358,8 @@ impl<T> Queue<T> {
         }
         match (self.bounds.has_victims(), queued) {
             (false, _) => {}
-            (true, 0) => class.longest.remove(slot, tie(accounts)),
-            (true, _) => class.longest.set(slot, Length { queued, weight }, tie(accounts)),
+            (true, 0) => class.longest.remove(slot),
+            (true, _) => class.longest.set(Longest { length: Length { queued, weight }, rank, slot }),
         }
     }
 
@@ -393,7 +424,7 @@ mod tests {
     }
 
     fn size() -> Size {
-        Size { prompt: Tokens(8), output_max: Tokens(1), output_expected: None }
+        Size::new(Tokens(8), Tokens(1), None)
     }
 
     impl Lab {

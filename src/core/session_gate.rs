@@ -78,6 +78,11 @@ impl Gate {
         &mut self.sessions[session as usize].chain
     }
 
+    /// The same, to look at.
+    pub(super) fn chain_of(&self, session: u32) -> List {
+        self.sessions[session as usize].chain
+    }
+
     /// A task steps aside, to the end of this chain.
     pub(super) fn step_aside(&mut self, session: u32, task: u32) -> &mut List {
         let session = &mut self.sessions[session as usize];

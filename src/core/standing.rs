@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use crate::core::chain::NIL;
+use crate::core::chain::{List, NIL};
 use crate::core::fairness::{Accounts, SCALE, Virtual};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::predict::Crowd;
-use crate::core::queue::Queue;
+use crate::core::queue::{Queue, Turn};
 use crate::core::task::Priority;
 
 /// Most clients that are named in one answer. The nearest ones say enough, and the answer stays small.
@@ -88,26 +88,25 @@ impl<T> Queue<T> {
         let node = &self.nodes[key as usize];
         let (slot, class) = (node.client, node.class);
         let (account, lane) = (accounts.account(slot), self.lane(slot, class));
-        let ours = (account.time[class.index()], &account.id);
         let turns = &self.classes[class.index()].turns;
-        let mut ahead: Vec<(Virtual, u32)> = turns
-            .iter()
-            .filter(|(time, other)| *other != slot && (*time, &accounts.account(*other).id) < ours)
-            .collect();
-        ahead.sort_by(|a, b| (a.0, &accounts.account(a.1).id).cmp(&(b.0, &accounts.account(b.1).id)));
-        let named = ahead.iter().take(CLIENTS_NAMED_MAX).map(|(time, other)| {
-            let other_account = accounts.account(*other);
+        let own_turn = (account.time[class.index()], account.rank);
+        let mut ahead: Vec<Turn> =
+            turns.iter().filter(|turn| turn.slot != slot && (turn.time, turn.rank) < own_turn).collect();
+        ahead.sort_unstable();
+        let named = ahead.iter().take(CLIENTS_NAMED_MAX).map(|turn| {
+            let other = accounts.account(turn.slot);
             ClientAhead {
-                client_id: other_account.id.clone(),
-                tokens: tokens(ours.0 - time, other_account.weight),
-                queued: accounts.waiting_in(*other, class),
+                client_id: other.id.clone(),
+                tokens: tokens(own_turn.0 - turn.time, other.weight),
+                queued: accounts.waiting_in(turn.slot, class),
             }
         });
         let clients_ahead_first: Vec<ClientAhead> = named.collect();
         let class_next = self.next_class(accounts);
-        let class_behind_tokens = class_next
-            .filter(|next| *next != class)
-            .map_or(0, |next| tokens(accounts.tag(class) - accounts.tag(next), accounts.class_weights()[next.index()]));
+        let class_behind_tokens = class_next.filter(|next| *next != class).map_or(0, |next| {
+            let behind = (accounts.tag(class) - accounts.tag(next)) / accounts.class_price(next);
+            u64::try_from(behind.max(0)).unwrap_or(u64::MAX)
+        });
         let (lane_ahead, queued) = (self.lane_ahead(key), accounts.waiting_in(slot, class));
         let running = accounts.charges().filter(|(_, charge)| charge.client == slot).count() as u32;
         let mut standing = Standing {
@@ -131,10 +130,13 @@ impl<T> Queue<T> {
         Some(standing)
     }
 
-    /// Tasks before this one in its lane, those of its conversation when it stands aside.
+    /// Tasks before this one in its lane, or in its conversation when it stands aside.
     fn lane_ahead(&self, key: u32) -> u32 {
-        let (mut count, mut at) = (0, self.nodes[key as usize].order.prev);
-        while at != NIL && count < LANE_COUNTED_MAX {
+        let node = &self.nodes[key as usize];
+        let list =
+            if node.stands_aside { self.gate.chain_of(node.session) } else { self.lane(node.client, node.class).ready };
+        let (mut count, mut at) = (0, key);
+        while at != list.head && count < LANE_COUNTED_MAX {
             (count, at) = (count + 1, self.nodes[at as usize].order.prev);
         }
         count
@@ -150,8 +152,8 @@ impl<T> Queue<T> {
         for (slot, lanes) in self.lanes.iter().enumerate() {
             for class in Priority::ALL {
                 let (lane, slot) = (&lanes[class.index()], slot as u32);
-                let ready = self.chain(lane.ready.head, lane.ready.tail, false);
-                let aside = self.chain(lane.aside.head, lane.aside.tail, true);
+                let ready = self.chain(lane.ready, false);
+                let aside = self.chain(lane.aside, true);
                 let waiting = ready.len() + aside.len();
                 if waiting > 0 {
                     assert_eq!(accounts.waiting_in(slot, class) as usize, waiting, "the count is what waits");
@@ -172,22 +174,24 @@ impl<T> Queue<T> {
         }
         assert_eq!(seen, self.len(), "every task is in one lane");
         for class in Priority::ALL {
-            for (time, slot) in self.classes[class.index()].turns.iter() {
-                assert_eq!(time, accounts.account(slot).time[class.index()], "turns follow the accounts");
+            for Turn { time, slot, rank } in self.classes[class.index()].turns.iter() {
+                let account = accounts.account(slot);
+                assert_eq!((time, rank), (account.time[class.index()], account.rank), "turns follow the accounts");
             }
         }
     }
 
-    fn chain(&self, head: u32, tail: u32, aside: bool) -> Vec<u32> {
-        let (mut at, mut prev, mut found) = (head, NIL, Vec::new());
+    fn chain(&self, list: List, aside: bool) -> Vec<u32> {
+        let (mut at, mut found) = (list.head, Vec::new());
         while at != NIL {
             let node = &self.nodes[at as usize];
             let links = if aside { node.aside } else { node.order };
-            assert_eq!((links.prev, node.stands_aside), (prev, aside), "links agree");
+            assert_eq!(node.stands_aside, aside, "a task is where it says");
+            assert!(found.last().is_none_or(|prev| *prev == links.prev), "links agree");
             found.push(at);
-            (prev, at) = (at, links.next);
+            at = if at == list.tail { NIL } else { links.next };
         }
-        assert_eq!(tail, prev, "the chain ends at its tail");
+        assert_eq!(found.last().copied().unwrap_or(NIL), list.tail, "the chain ends at its tail");
         found
     }
 }
@@ -234,7 +238,7 @@ mod tests {
         fn add(&mut self, number: u64, name: &str, session: Option<&str>, class: Priority) {
             let client = ClientId::parse(name).expect("valid");
             let session = session.map(|session| SessionId::parse(session).expect("valid"));
-            let size = Size { prompt: Tokens(100), output_max: Tokens(50), output_expected: None };
+            let size = Size::new(Tokens(100), Tokens(50), None);
             let seq = TaskSeq(number);
             let arrival = Arrival { seq, class, client: &client, weight: 1, session: session.as_ref(), size };
             self.queue.enqueue(&mut self.accounts, arrival, session.clone());

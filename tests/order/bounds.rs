@@ -56,7 +56,7 @@ impl Lab {
         let (prompt, output) = self.sizes[number];
         let item = Item { client: number, class, prompt: self.dice.u32(1..=prompt), output: self.dice.u32(1..=output) };
         let (most, expected) = if exact { (item.output, Some(Tokens(item.output))) } else { (output, None) };
-        let size = Size { prompt: Tokens(item.prompt), output_max: Tokens(most), output_expected: expected };
+        let size = Size::new(Tokens(item.prompt), Tokens(most), expected);
         let (seq, id) = (self.next, client(number));
         self.next += 1;
         let arrival =
@@ -353,11 +353,11 @@ fn f13_after_a_storm_of_cancels_each_has_paid_exactly_for_what_was_computed() {
         // Everybody has a backlog throughout, so nobody is ever lifted: time is what was paid, and nothing else.
         (0..4).for_each(|number| (0..300).for_each(|_| drop(lab.send(number, class(number), false))));
         let mut out: Vec<(TaskSeq, Item)> = Vec::new();
-        let (mut paid, mut of_class) = ([0; 4], [0; 2]);
+        let (mut paid, mut of_class) = ([0; 4], [0_i128; 2]);
         let class_weights = lab.accounts.class_weights();
         let mut pay = |lab: &Lab, item: &Item, cost: u64| {
             paid[item.client] += price(cost, lab.weights[item.client]);
-            of_class[item.class.index()] += price(cost, class_weights[item.class.index()]);
+            of_class[item.class.index()] += i128::from(cost) * i128::from(class_weights[1 - item.class.index()]);
         };
         for _ in 0..600 {
             if lab.dice.bool() {

@@ -108,11 +108,16 @@ impl Model {
         self.costs.0 * prompt + self.costs.1 * output
     }
 
+    /// Exact shares of two classes: each pays by the other's weight.
+    fn class_price(&self, class: Class, cost: u64) -> i128 {
+        i128::from(cost) * i128::from(self.class_weights[1 - class])
+    }
+
     fn estimate(&self, task: &Task) -> u64 {
         let most = u64::from(task.size.output_max.0);
         let usual = self.usual.get(&task.client).map(|scaled| scaled.div_ceil(256));
-        let expected = task.size.output_expected.map(|tokens| u64::from(tokens.0));
-        self.cost(task.size.prompt.0.into(), usual.or(expected).unwrap_or(most).min(most))
+        let guess = u64::from(task.size.output_guess.0);
+        self.cost(task.size.prompt.0.into(), usual.unwrap_or(guess).min(most))
     }
 
     /// Lanes with somebody to dispatch.
@@ -244,7 +249,7 @@ impl Model {
             }
             let estimate = self.estimate(&task);
             self.now = self.tag[class];
-            self.tag[class] += price(estimate, self.class_weights[class]);
+            self.tag[class] += self.class_price(class, estimate);
             let time = self.time.get_mut(&task.lane())?;
             *time += price(estimate, task.weight);
             self.floor[class] = self.floor[class].max(*time);
@@ -306,7 +311,8 @@ impl Model {
         let out = self.out.remove(at);
         let (task, class) = (&out.task, out.task.class);
         *self.time.get_mut(&task.lane()).unwrap() += price(cost, task.weight) - price(out.estimate, task.weight);
-        self.tag[class] += price(cost, self.class_weights[class]) - price(out.estimate, self.class_weights[class]);
+        let (cost, estimate) = (self.class_price(class, cost), self.class_price(class, out.estimate));
+        self.tag[class] += cost - estimate;
         out
     }
 

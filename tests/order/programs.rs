@@ -162,8 +162,7 @@ impl Run {
     fn step(&mut self, op: &Op) {
         match *op {
             Op::Enqueue { class, client, session, prompt, most, expected } => {
-                let size =
-                    Size { prompt: Tokens(prompt), output_max: Tokens(most), output_expected: expected.map(Tokens) };
+                let size = Size::new(Tokens(prompt), Tokens(most), expected.map(Tokens));
                 self.enqueue(class, client, session, size);
             }
             Op::Dispatch { barred } => self.dispatch(barred),
