@@ -13,104 +13,19 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
 use slab::Slab;
 
+use crate::core::cost::UsualOutput;
+pub use crate::core::cost::{CostWeights, SCALE, Served, Size, Virtual, WEIGHT_MAX, price};
 use crate::core::hash::SeqMap;
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::ranks::Ranks;
 use crate::core::task::Priority;
 use crate::core::units::Tokens;
 
-/// Virtual time: cost times [`SCALE`] divided by a weight. 128 bits never overflow: at 2^32 weighted tokens a second they
-/// last for 10^19 seconds.
-pub type Virtual = i128;
-
-/// Units of virtual time for one weighted token at weight 1. Large, so that a weight of a million still tells single
-/// tokens apart.
-pub const SCALE: Virtual = 1 << 32;
-
-/// Largest weight of a class or a client.
-pub const WEIGHT_MAX: u32 = 1_000_000;
-
-/// Clients without a task that are remembered, with their debts and their usual output. Beyond them the one that was seen
-/// longest ago is forgotten, and forgiven: what outsiders can make us remember has a bound.
+/// Clients without a task that are remembered, with their debts and their usual output. Beyond them one that was not seen for
+/// long is forgotten, and forgiven: what outsiders can make us remember has a bound.
 pub const IDLE_CLIENTS_MAX: usize = 16_384;
-
-/// What a token costs, in units of one account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CostWeights {
-    /// Of a prompt's token: all of them are computed at once.
-    pub prompt: u32,
-    /// Of a generated token: each is a step of its own.
-    pub output: u32,
-}
-
-impl Default for CostWeights {
-    fn default() -> Self {
-        CostWeights { prompt: 1, output: 2 }
-    }
-}
-
-impl CostWeights {
-    /// The cost of this many tokens.
-    pub const fn cost(self, prompt: Tokens, output: Tokens) -> u64 {
-        self.prompt as u64 * prompt.0 as u64 + self.output as u64 * output.0 as u64
-    }
-}
-
-/// What `cost` comes to at this weight. Rounded up: nothing is free.
-pub const fn price(cost: u64, weight: u32) -> Virtual {
-    if weight == 1 {
-        return cost as Virtual * SCALE;
-    }
-    if cost < 1 << 31 {
-        // Every cost but the largest, at a fifth of the price of a division in 128 bits.
-        return (cost << 32).div_ceil(weight as u64) as Virtual;
-    }
-    let (scaled, weight) = (cost as Virtual * SCALE, weight as Virtual);
-    (scaled + weight - 1) / weight
-}
-const _: () = assert!(SCALE == 1 << 32);
-
-/// What is known of a task's size when it is dispatched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    /// Length of its prompt.
-    pub prompt: Tokens,
-    /// Most tokens that it may generate.
-    pub output_max: Tokens,
-    /// How many are expected while the client's own average is not known.
-    pub output_guess: Tokens,
-}
-
-impl Size {
-    /// A task of this size; its client may say how many tokens it expects, else the most are expected.
-    pub fn new(prompt: Tokens, output_max: Tokens, output_expected: Option<Tokens>) -> Self {
-        Size { prompt, output_max, output_guess: output_expected.unwrap_or(output_max).min(output_max) }
-    }
-}
-
-/// What was computed for a task in the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// Nothing: it was never begun, or comes back to be run again.
-    Nothing,
-    /// It was begun and broken off: what had been produced by then.
-    Part {
-        /// Prompt tokens.
-        prompt: Tokens,
-        /// Generated tokens.
-        output: Tokens,
-    },
-    /// It ran to its end.
-    Whole {
-        /// Prompt tokens.
-        prompt: Tokens,
-        /// Generated tokens; they count in the client's average.
-        output: Tokens,
-    },
-}
 
 /// A dispatched task that is not settled yet.
 #[derive(Clone, Copy, Debug)]
@@ -121,26 +36,6 @@ pub(crate) struct Charge {
     pub(crate) class: Priority,
     /// Whether it keeps a conversation busy.
     has_session: bool,
-}
-
-/// A client's usual output: an exponentially weighted mean, in 1/256 tokens.
-/// 0 is "not known yet"; what is known is kept one higher, so that it is one word.
-#[derive(Clone, Copy, Debug, Default)]
-struct UsualOutput(u64);
-
-impl UsualOutput {
-    const SCALE: u64 = 256;
-
-    fn tokens(self) -> Option<Tokens> {
-        let scaled = self.0.checked_sub(1)?;
-        Some(Tokens(scaled.div_ceil(Self::SCALE).min(u64::from(u32::MAX)) as u32))
-    }
-
-    /// A new sample weighs one eighth, as in TCP's round-trip estimate (RFC 6298); the first is taken as it is.
-    fn record(&mut self, output: Tokens) {
-        let sample = u64::from(output.0) * Self::SCALE;
-        self.0 = 1 + self.0.checked_sub(1).map_or(sample, |mean| mean - mean / 8 + sample / 8);
-    }
 }
 
 /// One client. What each task touches lies in one cache line; beside ten thousand clients it is seldom at hand.
@@ -155,26 +50,28 @@ pub(crate) struct Account {
     /// Tasks of the client that wait or are not settled. The account is not forgotten while there are any.
     uses: u32,
     usual: UsualOutput,
+    /// A task has come since the hand passed by.
+    seen: bool,
     /// The place of `id` among all, as a number.
     pub(crate) rank: u64,
     // ---- beyond the first line
     pub(crate) id: ClientId,
-    /// Neighbours among the idle ones; meaningful while `uses` is 0.
-    older: u32,
-    newer: u32,
 }
 
 const _: () = assert!(size_of::<Account>() == 128 && std::mem::offset_of!(Account, id) <= 64);
 
-/// Absent neighbour.
+/// No slot.
 const NIL: u32 = u32::MAX;
 
-/// The clients without a task, chained through their accounts from the one seen longest ago to the one seen last.
-#[derive(Debug)]
+/// The clients without a task. When there are too many, a hand goes round over all clients and forgets the first without a
+/// task that it has not seen one of since it last passed ("second chance"): a task that comes or goes touches no list.
+#[derive(Debug, Default)]
 struct Idle {
-    oldest: u32,
-    newest: u32,
     count: usize,
+    /// The slot that is looked at next.
+    hand: usize,
+    /// Slots there have ever been.
+    slots: usize,
 }
 
 /// The accounts of one pool.
@@ -195,8 +92,10 @@ pub struct Accounts {
     floor: [Virtual; 2],
     accounts: Slab<Account>,
     by_id: HashMap<ClientId, u32>,
+    /// The client that came last.
+    last: u32,
     ranks: Ranks,
-    /// Invariant: exactly the accounts whose `uses` is 0.
+    /// Invariant: counts the accounts whose `uses` is 0.
     idle: Idle,
     charges: SeqMap<Charge>,
     /// The conversations that are kept busy by tasks of `charges`.
@@ -217,8 +116,9 @@ impl Accounts {
             floor: [0; 2],
             accounts: Slab::new(),
             by_id: HashMap::new(),
+            last: NIL,
             ranks: Ranks::default(),
-            idle: Idle { oldest: NIL, newest: NIL, count: 0 },
+            idle: Idle::default(),
             charges: SeqMap::default(),
             sessions: SeqMap::default(),
         }
@@ -268,7 +168,7 @@ impl Accounts {
 
     /// Nothing waits any more: the queue that counted it is gone. What was charged stays.
     pub(crate) fn forget_waiting(&mut self) {
-        self.idle = Idle { oldest: NIL, newest: NIL, count: 0 };
+        self.idle.count = 0;
         for (_, account) in &mut self.accounts {
             (account.waiting, account.uses) = ([0; 2], 1);
         }
@@ -292,7 +192,11 @@ impl Accounts {
     }
 
     pub(crate) fn slot(&self, client: &ClientId) -> Option<u32> {
-        self.by_id.get(client).copied()
+        // Tasks of one client come in rows; the one looked up last needs no hash.
+        match self.accounts.get(self.last as usize) {
+            Some(account) if account.id == *client => Some(self.last),
+            _ => self.by_id.get(client).copied(),
+        }
     }
 
     pub(crate) fn account(&self, slot: u32) -> &Account {
@@ -319,11 +223,12 @@ impl Accounts {
         let slot = known.unwrap_or_else(|| self.open(client));
         if self.accounts[slot as usize].uses == 0 {
             self.accounts[slot as usize].weight = weight;
-            if known.is_some() {
-                self.unlink_idle(slot);
-            }
+            self.idle.count -= usize::from(known.is_some());
         }
-        self.accounts[slot as usize].uses += 1;
+        let account = &mut self.accounts[slot as usize];
+        account.uses += 1;
+        account.seen = true;
+        self.last = slot;
         slot
     }
 
@@ -337,9 +242,9 @@ impl Accounts {
             rank: 0,
             waiting: [0; 2],
             uses: 0,
-            older: NIL,
-            newer: NIL,
+            seen: false,
         }) as u32;
+        self.idle.slots = self.idle.slots.max(slot as usize + 1);
         self.by_id.insert(client.clone(), slot);
         let version = self.ranks.version();
         self.accounts[slot as usize].rank = self.ranks.insert(client);
@@ -356,39 +261,31 @@ impl Accounts {
 
     /// A task of this client neither waits nor is charged any more.
     pub(crate) fn leave(&mut self, slot: u32) {
-        let newest = self.idle.newest;
         let account = &mut self.accounts[slot as usize];
         account.uses -= 1;
-        if account.uses > 0 {
-            return;
-        }
-        (account.older, account.newer) = (newest, NIL);
-        match newest {
-            NIL => self.idle.oldest = slot,
-            newest => self.accounts[newest as usize].newer = slot,
-        }
-        self.idle.newest = slot;
-        self.idle.count += 1;
-        if self.idle.count > IDLE_CLIENTS_MAX {
-            let oldest = self.idle.oldest;
-            self.unlink_idle(oldest);
-            let account = self.accounts.remove(oldest as usize);
-            self.by_id.remove(&account.id);
-            self.ranks.remove(&account.id);
+        if account.uses == 0 {
+            self.idle.count += 1;
+            if self.idle.count > IDLE_CLIENTS_MAX {
+                self.forget_one();
+            }
         }
     }
 
-    fn unlink_idle(&mut self, slot: u32) {
-        let Account { older, newer, .. } = self.accounts[slot as usize];
-        match older {
-            NIL => self.idle.oldest = newer,
-            older => self.accounts[older as usize].newer = newer,
+    /// Forgets a client without a task. The hand goes round twice at most: the first time it clears what the second finds.
+    fn forget_one(&mut self) {
+        for _ in 0..2 * self.idle.slots {
+            let slot = self.idle.hand;
+            self.idle.hand = if slot + 1 < self.idle.slots { slot + 1 } else { 0 };
+            let Some(account) = self.accounts.get_mut(slot) else { continue };
+            if account.uses > 0 || std::mem::take(&mut account.seen) {
+                continue;
+            }
+            let account = self.accounts.remove(slot);
+            self.by_id.remove(&account.id);
+            self.ranks.remove(&account.id);
+            self.idle.count -= 1;
+            return;
         }
-        match newer {
-            NIL => self.idle.newest = older,
-            newer => self.accounts[newer as usize].older = older,
-        }
-        self.idle.count -= 1;
     }
 
     /// A class that had nobody to dispatch has somebody now: it gets no credit for its absence.
@@ -517,18 +414,5 @@ mod tests {
             accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some(),
             "the oldest goes"
         );
-    }
-
-    #[test]
-    fn nothing_is_free_and_no_weight_loses_a_token() {
-        assert_eq!(price(0, 7), 0);
-        for weight in [1, 3, 9, WEIGHT_MAX] {
-            assert!(price(1, weight) > 0 && price(1_000, weight) < price(1_001, weight));
-        }
-        assert!(price(u64::from(u32::MAX) * 1_000 * 2, 1) > 0);
-        for cost in [(1 << 31) - 1, 1 << 31, (1 << 31) + 1] {
-            let exact = (Virtual::from(cost) * SCALE + 6) / 7;
-            assert_eq!(price(cost, 7), exact, "both ways of dividing agree");
-        }
     }
 }

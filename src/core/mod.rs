@@ -5,6 +5,7 @@
 
 pub mod admission;
 mod chain;
+pub mod cost;
 pub mod error;
 pub mod fairness;
 pub mod full;

@@ -99,6 +99,8 @@ pub struct Queue<T> {
     pub(super) classes: [Class; 2],
     pub(super) gate: Gate,
     pub(super) bounds: Bounds,
+    /// Largest number that ever came: a larger one is new for sure.
+    newest: TaskSeq,
     /// Version of the clients' ranks that the heaps hold.
     ranks_version: u64,
 }
@@ -111,7 +113,16 @@ impl<T> Queue<T> {
         let mut gate = Gate::default();
         accounts.busy_sessions().for_each(|(client, session)| gate.close(client, session));
         let (nodes, index, classes) = (Slab::new(), SeqMap::default(), [Class::new(), Class::new()]);
-        Queue { nodes, index, lanes: Vec::new(), classes, gate, bounds, ranks_version: accounts.ranks_version() }
+        Queue {
+            nodes,
+            index,
+            lanes: Vec::new(),
+            classes,
+            gate,
+            bounds,
+            newest: TaskSeq(0),
+            ranks_version: accounts.ranks_version(),
+        }
     }
 
     /// Number of tasks that wait, those in the gate included.
@@ -141,7 +152,7 @@ impl<T> Queue<T> {
 
     /// Takes a new task in at the end of its lane, or applies the full policy. The bounds hold afterwards. O(log clients).
     pub fn enqueue(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) -> Enqueued<T> {
-        if self.contains(arrival.seq) {
+        if arrival.seq <= self.newest && self.contains(arrival.seq) {
             return Enqueued::Duplicate;
         }
         let slot = accounts.slot(arrival.client);
@@ -297,6 +308,7 @@ impl<T> Queue<T> {
         let before = before(self, self.lane(slot, class).ready);
         let key = self.nodes.insert(node) as u32;
         self.index.insert(seq, key);
+        self.newest = self.newest.max(seq);
         self.count(accounts, slot, class, 1);
         self.link_ready(accounts, key, before);
         key

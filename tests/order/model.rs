@@ -59,7 +59,7 @@ pub struct Model {
     pub tag: [i128; 2],
     now: i128,
     floor: [i128; 2],
-    /// Mean output in 1/256 tokens.
+    /// Mean output in 1/16 tokens.
     usual: BTreeMap<String, u64>,
     held: BTreeSet<(String, Class)>,
     let_go: BTreeMap<(String, String), u64>,
@@ -115,7 +115,7 @@ impl Model {
 
     fn estimate(&self, task: &Task) -> u64 {
         let most = u64::from(task.size.output_max.0);
-        let usual = self.usual.get(&task.client).map(|scaled| scaled.div_ceil(256));
+        let usual = self.usual.get(&task.client).map(|scaled| scaled.div_ceil(16));
         let guess = u64::from(task.size.output_guess.0);
         self.cost(task.size.prompt.0.into(), usual.unwrap_or(guess).min(most))
     }
@@ -326,7 +326,7 @@ impl Model {
         };
         let out = self.correct(at, cost);
         if let Served::Whole { output, .. } = served {
-            let sample = u64::from(output.0) * 256;
+            let sample = u64::from(output.0) * 16;
             let mean = self.usual.get(&out.task.client).map_or(sample, |mean| mean - mean / 8 + sample / 8);
             self.usual.insert(out.task.client.clone(), mean);
         }
