@@ -48,6 +48,8 @@ pub struct PoolView {
     pub refused_full: u64,
     /// Waiting tasks that made room for others.
     pub evicted: u64,
+    /// Tasks that the accounts hold as out: charged, and not ended yet. 0 when nothing runs.
+    pub unsettled: usize,
     /// Tasks of siblings' queues that ran here because this pool was idle.
     pub taken_over: u64,
     /// The full policy.
@@ -156,6 +158,7 @@ impl PoolView {
             canceled: counters.canceled.load(Relaxed),
             failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).into_iter().collect(),
             refused_full: counters.refused_full.load(Relaxed),
+            unsettled: pool.unsettled(),
             evicted: counters.evicted.load(Relaxed),
             taken_over: counters.taken_over.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),

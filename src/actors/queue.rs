@@ -114,6 +114,8 @@ impl Actor for QueueActor {
     ) -> Result<(), ActorProcessingErr> {
         state.pool.env.fault_point("queue");
         let pool = state.pool.clone();
+        // Whoever lends has looked just now: to call it again would go on for ever, where its slots are of no use.
+        let calls = !matches!(message, QueueMsg::Lend { .. });
         let mut books = pool.books.lock();
         settle(state, &mut books);
         match message {
@@ -143,7 +145,9 @@ impl Actor for QueueActor {
             state.queue.invariants(&books);
         }
         drop(books);
-        call_siblings(state);
+        if calls {
+            call_siblings(state);
+        }
         Ok(())
     }
 }

@@ -260,6 +260,12 @@ impl PoolShared {
         bounds.policy != FullPolicy::Reject || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
     }
 
+    /// Tasks that are charged and have not ended.
+    pub(crate) fn unsettled(&self) -> usize {
+        let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
+        self.books.lock().unsettled().into_iter().filter(|seq| !ended.contains(seq)).count()
+    }
+
     /// Free slots of the replicas that are Ready.
     pub(crate) fn slots_free(&self) -> u32 {
         let ready = self.replicas.iter().filter(|replica| replica.state().is_ready());

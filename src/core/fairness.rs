@@ -87,9 +87,9 @@ pub struct Accounts {
     tags: [Virtual; 2],
     /// Tag of the class that was dispatched last, before it was charged: where a class that was empty joins in.
     now: Virtual,
-    /// Of each class, the most that a client had when it was dispatched, its charge included: where a client joins in when
-    /// nobody waits.
-    floor: [Virtual; 2],
+    /// Of each class, the most that a client had when a task of it was dispatched, before it was charged: the start of what
+    /// runs now, where a client joins in.
+    start: [Virtual; 2],
     accounts: Slab<Account>,
     by_id: HashMap<ClientId, u32>,
     /// The client that came last.
@@ -113,7 +113,7 @@ impl Accounts {
             class_prices: [(b / divisor).into(), (a / divisor).into()],
             tags: [0; 2],
             now: 0,
-            floor: [0; 2],
+            start: [0; 2],
             accounts: Slab::new(),
             by_id: HashMap::new(),
             last: NIL,
@@ -295,10 +295,13 @@ impl Accounts {
     }
 
     /// A client that had nothing to dispatch has something now: it gets no credit for its absence, and keeps its debt.
-    /// `least` is the least time of those who wait.
+    ///
+    /// It joins in at the start of what was dispatched last (start-time fair queueing) and not behind that one's charge, so
+    /// that beside a flood its first task is next; and no later than `least`, the least time of those who wait.
     pub(crate) fn lift(&mut self, slot: u32, class: Priority, least: Option<Virtual>) -> Virtual {
         let time = &mut self.accounts[slot as usize].time[class.index()];
-        *time = (*time).max(least.unwrap_or(self.floor[class.index()]));
+        let start = self.start[class.index()];
+        *time = (*time).max(least.map_or(start, |least| least.min(start)));
         *time
     }
 
@@ -321,9 +324,9 @@ impl Accounts {
         self.now = self.tags[index];
         self.tags[index] += Virtual::from(cost) * self.class_prices[index];
         let account = &mut self.accounts[slot as usize];
+        self.start[index] = self.start[index].max(account.time[index]);
         account.time[index] += price(cost, account.weight);
         let time = account.time[index];
-        self.floor[index] = self.floor[index].max(time);
         self.charges.insert(seq, Charge { cost, client: slot, class, has_session: session.is_some() });
         session.map(|session| self.sessions.insert(seq, session));
         time

@@ -614,7 +614,7 @@ mod tests {
             queue.add_for("b", None, number, Batch);
         }
         let next: Vec<u64> = (0..6).filter_map(|_| queue.dispatch()).collect();
-        assert_eq!(next, [20, 40, 21, 41, 22, 42], "not twenty of b in a row");
+        assert_eq!(next, [40, 20, 41, 21, 42, 22], "its first is next, and not twenty of it in a row");
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct Model {
     pub time: BTreeMap<(String, Class), i128>,
     pub tag: [i128; 2],
     now: i128,
-    floor: [i128; 2],
+    start: [i128; 2],
     /// Mean output in 1/16 tokens.
     usual: BTreeMap<String, u64>,
     held: BTreeSet<(String, Class)>,
@@ -82,7 +82,7 @@ impl Model {
             time: BTreeMap::new(),
             tag: [0; 2],
             now: 0,
-            floor: [0; 2],
+            start: [0; 2],
             usual: BTreeMap::new(),
             held: BTreeSet::new(),
             let_go: BTreeMap::new(),
@@ -141,7 +141,8 @@ impl Model {
                     self.tag[class] = self.tag[class].max(self.now);
                 }
                 let time = self.time.entry((client, class)).or_insert(i128::MIN);
-                *time = (*time).max(least.unwrap_or(self.floor[class]));
+                let start = self.start[class];
+                *time = (*time).max(least.map_or(start, |least| least.min(start)));
             }
         }
         let lanes: BTreeSet<_> = self.waiting.iter().map(Task::lane).collect();
@@ -251,8 +252,8 @@ impl Model {
             self.now = self.tag[class];
             self.tag[class] += self.class_price(class, estimate);
             let time = self.time.get_mut(&task.lane())?;
+            self.start[class] = self.start[class].max(*time);
             *time += price(estimate, task.weight);
-            self.floor[class] = self.floor[class].max(*time);
             self.forget_let_go(&task);
             let seq = task.seq;
             self.changing(|model| {

@@ -7,7 +7,7 @@ use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig, SimConfig,
 use orchestrator_core::core::{ClientId, PoolId, TaskId};
 use orchestrator_core::env::InjectedPanic;
 use orchestrator_core::gpu::sim::{SimEngine, SimStats};
-use orchestrator_core::{Env, Event, Orchestrator, TaskRequest, TaskStream};
+use orchestrator_core::{Config, Env, Event, Orchestrator, TaskRequest, TaskStream};
 
 /// Panics that a test plans are not printed; all others are.
 pub fn hush_planned_panics() {
@@ -50,8 +50,12 @@ pub struct World {
 }
 
 pub async fn start(env: Env, pools: Vec<PoolConfig>) -> World {
+    start_with(env, Config::default(), pools).await
+}
+
+pub async fn start_with(env: Env, config: Config, pools: Vec<PoolConfig>) -> World {
     hush_planned_panics();
-    let mut builder = Orchestrator::builder().env(env);
+    let mut builder = Orchestrator::builder().env(env).config(config);
     let mut stats = Vec::new();
     for pool in pools {
         let of_pool: Vec<Arc<SimStats>> = pool.replicas.iter().map(|_| Arc::default()).collect();

@@ -1,0 +1,14 @@
+//! Order, capacity and fairness through the real actors, in virtual time.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+#[path = "fairness/flood.rs"]
+mod flood;
+#[path = "fairness/limits.rs"]
+mod limits;
+#[path = "fairness/overload.rs"]
+mod overload;
+#[path = "fairness/priority.rs"]
+mod priority;
+#[path = "fairness/siblings.rs"]
+mod siblings;
+mod support;

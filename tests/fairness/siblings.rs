@@ -1,0 +1,119 @@
+//! Pools of one replica set help each other out: no slot idles beside a sibling's backlog.
+
+use std::time::Duration;
+
+use orchestrator_core::config::{ClientConfig, DeviceRef, PoolConfig, SimConfig};
+use orchestrator_core::core::SessionId;
+use orchestrator_core::{Config, Env, ErrorCode, TaskRequest};
+
+use crate::support::{World, client, millisecond, pool, pool_id, read_whole, request, start, start_with, until_idle};
+
+/// Two pools of one set; the second needs longer to load.
+fn two(preload_us: u64) -> Vec<PoolConfig> {
+    let mut second = pool("b", 1, 2, SimConfig { preload_us, ..millisecond() });
+    second.replicas[0].devices = vec![DeviceRef::Index(9)];
+    vec![pool("a", 1, 2, millisecond()), second]
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_pool_takes_from_its_siblings_queue() {
+    let World { orchestrator, .. } = start(Env::simulated(2), two(200_000)).await;
+    orchestrator.until_pool(&pool_id("a"), |state| state.takes_tasks()).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    // While b still loads, most are predicted to start sooner in a.
+    for number in 0..40 {
+        orchestrator.submit(request(&format!("t{number}"), 50)).await.unwrap();
+    }
+    let [first, second] = [0, 1].map(|pool| orchestrator.pools()[pool].enqueued[0]);
+    assert!(first + second == 40 && first >= 25, "{first} and {second}");
+    let begin = tokio::time::Instant::now();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let pools = orchestrator.pools();
+    assert_eq!((pools[0].slots_used, pools[1].slots_used), (2, 2), "both are busy");
+    until_idle(&orchestrator).await;
+    let pools = orchestrator.pools();
+    println!("{} of {first} tasks were taken over; all ended after {:?}", pools[1].taken_over, begin.elapsed());
+    assert!(pools[1].taken_over >= 4, "{}", pools[1].taken_over);
+    assert_eq!((pools[0].completed + pools[1].completed, pools[0].unsettled, pools[1].unsettled), (40, 0, 0));
+    assert!(begin.elapsed() <= Duration::from_millis(620), "in four slots 40 runs of 50 ms take 500 ms, and the load");
+    assert_eq!(
+        pools[1].replicas[0].tokens_out,
+        (second + pools[1].taken_over) * 50,
+        "tokens count where they were made"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_that_were_lent_are_there_for_their_own_tasks_again() {
+    let World { orchestrator, .. } = start(Env::simulated(2), two(1_000)).await;
+    orchestrator.until_ready().await;
+    for round in 0..30 {
+        let number = 8 + round % 5;
+        for index in 0..number {
+            orchestrator.submit(request(&format!("r{round}-{index}"), 1 + round)).await.unwrap();
+        }
+        until_idle(&orchestrator).await;
+    }
+    let pools = orchestrator.pools();
+    assert_eq!(pools.iter().map(|pool| pool.completed).sum::<u64>(), (0..30).map(|round| 8 + round % 5).sum::<u64>());
+    assert!(pools.iter().all(|pool| pool.unsettled == 0 && pool.slots_used == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_may_not_use_the_idle_pool_waits_for_its_own() {
+    let of_client = ClientConfig { pools: Some(vec!["a".into()]), ..ClientConfig::default() };
+    let config = Config { clients: [("kept".to_owned(), of_client)].into(), ..Config::default() };
+    let World { orchestrator, .. } = start_with(Env::simulated(2), config, two(1_000)).await;
+    orchestrator.until_ready().await;
+    for number in 0..20 {
+        let task = request(&format!("t{number}"), 20).client(client("kept"));
+        orchestrator.submit(task).await.unwrap();
+    }
+    until_idle(&orchestrator).await;
+    let pools = orchestrator.pools();
+    assert_eq!((pools[0].completed, pools[1].taken_over), (20, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_runs_one_task_at_a_time_in_the_whole_set() {
+    let World { orchestrator, stats } = start(Env::simulated(2), two(1_000)).await;
+    orchestrator.until_ready().await;
+    let turn = |number: u32| TaskRequest {
+        session_id: Some(SessionId::parse("talk").unwrap()),
+        ..request(&format!("t{number}"), 20)
+    };
+    let mut streams = Vec::new();
+    for number in 0..10 {
+        streams.push(orchestrator.submit(turn(number)).await.unwrap().stream());
+    }
+    let mut starts = Vec::new();
+    for stream in streams {
+        let (_, end) = read_whole(stream).await;
+        let orchestrator_core::Event::End(end) = end else { panic!("{end:?}") };
+        starts.push(end.queue_ms);
+    }
+    assert!(starts.windows(2).all(|pair| pair[1] >= pair[0] + 20.0), "one after the other, in order: {starts:?}");
+    let most: Vec<u32> =
+        stats.iter().flatten().map(|stats| stats.active_max.load(std::sync::atomic::Ordering::Relaxed)).collect();
+    assert!(most.iter().all(|most| *most <= 1), "{most:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_full_and_a_pool_that_is_full_are_told_apart() {
+    let mut pools = two(1_000);
+    pools.iter_mut().for_each(|pool| pool.queue.capacity = 2);
+    let World { orchestrator, .. } = start(Env::simulated(2), pools).await;
+    orchestrator.until_ready().await;
+    let mut errors = Vec::new();
+    for number in 0..12 {
+        if let Err(error) = orchestrator.submit(request(&format!("t{number}"), 1_000)).await {
+            errors.push(error);
+        }
+    }
+    assert_eq!(errors.len(), 4, "four run and four wait");
+    for error in errors {
+        assert_eq!(error.code, ErrorCode::ReplicaExhausted);
+        assert!(error.message.contains("a is full, b is full"), "{error}");
+        assert!(error.retry_after_ms.is_some_and(|wait| wait > 0));
+    }
+}
