@@ -234,8 +234,17 @@ fn observe(state: &LatencyState) -> LatencyView {
 }
 
 fn stage_view((histogram, sum): &(Histogram<u64>, u64)) -> StageView {
+    if histogram.is_empty() {
+        return StageView::default();
+    }
+    // One walk for all buckets; counting up to each bound would be one for each.
+    let mut buckets = [0; BUCKETS_MS.len()];
+    for step in histogram.iter_recorded() {
+        let fitting = buckets.iter_mut().zip(BUCKETS_MS).filter(|(_, bound)| step.value_iterated_to() <= bound * 1000);
+        fitting.for_each(|(count, _)| *count += step.count_at_value());
+    }
     let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
     let quantiles =
         Quantiles { count: histogram.len(), p50: at(0.5), p95: at(0.95), p99: at(0.99), sum: *sum as f64 / 1000.0 };
-    StageView { quantiles, buckets: BUCKETS_MS.map(|bound| histogram.count_between(0, bound * 1000)) }
+    StageView { quantiles, buckets }
 }
