@@ -38,7 +38,7 @@ impl Policy {
     }
 
     /// Whether nothing has to be counted.
-    fn is_unlimited(&self) -> bool {
+    pub(crate) fn is_unlimited(&self) -> bool {
         self.limits == Limits::default() && self.quotas == Quotas::default()
     }
 

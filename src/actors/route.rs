@@ -27,7 +27,7 @@ impl TaskRecord {
     /// Notes where the task goes, and takes its part of its client's limits. A task that is sent again keeps its part.
     pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Take) -> Result<(), Exceeded> {
         let mut state = self.state.lock();
-        if state.phase == Phase::Submitted && state.claim.is_none() {
+        if state.phase == Phase::Submitted && state.claim.is_none() && !route.client.policy.is_unlimited() {
             state.claim = Some(Claim::new(route.client.clone(), now, take)?);
         }
         state.route = Some(route);
