@@ -52,7 +52,7 @@ fn nothing_is_allocated_in_steady_state() {
     for policy in FullPolicy::ALL {
         for clients in [1, 100, 10_000] {
             let mut lab = Lab::new(Bounds::of(20_000, policy), clients);
-            (0..20_000).for_each(|_| drop(lab.add()));
+            (0..20_000).for_each(|_| _ = lab.add());
             (0..60_000).for_each(|_| lab.turn()); // Every table has grown to its size.
             let count = allocation_counter::measure(|| (0..20_000).for_each(|_| lab.turn())).count_total;
             println!("{} with {clients} clients: {count} allocations in 20,000 turns", policy.as_str());
@@ -68,7 +68,7 @@ fn a_million_waiting_tasks_take_256_bytes_each_at_most() {
         let mut lab = None;
         let info = allocation_counter::measure(|| {
             let mut filled = Lab::new(Bounds::of(TASKS as u32, FullPolicy::DropLru), clients);
-            (0..TASKS).for_each(|_| drop(filled.add()));
+            (0..TASKS).for_each(|_| _ = filled.add());
             lab = Some(filled);
         });
         let (kept, peak) = (info.bytes_current as u64 / TASKS, info.bytes_max / TASKS);

@@ -1,5 +1,5 @@
 //! Order, capacity and fairness through the real actors, in virtual time.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "fairness/flood.rs"]
 mod flood;

@@ -2,7 +2,7 @@
 //! strict priority on the same traffic.
 //!
 //! `PLOT=replay.svg cargo test --release --test replay -- --nocapture` prints the table and draws the plot.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 mod support;
 

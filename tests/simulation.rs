@@ -6,12 +6,14 @@ mod support;
 
 use std::time::Duration;
 
-use orchestrator_core::config::{QueueConfig, RestartConfig, SimConfig, SimFaults, TimeoutConfig};
+use orchestrator_core::config::{
+    ClientConfig, LimitConfig, QueueConfig, QuotaConfig, RestartConfig, SimConfig, SimFaults, TimeoutConfig,
+};
 use orchestrator_core::core::full::FullPolicy;
 use orchestrator_core::core::trace::TraceKind;
 use orchestrator_core::core::wire;
-use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
-use support::{World, is_idle, pool, read_whole, start};
+use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
+use support::{World, is_idle, pool, read_whole, start_with};
 
 const SEEDS: u64 = 200;
 const TASKS: u64 = 60;
@@ -90,6 +92,18 @@ fn world(dice: &mut Dice, id: &str) -> orchestrator_core::config::PoolConfig {
     pool
 }
 
+/// One client is heavy, one is narrow, one may use only the first pool, one is like everybody.
+fn clients(dice: &mut Dice) -> Config {
+    let heavy = ClientConfig { weight: 5, ..ClientConfig::default() };
+    let quotas = QuotaConfig { running: Some(1), queued: Some(dice.one_of(&[1, 20])), ..QuotaConfig::default() };
+    let narrow = ClientConfig { quotas, ..ClientConfig::default() };
+    let kept = ClientConfig { pools: Some(vec!["a".into()]), ..ClientConfig::default() };
+    let limits = LimitConfig { tokens_per_s: dice.one_of(&[None, Some(100.0)]), ..LimitConfig::default() };
+    let default_client = ClientConfig { limits, ..ClientConfig::default() };
+    let named = [("a", heavy), ("b", narrow), ("c", kept)].map(|(name, client)| (name.to_owned(), client));
+    Config { clients: named.into(), default_client, ..Config::default() }
+}
+
 async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon_ms: u64) -> Tally {
     let env = orchestrator.env().clone();
     let mut tally = Tally::default();
@@ -104,7 +118,8 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         ..TaskRequest::completion(format!("prompt {number}")).max_tokens(1 + dice.below(30) as u32)
     };
     let priority = dice.one_of(&Priority::ALL);
-    let submitted = match orchestrator.submit(request.priority(priority)).await {
+    let request = request.priority(priority).client(support::client(["a", "b", "c", "d"][dice.below(4) as usize]));
+    let submitted = match orchestrator.submit(request).await {
         Ok(submitted) => submitted,
         Err(error) => {
             assert!(error.retry_after_ms.is_some(), "a refusal says when to come back: {error}");
@@ -149,7 +164,7 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
         let mut dice = Dice(fastrand::Rng::with_seed(seed));
         let env = Env::simulated(seed);
         let pools = (0..1 + dice.below(2)).map(|index| world(&mut dice, ["a", "b"][index as usize])).collect();
-        let World { orchestrator, stats } = start(env.clone(), pools).await;
+        let World { orchestrator, stats } = start_with(env.clone(), clients(&mut dice), pools).await;
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
             .map(|number| tokio::spawn(client(orchestrator.clone(), number, Dice(dice.0.fork()), 2_000)))
@@ -163,6 +178,7 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
             tally += one;
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(orchestrator.pools().iter().all(|pool| pool.unsettled == 0), "every charge is settled");
         assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
         for replica in stats.iter().flatten() {
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);

@@ -46,9 +46,8 @@ async fn a_batch_backlog_of_a_hundred_thousand_delays_an_interactive_task_by_no_
     while readers.join_next().await.is_some() {}
     let depth = orchestrator.pools()[0].queue_depth[1];
     assert!(depth > 50_000, "the backlog is still there: {depth}");
-    drop(task);
     for (class, cost) in &sent {
-        cost_max[class.index()] = *cost.max(&mut cost_max[class.index()]);
+        cost_max[class.index()] = cost_max[class.index()].max(*cost);
     }
 
     // Interactive tasks that wait, in the order of the trace; each with the batch cost dispatched since the last

@@ -156,6 +156,24 @@ const FILES: &[(&str, &[&str])] = &[
     ("pools:\n  - {id: a, engine: llamacpp, model: m, command: [x]}\n", &["{port}"]),
     ("pools:\n  - {id: a, engine: llamacpp, model: m, url: 'ftp://x'}\n", &["http://host:port"]),
     ("pools:\n  - id: a\n   engine: sim\n", &[":"]),
+    ("pools:\n  - {id: a, engine: sim, model: m}\nclients: {x: {weigth: 2}}\n", &["did you mean \"weight\"?"]),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m}\nclients: {x: {weight: 0}}\n",
+        &["clients.x.weight", "from 1 to 1000000"],
+    ),
+    ("pools:\n  - {id: a, engine: sim, model: m}\nclients: {x: {pools: [b]}}\n", &["clients.x.pools[0]", "there is a"]),
+    ("pools:\n  - {id: a, engine: sim, model: m}\nclients: {'x y': {}}\n", &["clients.x y"]),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m}\ndefault_client: {limits: {tokens_per_s: -1}}\n",
+        &["default_client.limits.tokens_per_s"],
+    ),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m}\ndefault_client: {limits: {requests_burst: 3}}\n",
+        &["set requests_per_s too"],
+    ),
+    ("pools:\n  - {id: a, engine: sim, model: m, queue: {order: lifo}}\n", &["lifo", "strict"]),
+    ("pools:\n  - {id: a, engine: sim, model: m, queue: {weights: {batch: 0}}}\n", &["pools[0].queue.weights.batch"]),
+    ("pools:\n  - {id: a, engine: sim, model: m, cost: {output: 0}}\n", &["pools[0].cost.output"]),
     ("pools:\n  - {id: a, engine: sim, model: m, timeouts: {idle_ms: 0}}\n", &["pools[0].timeouts.idle_ms"]),
 ];
 

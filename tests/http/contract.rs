@@ -137,6 +137,42 @@ fn pools_replica_sets_and_sessions_are_seen() {
     assert_eq!(events[0].2["pool_id"], "b");
 }
 
+#[test]
+fn a_task_explains_why_it_waits_and_a_refused_one_what_refused_it() {
+    let config = "pools:\n  - {id: a, engine: sim, model: m, queue: {capacity: 2}, sim: {token_us: 20000}}\n\
+                  clients: {bound: {quotas: {queued: 0}}, barred: {pools: []}}\n";
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain.yaml");
+    std::fs::write(&path, config).unwrap();
+    let service = crate::support::Service::start(&["--config", path.to_str().unwrap()]);
+    let task = |id: &str| format!("{{\"task_id\":\"{id}\",\"prompt\":\"x\",\"max_tokens\":2000}}");
+    assert_eq!(post(service.port, &task("first")).0, 202);
+    let runs = || get(service.port, "/v1/tasks/first").1["phase"] == "running";
+    while !runs() {}
+    for id in ["second", "third"] {
+        assert_eq!(post(service.port, &task(id)).0, 202);
+    }
+    let (status, explained) = get(service.port, "/v1/tasks/third/explain");
+    assert_eq!((status, explained["why"].as_str()), (200, Some("1 tasks of client anonymous are before it")));
+    let standing = &explained["standing"];
+    assert_eq!((standing["lane_ahead"].as_u64(), standing["client_running"].as_u64()), (Some(1), Some(1)));
+    assert!(explained["predicted_start_ms"].is_u64(), "{explained}");
+    assert_eq!(explained["pools"][0]["replicas"][0]["fit"], "no_free_slot");
+    assert_eq!(explained["pools"][0]["why_not"], "its queue is full");
+    assert_eq!(post(service.port, &task("fourth")).0, 429);
+    let (status, explained) = get(service.port, "/v1/tasks/fourth/explain");
+    assert_eq!((status, explained["refusal"]["policy"].as_str()), (200, Some("reject")));
+    for (client, status, policy) in [("bound", 429, "quota"), ("barred", 403, "allowed-pools")] {
+        let (found, _, body) =
+            exchange(service.port, "POST", "/v1/tasks", &[("x-client-id", client)], task("other").as_bytes());
+        assert_eq!((found, json(&body)["policy"].as_str()), (status, Some(policy)), "{body}");
+    }
+    assert_eq!(get(service.port, "/v1/tasks/nobody/explain").0, 404);
+    let metrics = exchange(service.port, "GET", "/metrics", &[], b"").2;
+    for series in ["policy=\"quota\"} 1", "policy=\"allowed-pools\"} 1", "policy=\"reject\"} 1"] {
+        assert!(metrics.contains(series), "{series} in {metrics}");
+    }
+}
+
 /// Name, type and labels of the contract (ORCH-3028). Beside these there may be more.
 const METRICS: &[(&str, &str, &[&str])] = &[
     ("tasks_enqueued", "counter", &["engine", "engine_version", "pool_id", "replica_id", "priority"]),
