@@ -1,5 +1,5 @@
 //! The order of a pool's queue against a naive model, and its bounds F1 to F13 with what was measured beside each.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::needless_range_loop)]
 
 #[path = "order/bounds.rs"]
 mod bounds;

@@ -382,6 +382,7 @@ mod tests {
         accounts.lift(slot, Priority::Batch, None);
         accounts.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(210, 2)));
+        assert_eq!(accounts.unsettled(), [TaskSeq(1)]);
         accounts.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(24, 2)));
         assert_eq!(accounts.tag(Priority::Batch), 24 * 9, "nine times the tag of an interactive token");

@@ -181,7 +181,7 @@ fn f2_what_is_delivered_to_backlogged_clients_differs_by_a_bound_though_lengths_
         let mut lab = Lab::new(seed, clients, &[1, 1, 2, 4], Lab::endless());
         let mut pool = Pool { slots, now: 0.0, running: Vec::new(), delivered: vec![0.0; clients] };
         // A client can be served no more than it sends: the queue is kept longer than the pool is wide.
-        (0..clients).for_each(|number| (0..2 * slots + 2).for_each(|_| drop(lab.send(number, Batch, false))));
+        (0..clients).for_each(|number| (0..2 * slots + 2).for_each(|_| _ = lab.send(number, Batch, false)));
         let mut ranges = vec![vec![Range::default(); clients]; clients];
         pool.fill(&mut lab);
         for _ in 0..5_000 {
@@ -210,7 +210,7 @@ fn f3_a_backlogged_client_falls_behind_nobody_who_comes_and_goes() {
         let clients = 4;
         let mut lab = Lab::new(1_000 + seed, clients, &[1, 1, 2, 4], Lab::endless());
         let mut pool = Pool { slots, now: 0.0, running: Vec::new(), delivered: vec![0.0; clients] };
-        (0..2 * slots + 2).for_each(|_| drop(lab.send(0, Batch, false)));
+        (0..2 * slots + 2).for_each(|_| _ = lab.send(0, Batch, false));
         let mut ranges = vec![Range::default(); clients];
         let mut awake = vec![true; clients];
         for step in 0..5_000 {
@@ -247,7 +247,7 @@ fn f4_and_f5_classes_share_by_weight_and_batch_delays_interactive_by_a_bound() {
     let (mut worst_share, mut worst_between, mut share): (f64, f64, f64) = (0.0, 0.0, 0.0);
     for seed in 0..30 {
         let mut lab = Lab::new(2_000 + seed, 4, &[1], Lab::endless());
-        (0..4).for_each(|number| (0..2).for_each(|_| drop(lab.send(number, class_of(number), true))));
+        (0..4).for_each(|number| (0..2).for_each(|_| _ = lab.send(number, class_of(number), true)));
         let (mut served, mut range, mut between) = ([0.0; 2], Range::default(), 0.0);
         let cost_max = |lab: &Lab, class| {
             (0..4).filter(|number| class_of(*number) == class).map(|number| lab.cost_max(number)).fold(0.0, f64::max)
@@ -289,7 +289,7 @@ fn f6_the_head_of_a_new_client_waits_for_each_of_the_others_once() {
     for seed in 0..400 {
         let clients = 1 + (seed % 20) as usize;
         let mut lab = Lab::new(3_000 + seed, clients + 1, &[1], Lab::endless());
-        (0..clients).for_each(|number| (0..60).for_each(|_| drop(lab.send(number, Batch, true))));
+        (0..clients).for_each(|number| (0..60).for_each(|_| _ = lab.send(number, Batch, true)));
         for _ in 0..lab.dice.usize(..20 * clients) {
             let (seq, item) = lab.dispatch().unwrap();
             lab.end(seq, item, false);
@@ -351,7 +351,7 @@ fn f13_after_a_storm_of_cancels_each_has_paid_exactly_for_what_was_computed() {
         let mut lab = Lab::new(seed, 4, &[1, 2, 5], Lab::endless());
         let class = |number: usize| class_of(number);
         // Everybody has a backlog throughout, so nobody is ever lifted: time is what was paid, and nothing else.
-        (0..4).for_each(|number| (0..300).for_each(|_| drop(lab.send(number, class(number), false))));
+        (0..4).for_each(|number| (0..300).for_each(|_| _ = lab.send(number, class(number), false)));
         let mut out: Vec<(TaskSeq, Item)> = Vec::new();
         let (mut paid, mut of_class) = ([0; 4], [0_i128; 2]);
         let class_weights = lab.accounts.class_weights();
