@@ -414,9 +414,17 @@ mod tests {
         }
         assert_eq!(accounts.clients(), IDLE_CLIENTS_MAX + 1);
         assert_eq!(accounts.slot(&client("busy")), Some(busy), "never one that has a task");
-        assert!(
-            accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some(),
-            "the oldest goes"
-        );
+        assert!(accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some());
+        // One that comes and goes makes nobody else be forgotten.
+        let mut few = Accounts::new(CostWeights::default(), [9, 1]);
+        for number in 0..100 {
+            let slot = enter(&mut few, &format!("c{number}"), 1);
+            few.leave(slot);
+        }
+        for _ in 0..2 * IDLE_CLIENTS_MAX {
+            let slot = enter(&mut few, "c0", 1);
+            few.leave(slot);
+        }
+        assert_eq!(few.clients(), 100);
     }
 }
