@@ -117,6 +117,10 @@ impl Actor for QueueActor {
         // Whoever lends has looked just now: to call it again would go on for ever, where its slots are of no use.
         let calls = !matches!(message, QueueMsg::Lend { .. });
         let mut books = pool.books.lock();
+        if state.generation != pool.queue_generation.load(SeqCst) {
+            // Killed, and a newer queue has the books already. What this message says is found in the ledger, or said again.
+            return Ok(());
+        }
         settle(state, &mut books);
         match message {
             QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
@@ -270,12 +274,15 @@ fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
 }
 
 fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
-    if record.phase() == Phase::Queued {
-        state.note_deadline(&record);
-        state.queue.put_back(books, record.arrival(), record.clone());
-    } else {
+    match record.phase() {
+        Phase::Queued => {
+            state.note_deadline(&record);
+            state.queue.put_back(books, record.arrival(), record.clone());
+        }
         // Sealed while it came back, when it was no longer out: nobody else tells the accounts.
-        state.queue.settle(books, record.seq, Served::Nothing);
+        Phase::Terminal => drop(state.queue.settle(books, record.seq, Served::Nothing)),
+        // Taken from the ledger meanwhile, and sent out again: what is charged is for that.
+        Phase::Submitted | Phase::Assigned | Phase::Running => {}
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod admission;
 mod chain;
+mod class;
 pub mod cost;
 pub mod error;
 pub mod fairness;

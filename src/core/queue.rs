@@ -10,10 +10,10 @@
 use slab::Slab;
 
 use crate::core::chain::{EMPTY, Lane, Links, List, NIL, Node, link, unlink};
-use crate::core::fairness::{Accounts, Charge, Served, Size, Virtual};
+use crate::core::class::{Class, Turn};
+use crate::core::fairness::{Accounts, Charge, Served, Size};
 use crate::core::full::{Bounds, Length, Longest};
 use crate::core::hash::SeqMap;
-use crate::core::heap::{Entry, SlotHeap};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::session_gate::Gate;
 use crate::core::task::Priority;
@@ -54,38 +54,6 @@ pub enum Enqueued<T> {
     },
     /// An entry with this number waits already; nothing changed.
     Duplicate,
-}
-
-/// A client among those with somebody to dispatch: the least virtual time first, then the first by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Turn {
-    pub(super) time: Virtual,
-    pub(super) rank: u64,
-    pub(super) slot: u32,
-}
-
-impl Entry for Turn {
-    fn slot(&self) -> u32 {
-        self.slot
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Class {
-    /// Clients with somebody to dispatch, the least virtual time first.
-    pub(super) turns: SlotHeap<Turn>,
-    /// Clients with a task here, the longest queue first. Kept only where the policy asks.
-    pub(super) longest: SlotHeap<Longest>,
-    /// Tasks of all lanes, those in the gate included.
-    pub(super) count: u32,
-    /// Sum of the weights of the clients with a task here.
-    pub(super) weights: u64,
-}
-
-impl Class {
-    fn new() -> Self {
-        Class { turns: SlotHeap::default(), longest: SlotHeap::default(), count: 0, weights: 0 }
-    }
 }
 
 /// The waiting tasks of one pool. `T` is what the caller wants back.

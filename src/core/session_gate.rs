@@ -159,7 +159,8 @@ impl<T> Queue<T> {
         self.update_turn(accounts, slot, class);
     }
 
-    /// The task that this one comes before in this lane, or [`NIL`] at its end: lanes are always in the order of numbers.
+    /// The task that this one comes before in this lane, or [`NIL`] at its end. Lanes are in the order of arrival, which is that of
+    /// the numbers but for tasks that were submitted in the same moment on several threads.
     pub(super) fn place(&self, lane: List, seq: TaskSeq) -> u32 {
         if lane.tail != NIL && self.nodes[lane.tail as usize].seq < seq {
             return NIL; // The usual case of a queue that is filled again in order.

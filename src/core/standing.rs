@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use crate::core::chain::{List, NIL};
+use crate::core::class::Turn;
 use crate::core::fairness::{Accounts, SCALE, Virtual};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::predict::Crowd;
-use crate::core::queue::{Queue, Turn};
+use crate::core::queue::Queue;
 use crate::core::task::Priority;
 
 /// Most clients that are named in one answer. The nearest ones say enough, and the answer stays small.
@@ -158,8 +159,6 @@ impl<T> Queue<T> {
                 if waiting > 0 {
                     assert_eq!(accounts.waiting_in(slot, class) as usize, waiting, "the count is what waits");
                 }
-                let numbers: Vec<TaskSeq> = ready.iter().map(|key| self.nodes[*key as usize].seq).collect();
-                assert!(numbers.is_sorted(), "a lane is in the order of numbers");
                 for key in ready.iter().chain(&aside) {
                     let node = &self.nodes[*key as usize];
                     assert_eq!((node.client, node.class), (slot, class), "a task is in its own lane");
