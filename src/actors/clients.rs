@@ -19,6 +19,9 @@ use crate::core::units::{Timestamp, Tokens};
 /// has no task is forgotten, and starts afresh.
 const STRANGERS_MAX: usize = 65_536;
 
+/// Clients that are looked at for each new one beyond the bound.
+const LOOKS: usize = 3;
+
 /// What a client may do.
 #[derive(Debug)]
 pub(crate) struct Policy {
@@ -174,17 +177,19 @@ impl Strangers {
             self.by_use.remove(&std::mem::replace(used, turn));
             return shared.clone();
         }
-        if self.known.len() >= STRANGERS_MAX {
-            // One with a task stays known, and is looked at again when all others have been.
-            if let Some((_, oldest)) = self.by_use.pop_first() {
-                let idle = self.known.get(&oldest).is_some_and(|(_, shared)| Arc::strong_count(shared) == 1);
-                if idle {
-                    self.known.remove(&oldest);
-                } else if let Some((used, _)) = self.known.get_mut(&oldest) {
-                    *used = self.next_turn;
-                    self.by_use.insert(self.next_turn, oldest);
-                    self.next_turn += 1;
-                }
+        // Several are looked at for each that comes: one with a task stays, and must not make the table grow for good.
+        for _ in 0..LOOKS {
+            if self.known.len() < STRANGERS_MAX {
+                break;
+            }
+            let Some((_, oldest)) = self.by_use.pop_first() else { break };
+            let idle = self.known.get(&oldest).is_some_and(|(_, shared)| Arc::strong_count(shared) == 1);
+            if idle {
+                self.known.remove(&oldest);
+            } else if let Some((used, _)) = self.known.get_mut(&oldest) {
+                *used = self.next_turn;
+                self.by_use.insert(self.next_turn, oldest);
+                self.next_turn += 1;
             }
         }
         let shared = ClientShared::new(policy.clone());

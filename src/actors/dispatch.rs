@@ -28,7 +28,9 @@ pub(super) fn dispatch(state: &mut QueueState, books: &mut Accounts) {
 /// Sends tasks for slots of a sibling, which hears in any case how many of them were of no use.
 pub(super) fn on_lend(state: &mut QueueState, books: &mut Accounts, lender: &Arc<PoolShared>, slots: u32) {
     dispatch(state, books); // Our own slots come first.
-    let batch = take(state, books, lender, slots);
+    // The lender's engine may have become another one since.
+    let slots_of_use = if state.pool.is_same_set(lender) { slots } else { 0 };
+    let batch = take(state, books, lender, slots_of_use);
     state.publish(books); // Before the answer: the lender looks at it when it hears.
     state.pool.env.fault_point("queue");
     let lent = Some(Lent { by: state.pool.position, slots });

@@ -18,6 +18,7 @@ use crate::actors::record::TaskRecord;
 use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
+use crate::core::lifecycle::Intent;
 use crate::core::seed::effective_seed;
 use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
@@ -164,6 +165,9 @@ fn settle(record: &TaskRecord, sealed: &SealedTask) {
     let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
     let Some(pool) = sealed.pool.as_ref().filter(|_| is_out) else { return };
     pool.settlements.lock().push_back((record.seq, sealed.served));
+    if pool.intent() != Intent::Serve {
+        pool.nudge_manager(); // A sibling may have run it: the drain may be complete.
+    }
     // Others learn from the next message; but one that waits for its conversation may be all that is there.
     if record.session().is_some() {
         pool.queue.cast(QueueMsg::Settle); // Lost: a new queue settles first of all.

@@ -151,7 +151,7 @@ fn on_look_around(state: &mut PoolManagerState) {
 fn offer(state: &mut PoolManagerState) {
     measure(state);
     loop {
-        let free = state.pool.slots_free();
+        let free = state.unlent();
         let slots = free.saturating_sub(state.offered);
         let wanted = state.pool.depth_total() > 0 || state.offered <= free / 2;
         // Undelivered: the next queue announces itself, and everything is offered to it.
@@ -162,7 +162,7 @@ fn offer(state: &mut PoolManagerState) {
         if state.pool.publish_offered(state.offered) || !sent && slots > 0 {
             return;
         }
-        if state.pool.slots_free() == 0 {
+        if state.unlent() == 0 {
             return; // Nothing on offer is known now: the lease that frees the next slot nudges.
         }
     }
@@ -176,7 +176,7 @@ fn lend(state: &mut PoolManagerState) {
     if state.pool.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
         return;
     }
-    let mut spare = state.pool.slots_free().saturating_sub(state.lent.values().sum());
+    let mut spare = state.unlent();
     for sibling in state.pool.clone().siblings() {
         let slots = spare.min(sibling.wanted.load(Relaxed));
         if slots == 0 || state.lent.contains_key(&sibling.position) || state.content.contains(&sibling.position) {
@@ -192,6 +192,13 @@ fn lend(state: &mut PoolManagerState) {
             state.lent.insert(sibling.position, slots);
             spare -= slots;
         }
+    }
+}
+
+impl PoolManagerState {
+    /// Free slots that no sibling has been lent.
+    fn unlent(&self) -> u32 {
+        self.pool.slots_free().saturating_sub(self.lent.values().sum())
     }
 }
 
@@ -212,7 +219,9 @@ fn publish_rate(state: &PoolManagerState) {
 /// Tells the supervisor once when a draining pool has nothing left to do.
 fn report_drained(state: &mut PoolManagerState) {
     let pool = &state.pool;
-    let idle = pool.intent() == Intent::Drain && pool.depth_total() == 0 && pool.slots_used() == 0;
+    // What a sibling runs for this pool's queue, or is on its way, is not settled yet.
+    let empty = pool.depth_total() == 0 && pool.slots_used() == 0;
+    let idle = pool.intent() == Intent::Drain && empty && pool.unsettled() == 0;
     if idle && !state.drained {
         state.drained = pool.supervisor.cast(PoolSupervisorMsg::Drained);
     }

@@ -176,7 +176,7 @@ impl Supervisor for PoolSupervisorState {
                 // What came back between its look at the ledger and its address is found by a second look.
                 actor.cast(QueueMsg::Refill).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 pool.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
-                for sibling in pool.siblings() {
+                for sibling in pool.relatives() {
                     sibling.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
                 }
                 Ok(actor.get_cell())

@@ -65,8 +65,8 @@ pub(crate) enum QueueMsg {
     /// The pool has stopped, or every breaker is open.
     PoolOut,
     // ---- from itself
-    /// A waiting task's deadline may have passed.
-    DeadlineDue,
+    /// The deadline of a waiting task has passed, which was the earliest at some time.
+    DeadlineDue { at: Timestamp },
 }
 
 /// The actor.
@@ -122,6 +122,7 @@ impl Actor for QueueActor {
             return Ok(());
         }
         settle(state, &mut books);
+        let wanted_before = pool.wanted.load(Relaxed);
         match message {
             QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
             QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
@@ -137,7 +138,7 @@ impl Actor for QueueActor {
             QueueMsg::ManagerReplaced => state.credit = 0,
             QueueMsg::Refill => on_refill(state, &mut books),
             QueueMsg::PoolOut => {}
-            QueueMsg::DeadlineDue => on_deadline_due(state, &mut books),
+            QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut books, at),
         }
         if state.pool.is_out() {
             turn_everybody_out(state, &mut books);
@@ -151,6 +152,12 @@ impl Actor for QueueActor {
         drop(books);
         if calls {
             call_siblings(state);
+        }
+        let idles =
+            wanted_before > 0 && pool.wanted.load(Relaxed) == 0 && state.credit > 0 && pool.is_wanted_by_siblings();
+        let drains = state.queue.is_empty() && pool.intent() != Intent::Serve;
+        if idles || drains {
+            pool.nudge_manager(); // It may lend what is of no use here; or the drain may be complete.
         }
         Ok(())
     }
@@ -268,9 +275,6 @@ fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
     if let Some(record) = state.queue.cancel(books, seq) {
         state.forget_deadline(&record);
     }
-    if state.queue.is_empty() && state.pool.intent() != Intent::Serve {
-        state.pool.nudge_manager(); // The drain may be complete.
-    }
 }
 
 fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
@@ -301,6 +305,7 @@ fn on_refill(state: &mut QueueState, books: &mut Accounts) {
             Phase::Submitted | Phase::Terminal => {}
         }
     }
+    settle(state, books); // What ended during the scan.
     // What is charged and not out came back to nobody: the message died with the last queue.
     for seq in books.unsettled() {
         if !out.contains(&seq) {
@@ -326,8 +331,11 @@ fn out(state: &QueueState) -> TaskError {
 }
 
 /// Ends the waiting tasks whose deadlines have passed.
-fn on_deadline_due(state: &mut QueueState, books: &mut Accounts) {
-    state.armed = None;
+fn on_deadline_due(state: &mut QueueState, books: &mut Accounts, at: Timestamp) {
+    // A timer that an earlier deadline has overtaken arms no other: there is one that counts.
+    if state.armed == Some(at) {
+        state.armed = None;
+    }
     let now = state.pool.env.now();
     while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
         state.deadlines.pop_first();
@@ -341,7 +349,7 @@ fn arm(state: &mut QueueState, myself: &ActorRef<QueueMsg>) {
     let Some((earliest, _)) = state.deadlines.first().copied() else { return };
     if state.armed.is_none_or(|armed| earliest < armed) {
         state.armed = Some(earliest);
-        myself.send_after(earliest.since(state.pool.env.now()), || QueueMsg::DeadlineDue);
+        myself.send_after(earliest.since(state.pool.env.now()), move || QueueMsg::DeadlineDue { at: earliest });
     }
 }
 

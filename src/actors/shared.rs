@@ -237,8 +237,17 @@ impl PoolShared {
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
     pub(crate) fn siblings(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
-        let others = self.siblings.get().into_iter().flatten().filter_map(Weak::upgrade);
-        others.filter(|other| self.is_same_set(other))
+        self.relatives().filter(|other| self.is_same_set(other))
+    }
+
+    /// Every pool that the configuration makes one set with this one.
+    pub(crate) fn relatives(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        self.siblings.get().into_iter().flatten().filter_map(Weak::upgrade)
+    }
+
+    /// Whether tasks wait in a sibling's queue that could use a slot.
+    pub(crate) fn is_wanted_by_siblings(&self) -> bool {
+        self.relatives().any(|other| other.wanted.load(Relaxed) > 0)
     }
 
     /// Whether the other pool gives the same tokens.
@@ -303,7 +312,7 @@ impl PoolShared {
     /// from the next task anyway.
     pub(crate) fn nudge_manager_if_starving(&self) {
         fence(SeqCst);
-        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve {
+        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_siblings() {
             self.nudge_manager();
         }
     }

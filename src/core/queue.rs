@@ -224,7 +224,10 @@ impl<T> Queue<T> {
         for class in Priority::ALL {
             if self.lane(slot, class).held {
                 self.lane_mut(slot, class).held = false;
-                self.set_turn(accounts, slot, class);
+                // What was held may have been cancelled since, and the rest stand aside.
+                if self.lane(slot, class).ready.head != NIL {
+                    self.set_turn(accounts, slot, class);
+                }
             }
         }
     }
