@@ -117,3 +117,28 @@ async fn a_set_that_is_full_and_a_pool_that_is_full_are_told_apart() {
         assert!(error.retry_after_ms.is_some_and(|wait| wait > 0));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_slot_idles_beside_a_backlog_anywhere_in_the_set() {
+    let World { orchestrator, .. } = start(Env::simulated(2), two(1_000)).await;
+    orchestrator.until_ready().await;
+    let mut dice = fastrand::Rng::with_seed(11);
+    let (mut looks, mut backlogs) = (0, 0);
+    for step in 0..3_000 {
+        if dice.u32(..4) == 0 {
+            for index in 0..dice.u32(..6) {
+                let _ = orchestrator.submit(request(&format!("t{step}-{index}"), dice.u32(1..60))).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_micros(dice.u64(1_100..9_000))).await;
+        // Virtual time has moved on, so every message of the last step has been handled.
+        let pools = orchestrator.pools();
+        let waiting: u32 = pools.iter().flat_map(|pool| pool.queue_depth).sum();
+        let free: u32 = pools.iter().map(|pool| pool.slots_total - pool.slots_used).sum();
+        assert!(waiting == 0 || free == 0, "step {step}: {waiting} wait beside {free} free slots");
+        (looks, backlogs) = (looks + 1, backlogs + u32::from(waiting > 0));
+    }
+    println!("a backlog at {backlogs} of {looks} looks, and never beside a free slot");
+    assert!(backlogs > 300, "{backlogs}");
+    until_idle(&orchestrator).await;
+}
