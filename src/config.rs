@@ -195,16 +195,8 @@ impl PoolConfig {
 
     /// Whether the configuration makes the two pools one replica set, as far as it can know (ORCH-3007).
     pub fn is_sibling_of(&self, other: &PoolConfig) -> bool {
-        let identity = |pool: &PoolConfig| {
-            (
-                pool.engine.clone(),
-                pool.model.clone(),
-                pool.quant.clone(),
-                pool.ctx,
-                pool.sampler_profile_version.clone(),
-            )
-        };
-        identity(self) == identity(other)
+        (&self.engine, &self.model, &self.quant, self.ctx, &self.sampler_profile_version)
+            == (&other.engine, &other.model, &other.quant, other.ctx, &other.sampler_profile_version)
     }
 
     /// The devices that the pool may use (ORCH-3011).

@@ -220,7 +220,7 @@ impl Orchestrator {
 
     /// Pools grouped by identity, in the order of their first pool.
     pub fn replica_sets(&self) -> Vec<ReplicaSetView> {
-        let mut sets: Vec<ReplicaSetView> = Vec::new();
+        let mut sets: Vec<(&PoolShared, ReplicaSetView)> = Vec::new();
         for pool in &self.shared().pools {
             let ready: Vec<&ReplicaShared> =
                 pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
@@ -236,23 +236,15 @@ impl Orchestrator {
                 slots_free: ready.iter().map(|replica| replica.slots.free()).sum(),
                 pools: vec![pool.id.clone()],
             };
-            match sets.iter_mut().find(|known| known.identity() == set.identity()) {
-                None => sets.push(set),
-                Some(known) => {
+            match sets.iter_mut().find(|(first, _)| first.is_in_set_with(pool)) {
+                None => sets.push((pool, set)),
+                Some((_, known)) => {
                     known.replicas_ready += set.replicas_ready;
                     known.slots_free += set.slots_free;
                     known.pools.extend(set.pools);
                 }
             }
         }
-        sets
-    }
-}
-
-impl ReplicaSetView {
-    /// What must be equal in one set.
-    fn identity(&self) -> (&str, &str, &str, u32, Option<&str>, &str) {
-        let version = self.engine_version.as_deref();
-        (&self.engine, &self.model, &self.quant, self.ctx, version, &self.sampler_profile_version)
+        sets.into_iter().map(|(_, set)| set).collect()
     }
 }

@@ -51,10 +51,11 @@ impl Policy {
     }
 }
 
-/// One client.
+/// One client. What it uses is counted only where something limits it: only then a record has a
+/// [`Claim`](super::claim::Claim).
 pub(crate) struct ClientShared {
     pub(crate) policy: Arc<Policy>,
-    /// A short lock, taken when a task of this client comes, starts or ends; never for a client without limits.
+    /// A short lock, taken when a task of this client comes, starts or ends.
     state: Mutex<State>,
 }
 
@@ -72,17 +73,11 @@ impl ClientShared {
 
     /// Takes a new task in, to wait.
     pub(crate) fn admit(&self, now: Timestamp, take: Take) -> Result<(), Exceeded> {
-        match self.policy.is_unlimited() {
-            true => Ok(()),
-            false => self.state.lock().usage.admit(&self.policy.limits, &self.policy.quotas, now, take),
-        }
+        self.state.lock().usage.admit(&self.policy.limits, &self.policy.quotas, now, take)
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
     pub(crate) fn start(&self, take: Take, pool: &Arc<PoolShared>) -> bool {
-        if self.policy.is_unlimited() {
-            return true;
-        }
         let mut state = self.state.lock();
         let starts = state.usage.start(&self.policy.quotas, take);
         if !starts && !state.held_in.iter().any(|held| Arc::ptr_eq(held, pool)) {
@@ -113,9 +108,6 @@ impl ClientShared {
 
     /// Changes what is used; with `released`, tells the pools that passed this client over.
     fn change(&self, change: impl FnOnce(&mut Usage), released: Option<&ClientId>) {
-        if self.policy.is_unlimited() {
-            return;
-        }
         let mut state = self.state.lock();
         change(&mut state.usage);
         let Some(client) = released else { return };

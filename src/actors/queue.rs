@@ -199,7 +199,7 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
         return;
     }
     match state.queue.enqueue(books, arrival, record.clone()) {
-        Enqueued::Refused { .. } => refuse(state, books, &record, reply),
+        Enqueued::Refused { .. } => refuse(state, books, &record, ahead, reply),
         outcome => {
             if let Enqueued::Evicted { item, .. } = outcome {
                 state.forget_deadline(&item);
@@ -233,14 +233,14 @@ fn accept(
     let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
 }
 
-fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, reply: RpcReplyPort<Verdict>) {
+fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
     let pool = &state.pool;
     pool.counters.refused_full.fetch_add(1, Relaxed);
     let (client, depth) = (&record.request.client_id, state.queue.len());
     let own = books.waiting(client, record.priority());
     let text =
         format!("the queue of pool {} has no room for client {client}: {depth} tasks wait, {own} of its own", pool.id);
-    let _ = reply.send(Err(full(state, books, record, ErrorCode::AdmissionReject, text)));
+    let _ = reply.send(Err(full(state, ahead, ErrorCode::AdmissionReject, text)));
 }
 
 fn evict(state: &QueueState, books: &Accounts, victim: &TaskRecord) {
@@ -250,7 +250,8 @@ fn evict(state: &QueueState, books: &Accounts, victim: &TaskRecord) {
         FullPolicy::Reject | FullPolicy::ShedLowPriority => ErrorCode::AdmissionReject,
     };
     let text = format!("the task made room for another in the full queue of pool {}", state.pool.id);
-    let error = full(state, books, victim, code, text);
+    let ahead = ahead_of(state, books, &victim.arrival());
+    let error = full(state, ahead, code, text);
     let _ = state.runtime.ledger.seal(victim, None, Terminal::Error(error)); // Already sealed: cancelled just now.
 }
 
@@ -261,9 +262,7 @@ fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 
 }
 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
-fn full(state: &QueueState, books: &Accounts, record: &TaskRecord, code: ErrorCode, text: String) -> TaskError {
-    let arrival = record.arrival();
-    let ahead = ahead_of(state, books, &arrival);
+fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskError {
     let wait = state.pool.rate.lock().wait(ahead);
     let policy = state.pool.config.queue.full_policy.as_str();
     let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);

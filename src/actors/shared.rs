@@ -74,7 +74,7 @@ pub(crate) struct PoolShared {
     /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
     pub(crate) ctx: AtomicU32,
     /// Engine version and model digest of the replica set (ORCH-3046). Held while a worker compares and joins.
-    pub(crate) pinned: Mutex<Option<(String, String)>>,
+    pub(crate) pinned: Mutex<Option<Arc<(String, String)>>>,
     /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
     pub(crate) queue_generation: AtomicU64,
     /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a drain,
@@ -250,11 +250,16 @@ impl PoolShared {
         self.relatives().any(|other| other.wanted.load(Relaxed) > 0)
     }
 
-    /// Whether the other pool gives the same tokens.
-    pub(crate) fn is_same_set(&self, other: &PoolShared) -> bool {
-        let ours = self.pinned.lock().clone();
+    /// Whether the two pools are one replica set (ORCH-3007), by all that is known of them so far.
+    pub(crate) fn is_in_set_with(&self, other: &PoolShared) -> bool {
+        let ours = self.pinned.lock().clone(); // Never two pins locked at once.
         let same_ctx = self.ctx.load(Relaxed) == other.ctx.load(Relaxed);
-        same_ctx && self.config.is_sibling_of(&other.config) && ours.is_some() && ours == *other.pinned.lock()
+        same_ctx && self.config.is_sibling_of(&other.config) && ours == *other.pinned.lock()
+    }
+
+    /// Whether the other pool gives the same tokens: one set, and their engines have said so.
+    pub(crate) fn is_same_set(&self, other: &PoolShared) -> bool {
+        self.pinned.lock().is_some() && self.is_in_set_with(other)
     }
 
     /// Whether it has free slots and nothing of its own to run in them.
@@ -271,8 +276,9 @@ impl PoolShared {
 
     /// Tasks that are charged and have not ended.
     pub(crate) fn unsettled(&self) -> usize {
-        let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
-        self.books.lock().unsettled().into_iter().filter(|seq| !ended.contains(seq)).count()
+        let books = self.books.lock(); // Held over both: the queue takes a settlement and its charge away under it.
+        let ended = self.settlements.lock().iter().filter(|(seq, _)| books.is_charged(*seq)).count();
+        books.charged() - ended
     }
 
     /// Free slots of the replicas that are Ready.

@@ -206,7 +206,7 @@ fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaId
         model_digest: info.model_digest,
         process_id: info.process_id,
     };
-    let ours = (identity.engine_version.clone(), identity.model_digest.clone());
+    let ours = Arc::new((identity.engine_version.clone(), identity.model_digest.clone()));
     let mut pinned = state.pool.pinned.lock();
     let others = state.pool.replicas.iter().filter(|other| other.id != identity.replica);
     let alone = others.into_iter().all(|other| other.identity.lock().is_none());

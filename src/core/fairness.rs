@@ -129,11 +129,6 @@ impl Accounts {
         self.class_weights
     }
 
-    /// What tokens cost.
-    pub fn costs(&self) -> CostWeights {
-        self.costs
-    }
-
     /// Virtual time of a class.
     pub fn tag(&self, class: Priority) -> Virtual {
         self.tags[class.index()]
@@ -177,6 +172,16 @@ impl Accounts {
         }
         let slots: Vec<u32> = self.accounts.iter().map(|(slot, _)| slot as u32).collect();
         slots.into_iter().for_each(|slot| self.leave(slot)); // Each had one use too many, to be found idle here.
+    }
+
+    /// Number of tasks that were dispatched and are not settled.
+    pub fn charged(&self) -> usize {
+        self.charges.len()
+    }
+
+    /// Whether this task was dispatched and is not settled.
+    pub fn is_charged(&self, seq: TaskSeq) -> bool {
+        self.charges.contains_key(&seq)
     }
 
     /// Tasks that were dispatched and are not settled, in the order of their numbers.
@@ -298,11 +303,10 @@ impl Accounts {
     ///
     /// It joins in at the start of what was dispatched last (start-time fair queueing) and not behind that one's charge, so
     /// that beside a flood its first task is next; and no later than `least`, the least time of those who wait.
-    pub(crate) fn lift(&mut self, slot: u32, class: Priority, least: Option<Virtual>) -> Virtual {
+    pub(crate) fn lift(&mut self, slot: u32, class: Priority, least: Option<Virtual>) {
         let time = &mut self.accounts[slot as usize].time[class.index()];
         let start = self.start[class.index()];
         *time = (*time).max(least.map_or(start, |least| least.min(start)));
-        *time
     }
 
     /// What a task of this client is expected to cost.
@@ -311,25 +315,16 @@ impl Accounts {
         self.costs.cost(size.prompt, usual.min(size.output_max))
     }
 
-    /// Charges a task that is dispatched now; returns its client's new time. The task's use passes on to the charge.
-    pub(crate) fn charge(
-        &mut self,
-        seq: TaskSeq,
-        slot: u32,
-        class: Priority,
-        size: Size,
-        session: Option<SessionId>,
-    ) -> Virtual {
+    /// Charges a task that is dispatched now. The task's use of the account passes on to the charge.
+    pub(crate) fn charge(&mut self, seq: TaskSeq, slot: u32, class: Priority, size: Size, session: Option<SessionId>) {
         let (cost, index) = (self.estimate(slot, size), class.index());
         self.now = self.tags[index];
         self.tags[index] += Virtual::from(cost) * self.class_prices[index];
         let account = &mut self.accounts[slot as usize];
         self.start[index] = self.start[index].max(account.time[index]);
         account.time[index] += price(cost, account.weight);
-        let time = account.time[index];
         self.charges.insert(seq, Charge { cost, client: slot, class, has_session: session.is_some() });
         session.map(|session| self.sessions.insert(seq, session));
-        time
     }
 
     /// Replaces a task's estimated charge by what was computed for it; returns the charge and the conversation that it kept

@@ -6,7 +6,7 @@
 pub mod admission;
 mod chain;
 mod class;
-pub mod cost;
+mod cost;
 pub mod error;
 pub mod fairness;
 pub mod full;

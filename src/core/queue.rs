@@ -218,27 +218,32 @@ impl<T> Queue<T> {
         numbers
     }
 
-    /// A client that was passed over for a moment, through no fault of its own, has its turn back as it was.
-    pub fn return_turn(&mut self, accounts: &mut Accounts, client: &ClientId) {
-        let Some(slot) = accounts.slot(client) else { return };
-        for class in Priority::ALL {
-            if self.lane(slot, class).held {
-                self.lane_mut(slot, class).held = false;
-                // What was held may have been cancelled since, and the rest stand aside.
-                if self.lane(slot, class).ready.head != NIL {
-                    self.set_turn(accounts, slot, class);
-                }
-            }
-        }
+    /// A client that was passed over may run again; it joins in without credit for its absence.
+    pub fn release(&mut self, accounts: &mut Accounts, client: &ClientId) {
+        self.stop_holding(accounts, client, Self::update_turn);
     }
 
-    /// A client that was passed over may run again.
-    pub fn release(&mut self, accounts: &mut Accounts, client: &ClientId) {
+    /// A client that was passed over for a moment, through no fault of its own, has its turn back as it was.
+    pub fn return_turn(&mut self, accounts: &mut Accounts, client: &ClientId) {
+        self.stop_holding(accounts, client, |queue, accounts, slot, class| {
+            // What was held may have been cancelled since, and the rest stand aside.
+            if queue.lane(slot, class).ready.head != NIL {
+                queue.set_turn(accounts, slot, class);
+            }
+        });
+    }
+
+    fn stop_holding(
+        &mut self,
+        accounts: &mut Accounts,
+        client: &ClientId,
+        then: impl Fn(&mut Self, &mut Accounts, u32, Priority),
+    ) {
         let Some(slot) = accounts.slot(client) else { return };
         for class in Priority::ALL {
             if self.lane(slot, class).held {
                 self.lane_mut(slot, class).held = false;
-                self.update_turn(accounts, slot, class);
+                then(self, accounts, slot, class);
             }
         }
     }
@@ -362,9 +367,8 @@ impl<T> Queue<T> {
         // Its use of the account passes on to the charge.
         accounts.charge(node.seq, slot, class, node.size, session);
         self.count(accounts, slot, class, -1);
-        let lane = self.lane(slot, class);
-        if lane.ready.head == NIL || lane.held {
-            self.update_turn(accounts, slot, class);
+        if self.lane(slot, class).ready.head == NIL {
+            self.classes[class.index()].turns.remove(slot);
         } else {
             self.set_turn(accounts, slot, class);
         }
