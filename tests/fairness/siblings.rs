@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use orchestrator_core::config::{ClientConfig, DeviceRef, PoolConfig, SimConfig};
 use orchestrator_core::core::SessionId;
-use orchestrator_core::{Config, Env, ErrorCode, TaskRequest};
+use orchestrator_core::core::lifecycle::PoolState;
+use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, TokenOutput};
+use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use crate::support::{World, client, millisecond, pool, pool_id, read_whole, request, start, start_with, until_idle};
 
@@ -89,7 +92,7 @@ async fn a_conversation_runs_one_task_at_a_time_in_the_whole_set() {
     let mut starts = Vec::new();
     for stream in streams {
         let (_, end) = read_whole(stream).await;
-        let orchestrator_core::Event::End(end) = end else { panic!("{end:?}") };
+        let Event::End(end) = end else { panic!("{end:?}") };
         starts.push(end.queue_ms);
     }
     assert!(starts.windows(2).all(|pair| pair[1] >= pair[0] + 20.0), "one after the other, in order: {starts:?}");
@@ -141,4 +144,82 @@ async fn no_slot_idles_beside_a_backlog_anywhere_in_the_set() {
     println!("a backlog at {backlogs} of {looks} looks, and never beside a free slot");
     assert!(backlogs > 300, "{backlogs}");
     until_idle(&orchestrator).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_pool_waits_for_what_its_sibling_runs_for_it() {
+    let World { orchestrator, .. } = start(Env::simulated(2), two(200_000)).await;
+    orchestrator.until_pool(&pool_id("a"), |state| state.takes_tasks()).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let mut streams = Vec::new();
+    for number in 0..31 {
+        // The last is the longest by far: when it runs in b, a has nothing of its own to do for a long time.
+        let length = if number < 30 { 40 } else { 1_000 };
+        streams.push(orchestrator.submit(request(&format!("t{number}"), length)).await.unwrap().stream());
+    }
+    let of_a = orchestrator.pools()[0].enqueued[0];
+    until(|| orchestrator.pools()[1].taken_over > 0).await;
+    orchestrator.drain(&pool_id("a"));
+    let mut left_to_the_sibling = 0;
+    until(|| {
+        let drained = &orchestrator.pools()[0];
+        left_to_the_sibling += u32::from(drained.slots_used == 0 && drained.queue_depth == [0, 0]);
+        drained.state == PoolState::Stopped
+    })
+    .await;
+    let pools = orchestrator.pools();
+    assert_eq!((pools[0].unsettled, pools[0].completed), (0, of_a), "each of its tasks has come to its end");
+    until_idle(&orchestrator).await;
+    for stream in streams {
+        let (_, end) = read_whole(stream).await;
+        assert!(matches!(&end, Event::End(end) if end.finish_reason == FinishReason::Length), "{end:?}");
+    }
+    println!("for {left_to_the_sibling} ms the drain waited for nothing but the sibling");
+    assert!(left_to_the_sibling > 0, "else this shows nothing");
+}
+
+/// Looks each millisecond of virtual time until it is so; a test that waits for what never comes fails.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    for _ in 0..60_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it did not come to be within a minute");
+}
+
+/// An engine whose model has this digest; a task takes a millisecond for each token that it may have.
+struct OfDigest(&'static str);
+
+impl Engine for OfDigest {
+    async fn preload(&self) -> Result<EngineInfo, EngineError> {
+        Ok(EngineInfo::new("1", self.0))
+    }
+    async fn generate<'a>(&'a self, job: Job<'a>, _: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        tokio::time::sleep(Duration::from_millis(job.request.max_tokens.0.into())).await;
+        Ok(Finish { reason: FinishReason::Stop, tokens_in: None })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pools_whose_engines_turn_out_to_differ_lend_nothing() {
+    for (second, is_one_set) in [("sha256:1", true), ("sha256:2", false)] {
+        let [a, b] = two(1_000).try_into().unwrap();
+        let builder = Orchestrator::builder().env(Env::simulated(2));
+        let builder = builder.pool(a, |_| OfDigest("sha256:1")).pool(b, move |_| OfDigest(second));
+        let orchestrator = builder.start().await.unwrap();
+        orchestrator.until_ready().await;
+        for number in 0..40 {
+            // Every other one goes to a; those are the long ones, so b is done first.
+            let length = if number % 2 == 0 { 100 } else { 5 };
+            orchestrator.submit(request(&format!("t{number}"), length)).await.unwrap();
+        }
+        until_idle(&orchestrator).await;
+        let taken_over: Vec<u64> = orchestrator.pools().iter().map(|pool| pool.taken_over).collect();
+        println!("{second}: taken over {taken_over:?}");
+        assert_eq!(taken_over.iter().any(|taken_over| *taken_over > 3), is_one_set, "{taken_over:?}");
+        assert!(is_one_set || taken_over == [0, 0]);
+        assert_eq!(orchestrator.replica_sets().len(), if is_one_set { 1 } else { 2 });
+    }
 }
