@@ -355,6 +355,23 @@ mod tests {
         check(|r| r.parameters.repeat_penalty = Some(f32::INFINITY), Invalid, "'parameters.repeat_penalty'");
         check(|r| r.parameters.stop = vec![String::new()], Invalid, "'parameters.stop'");
         check(|r| r.parameters.stop = vec!["x".into(); 17], Invalid, "'parameters.stop'");
+        check(|r| r.parameters.stop = vec!["x".repeat(STOP_TEXT_BYTES_MAX + 1)], Invalid, "'parameters.stop'");
+        check(|r| r.parameters.temperature = Some(10.1), Invalid, "from 0 to 10");
+        check(|r| r.parameters.top_p = Some(1.1), Invalid, "above 0 to 1");
+    }
+
+    #[test]
+    fn what_is_just_inside_a_range_is_taken() {
+        let mut request = TaskRequest::completion("hello").max_tokens(8);
+        request.seed = Some(SEED_MAX);
+        request.ctx = Some(Tokens(100));
+        request.deadline = Some(Duration::from_millis(1));
+        let stop = vec!["x".repeat(STOP_TEXT_BYTES_MAX); STOP_TEXTS_MAX];
+        for (temperature, top_p) in [(0.0, 0.01), (10.0, 1.0)] {
+            let (temperature, top_p) = (Some(temperature), Some(top_p));
+            request.parameters = Sampling { temperature, top_p, stop: stop.clone(), ..Sampling::default() };
+            assert_eq!(route(&request, &[pool(&id("p"))]).map(|route| route.pool), Ok(0));
+        }
     }
 
     #[test]
@@ -401,6 +418,50 @@ mod tests {
     }
 
     #[test]
+    fn of_several_pools_that_are_out_the_one_that_comes_back_first_speaks() {
+        let (a, b) = (id("a"), id("b"));
+        let request = TaskRequest::completion("hello").max_tokens(8);
+        let out = |name, millis| PoolFacts {
+            state: PoolState::Unready,
+            next_try: Some(Duration::from_millis(millis)),
+            wait: Duration::ZERO,
+            ..pool(name)
+        };
+        for (of_a, of_b, said, by) in [(700, 100, 100, "pool b"), (100, 700, 100, "pool a"), (5, 5, 5, "pool a")] {
+            let error = route(&request, &[out(&a, of_a), out(&b, of_b)]).expect_err("both are out");
+            assert_eq!(error.retry_after_ms, Some(said));
+            assert!(error.message.contains(by), "{error}");
+        }
+        // One that may not be used says nothing of when, while another does.
+        let forbidden = PoolFacts { allowed: false, ..pool(&a) };
+        let error = route(&request, &[forbidden, out(&b, 9)]).expect_err("out");
+        assert_eq!(error.code, ErrorCode::PoolUnready);
+    }
+
+    #[test]
+    fn why_a_pool_does_not_take_a_task_is_said_in_the_order_of_what_could_be_changed() {
+        let a = id("a");
+        let request = TaskRequest { model_ref: Some("m".into()), ..TaskRequest::completion("hello").max_tokens(8) };
+        let full = PoolFacts { room: false, ..pool(&a) };
+        let out = PoolFacts { state: PoolState::Draining, ..full.clone() };
+        let small = PoolFacts { ctx: Tokens(5), ..out.clone() };
+        let forbidden = PoolFacts { allowed: false, ..small.clone() };
+        let other = PoolFacts { model: "n", ..forbidden.clone() };
+        for (facts, said) in [
+            (pool(&a), None),
+            (full, Some("its queue is full")),
+            (out, Some("pool a is draining")),
+            (small, Some("'max_tokens'")),
+            (forbidden, Some("may not use pool a")),
+            (other, Some("'model_ref'")),
+        ] {
+            let why = why_not(&request, &facts);
+            assert_eq!(why.is_some(), said.is_some(), "{why:?}");
+            assert!(said.is_none_or(|said| why.as_ref().is_some_and(|why| why.contains(said))), "{why:?}: {said:?}");
+        }
+    }
+
+    #[test]
     fn full_and_lost_replicas_are_told_apart_from_one_full_queue() {
         let (a, b) = (id("a"), id("b"));
         let request = TaskRequest::completion("hello").max_tokens(8);
@@ -412,6 +473,17 @@ mod tests {
         let error = route(&request, &[full, out]).expect_err("exhausted");
         assert_eq!((error.code, error.retry_after_ms), (ErrorCode::ReplicaExhausted, Some(30)));
         assert!(error.message.contains("a is full, b is broken"), "{error}");
+    }
+
+    #[test]
+    fn an_exhausted_set_names_only_the_pools_that_could_have_served() {
+        let (a, b, c, d) = (id("a"), id("b"), id("c"), id("d"));
+        let request = TaskRequest { engine: Some("sim".into()), ..TaskRequest::completion("hello").max_tokens(8) };
+        let full = |name| PoolFacts { room: false, ..pool(name) };
+        let forbidden = PoolFacts { allowed: false, ..full(&c) };
+        let other = PoolFacts { engine: "vllm", ..full(&d) };
+        let error = route(&request, &[full(&a), full(&b), forbidden, other]).expect_err("exhausted");
+        assert!(error.message.ends_with("no pool has room: a is full, b is full"), "{error}");
     }
 
     #[test]

@@ -129,4 +129,24 @@ mod tests {
             assert_eq!(price(cost, 7), exact, "both ways of dividing agree");
         }
     }
+
+    #[test]
+    fn the_usual_output_follows_what_comes_by_an_eighth() {
+        let mut usual = UsualOutput::default();
+        assert_eq!(usual.tokens(), None);
+        usual.record(Tokens(80));
+        assert_eq!(usual.tokens(), Some(Tokens(80)), "the first is taken as it is");
+        let mut exact = 80.0;
+        for output in [160, 160, 0, 0, 7, 1_000, 1_000, 3] {
+            usual.record(Tokens(output));
+            exact += (f64::from(output) - exact) / 8.0;
+            let mean = f64::from(usual.tokens().expect("there are samples").0);
+            assert!((mean - exact).abs() <= 1.5, "{mean} beside {exact}");
+        }
+        usual.record(Tokens(u32::MAX));
+        assert!(usual.tokens() < Some(Tokens(u32::MAX / 16)), "and nothing overflows");
+        let mut none = UsualOutput::default();
+        none.record(Tokens(0));
+        assert_eq!(none.tokens(), Some(Tokens(0)), "no output at all is known too");
+    }
 }

@@ -140,6 +140,7 @@ mod tests {
         for code in ErrorCode::ALL {
             let json = serde_json::to_string(&code).expect("serialises");
             assert_eq!(json, format!("\"{}\"", code.as_str()));
+            assert_eq!(json, format!("\"{code}\""));
         }
     }
 

@@ -377,13 +377,23 @@ mod tests {
         accounts.lift(slot, Priority::Batch, None);
         accounts.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(210, 2)));
-        assert_eq!(accounts.unsettled(), [TaskSeq(1)]);
+        assert_eq!((accounts.unsettled(), accounts.charged()), (vec![TaskSeq(1)], 1));
+        assert_eq!([1, 2].map(|seq| accounts.is_charged(TaskSeq(seq))), [true, false]);
         accounts.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
+        assert_eq!((accounts.charged(), accounts.is_charged(TaskSeq(1))), (0, false));
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(24, 2)));
         assert_eq!(accounts.tag(Priority::Batch), 24 * 9, "nine times the tag of an interactive token");
         assert_eq!(accounts.usual_output(&client("a")), Some(Tokens(7)));
         assert_eq!(accounts.estimate(slot, size(10, 100)), 24, "the next estimate has learned");
         assert_eq!(accounts.estimate(slot, size(10, 5)), 20, "and never exceeds the budget");
+    }
+
+    #[test]
+    fn class_prices_are_as_small_as_they_can_be() {
+        for (weights, prices) in [([9, 1], [1, 9]), ([6, 4], [2, 3]), ([5, 5], [1, 1]), ([7, 3], [3, 7])] {
+            let accounts = Accounts::new(CostWeights::default(), weights);
+            assert_eq!(Priority::ALL.map(|class| accounts.class_price(class)), prices, "{weights:?}");
+        }
     }
 
     #[test]
@@ -402,14 +412,27 @@ mod tests {
     #[test]
     fn what_strangers_can_make_us_remember_is_bounded() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let idle = |accounts: &Accounts| accounts.accounts.iter().filter(|(_, account)| account.uses == 0).count();
         let busy = enter(&mut accounts, "busy", 1);
         for number in 0..3 * IDLE_CLIENTS_MAX {
             let slot = enter(&mut accounts, &format!("c{number}"), 1);
             accounts.leave(slot);
         }
         assert_eq!(accounts.clients(), IDLE_CLIENTS_MAX + 1);
+        assert_eq!((accounts.idle.count, idle(&accounts)), (IDLE_CLIENTS_MAX, IDLE_CLIENTS_MAX));
         assert_eq!(accounts.slot(&client("busy")), Some(busy), "never one that has a task");
         assert!(accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some());
+        // However many are busy: one of those that are not goes, the one that just came last of all.
+        let mut few_idle = Accounts::new(CostWeights::default(), [9, 1]);
+        for number in 0..10 {
+            enter(&mut few_idle, &format!("busy{number}"), 1);
+        }
+        for number in 0..IDLE_CLIENTS_MAX + 1 {
+            let slot = enter(&mut few_idle, &format!("c{number}"), 1);
+            few_idle.leave(slot);
+        }
+        assert_eq!((idle(&few_idle), few_idle.clients()), (IDLE_CLIENTS_MAX, IDLE_CLIENTS_MAX + 10));
+        assert!(few_idle.slot(&client("c0")).is_none());
         // One that comes and goes makes nobody else be forgotten.
         let mut few = Accounts::new(CostWeights::default(), [9, 1]);
         for number in 0..100 {

@@ -577,6 +577,24 @@ mod tests {
     }
 
     #[test]
+    fn equal_clients_go_by_name_though_their_ranks_change_while_they_wait() {
+        let mut queue = queue(200, FullPolicy::DropLru);
+        // Each name stands between the last and "b": the numbers between their ranks run out, and all are ranked anew.
+        for number in 0..100 {
+            queue.add_for(&format!("a{}", "a".repeat(number)), None, number as u64, Batch);
+        }
+        queue.add_for("b", None, 100, Batch);
+        for number in 0..50 {
+            let name = format!("b{}0", "0".repeat(50 - number));
+            queue.add_for(&name, None, 200 - number as u64, Batch);
+        }
+        queue.queue.invariants(&queue.accounts);
+        assert!(queue.accounts.ranks_version() > 0);
+        let order: Vec<u64> = (0..=100).chain(151..=200).collect();
+        assert_eq!(drain(&mut queue), order);
+    }
+
+    #[test]
     fn a_client_that_was_idle_gets_no_credit_for_it() {
         let mut queue = queue(100, FullPolicy::Reject);
         for number in 0..40 {
