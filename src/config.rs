@@ -3,6 +3,7 @@
 mod check;
 mod clients;
 mod order;
+mod resume;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::core::restart::{Backoff, Excess, RestartPolicy};
 
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
 pub use order::{ClassOrder, ClassWeights, CostConfig, MemoryConfig, QueueConfig};
+pub use resume::ResumeConfig;
 
 macro_rules! section {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }) => {
@@ -146,6 +148,9 @@ pub struct PoolConfig {
     /// What happens when a worker fails.
     #[serde(default)]
     pub restart: RestartConfig,
+    /// What becomes of its tasks then.
+    #[serde(default)]
+    pub resume: ResumeConfig,
     /// The simulated engine's manners; only for `engine: sim`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sim: Option<SimConfig>,
@@ -189,6 +194,7 @@ impl PoolConfig {
             memory: MemoryConfig::default(),
             timeouts: TimeoutConfig::default(),
             restart: RestartConfig::default(),
+            resume: ResumeConfig::default(),
             sim: None,
         }
     }

@@ -52,6 +52,11 @@ pub struct PoolView {
     pub unsettled: usize,
     /// Tasks of siblings' queues that ran here because this pool was idle.
     pub taken_over: u64,
+    /// Attempts that were lost here and whose tasks ran again.
+    pub resumed: u64,
+    /// Tasks that ended because an attempt gave other tokens than the one before it. More than 0 says that the engine does
+    /// not repeat itself as it is configured.
+    pub diverged: u64,
     /// The full policy.
     pub full_policy: String,
     /// Its workers.
@@ -161,6 +166,8 @@ impl PoolView {
             unsettled: pool.unsettled(),
             evicted: counters.evicted.load(Relaxed),
             taken_over: counters.taken_over.load(Relaxed),
+            resumed: counters.resumed.load(Relaxed),
+            diverged: counters.diverged.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),
             replicas,
             latency: pool.latency_view.lock().clone(),

@@ -13,6 +13,8 @@ mod drain;
 mod panics;
 #[path = "runtime/queue_policies.rs"]
 mod queue_policies;
+#[path = "runtime/resume.rs"]
+mod resume;
 #[path = "runtime/sessions.rs"]
 mod sessions;
 #[path = "runtime/streams.rs"]

@@ -10,8 +10,10 @@ use orchestrator_core::config::{
     ClientConfig, LimitConfig, QueueConfig, QuotaConfig, RestartConfig, SimConfig, SimFaults, TimeoutConfig,
 };
 use orchestrator_core::core::full::FullPolicy;
+use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::trace::TraceKind;
 use orchestrator_core::core::wire;
+use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
 use support::{World, is_idle, pool, read_whole, start_with};
 
@@ -26,6 +28,7 @@ struct Tally {
     completed: u64,
     canceled: u64,
     resets: u64,
+    resumed: u64,
     timeouts: u64,
     evicted: u64,
     turned_out: u64,
@@ -40,6 +43,7 @@ impl std::ops::AddAssign for Tally {
         self.completed += other.completed;
         self.canceled += other.canceled;
         self.resets += other.resets;
+        self.resumed += other.resumed;
         self.timeouts += other.timeouts;
         self.evicted += other.evicted;
         self.turned_out += other.turned_out;
@@ -89,6 +93,7 @@ fn world(dice: &mut Dice, id: &str) -> orchestrator_core::config::PoolConfig {
     pool.queue = QueueConfig { capacity: dice.one_of(&[2, 8, 64]), full_policy: policy, ..QueueConfig::default() };
     pool.timeouts = TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, ..TimeoutConfig::default() };
     pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
+    pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
     pool
 }
 
@@ -112,10 +117,11 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         orchestrator.ping_supervisors(); // So that they panic too.
     }
     let session = (dice.below(3) == 0).then(|| format!("s{}", dice.below(5)));
+    let max_tokens = 1 + dice.below(30) as u32;
     let request = TaskRequest {
         task_id: Some(support::task_id(&format!("t{number}"))),
         session_id: session.map(|id| orchestrator_core::core::SessionId::parse(&id).unwrap()),
-        ..TaskRequest::completion(format!("prompt {number}")).max_tokens(1 + dice.below(30) as u32)
+        ..TaskRequest::completion(format!("prompt {number}")).max_tokens(max_tokens)
     };
     let priority = dice.one_of(&Priority::ALL);
     let request = request.priority(priority).client(support::client(["a", "b", "c", "d"][dice.below(4) as usize]));
@@ -137,12 +143,15 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         assert_eq!(orchestrator.task(&submitted.task_id).unwrap().tokens_out, at_cancel, "no token after cancel");
     }
     let (text, end) = reader.await.unwrap();
+    let task = orchestrator.task(&submitted.task_id).expect("it is remembered");
+    let whole = undisturbed(&format!("prompt {number}"), task.seed, max_tokens, "1", "tiny");
+    assert!(whole.starts_with(&text), "t{number} says {text:?} and not {whole:?}");
     match end {
         Event::End(end) if end.finish_reason == orchestrator_core::core::task::FinishReason::Canceled => {
             tally.canceled += 1
         }
         Event::End(_) => {
-            assert!(!text.is_empty());
+            assert_eq!(text, whole, "t{number} is whole");
             tally.completed += 1;
         }
         Event::Error(error) => match error.code {
@@ -190,6 +199,8 @@ fn run(seed: u64) -> (Vec<u8>, Tally) {
         assert_eq!(trace.iter().filter(|event| ends(&event.kind)).count(), submitted, "one end for each submission");
         let ended = tally.completed + tally.canceled + tally.resets + tally.timeouts + tally.evicted + tally.turned_out;
         assert_eq!(tally.accepted, ended);
+        tally.resumed = orchestrator.pools().iter().map(|pool| pool.resumed).sum();
+        assert!(orchestrator.pools().iter().all(|pool| pool.diverged == 0), "this engine repeats itself");
         tally.panics = env.panics_fired();
         tally.events = trace.len();
         (wire::encode(&trace).unwrap(), tally)
@@ -221,6 +232,7 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         all += tally;
     }
     println!("{all:?}");
-    let each_happened = [all.completed, all.canceled, all.resets, all.timeouts, all.evicted, all.refused, all.panics];
+    let each_happened =
+        [all.completed, all.canceled, all.resets, all.resumed, all.timeouts, all.evicted, all.refused, all.panics];
     assert!(only.is_some() || each_happened.iter().all(|count| *count > 50), "the faults strike: {all:?}");
 }

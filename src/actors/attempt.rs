@@ -22,14 +22,10 @@ use crate::actors::task_view::SealedTask;
 use crate::actors::worker::WorkerMsg;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::Epoch;
-use crate::core::task::{FinishReason, Terminal};
+use crate::core::task::{FinishReason, Refusal, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
-
-/// Attempts that a task without a token may have when engines are lost; then it fails, so that a task that kills engines
-/// ends. One for each of two replicas, and one for the case that the second was just restarting.
-const ATTEMPTS_MAX: u32 = 3;
 
 /// What an attempt has of its worker.
 pub(crate) struct Attempt {
@@ -47,14 +43,18 @@ enum Outcome {
     Returned(Result<Finish, EngineError>),
     /// Somebody else has sealed the log.
     SealedElsewhere,
-    /// The watchdog fired.
+    /// No token came for too long.
+    Hung(String),
+    /// The task has had its time.
     TimedOut(String),
+    /// Another token came at this index than from an earlier attempt, or none any more.
+    Diverged(u32),
 }
 
 /// Runs a task to its end.
 ///
 /// # Cancel safety
-/// Dropping it seals the log with `WORKER_RESET`, or returns a task without a token to its queue, and frees the slot.
+/// Dropping it returns the task to its queue or seals the log with `WORKER_RESET`, by the task's rule, and frees the slot.
 pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     let (record, epoch) = assignment.into_task();
     let now = attempt.pool.env.now();
@@ -81,35 +81,41 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
 /// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
 async fn drive(attempt: &Attempt, record: &TaskRecord, epoch: Epoch) -> Outcome {
     let job = Job { task_id: &record.id, request: &record.request, seed: record.seed, slot: attempt.lease.slot };
-    let mut output = LogOutput { attempt, record, epoch };
+    let mut output = LogOutput { attempt, record, epoch, diverged: None };
     let run = attempt.engine.generate(job, &mut output);
-    tokio::select! {
+    let outcome = tokio::select! {
         biased;
         // First, since it is the usual case; an engine that goes on after a seal is told so by its output.
         result = run => Outcome::Returned(result),
         () = record.until_sealed() => Outcome::SealedElsewhere,
-        text = watchdog(attempt, record) => Outcome::TimedOut(text),
+        outcome = watchdog(attempt, record) => outcome,
+    };
+    match outcome {
+        Outcome::Returned(Err(EngineError::Stopped(_))) => output.diverged.map_or(outcome, Outcome::Diverged),
+        Outcome::Returned(Ok(_)) => record.not_repeated().map_or(outcome, Outcome::Diverged),
+        other => other,
     }
 }
 
-/// Returns when the task has run for too long, or has not made progress for too long (ORCH-3016).
-async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> String {
+/// Returns when the task has run for too long, earlier attempts included, or has not made progress for too long
+/// (ORCH-3016).
+async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> Outcome {
     let (env, timeouts) = (&attempt.pool.env, &attempt.pool.config.timeouts);
     let (wall, idle) = (Duration::from_millis(timeouts.wall_ms), Duration::from_millis(timeouts.idle_ms));
-    let wall_end = env.now().after(wall);
+    let wall_end = record.first_begun_at().unwrap_or_else(|| env.now()).after(wall);
     let deadline = record.deadline().unwrap_or(Timestamp::from_micros(u64::MAX));
     loop {
         let now = env.now();
         // One timer, moved only when it fires: a token costs no timer work.
         let idle_end = record.progress_at().after(idle);
         if now >= idle_end {
-            return format!("idle timeout: no token for {idle:?}");
+            return Outcome::Hung(format!("idle timeout: no token for {idle:?}"));
         }
         if now >= wall_end {
-            return format!("wall timeout: the task ran for {wall:?}");
+            return Outcome::TimedOut(format!("wall timeout: the task ran for {wall:?}"));
         }
         if now >= deadline {
-            return "the task's own deadline has passed".to_owned();
+            return Outcome::TimedOut("the task's own deadline has passed".to_owned());
         }
         env.sleep_until(idle_end.min(wall_end).min(deadline)).await;
     }
@@ -120,6 +126,19 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
     let terminal = match outcome {
         Outcome::SealedElsewhere => return,
         Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
+        Outcome::Hung(text) => {
+            attempt.suspect(EngineError::Lost(text.clone()));
+            if attempt.runs_again(record) {
+                return attempt.give_back(record, epoch);
+            }
+            Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text))
+        }
+        Outcome::Diverged(index) => {
+            attempt.pool.counters.diverged.fetch_add(1, Relaxed);
+            let text =
+                format!("token {index} is not the one that an earlier attempt gave; the engine does not repeat itself");
+            Terminal::Error(attempt.error(ErrorCode::WorkerReset, text))
+        }
         Outcome::Returned(Ok(Finish { reason, tokens_in })) => Terminal::End { reason, tokens_in },
         // The log took no more: it is sealed already, or the budget is used up.
         Outcome::Returned(Err(EngineError::Stopped(_))) => {
@@ -129,11 +148,9 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
         }
         Outcome::Returned(Err(error)) => {
-            // First out of service, then back to the queue: else the task would be sent here again at once.
-            attempt.pool.suspect_replica(attempt.lease.replica);
-            let _ = attempt.worker.cast(WorkerMsg::EngineSuspected(error.clone())); // Gone: the engine is known lost.
-            if may_run_again(record) {
-                return return_to_queue(record.clone(), epoch);
+            attempt.suspect(error.clone());
+            if attempt.runs_again(record) {
+                return attempt.give_back(record, epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
         }
@@ -141,11 +158,6 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
     if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
         report(attempt, record, &sealed);
     }
-}
-
-/// A task without a token has cost nobody anything and shown nobody anything: it may simply be run again.
-fn may_run_again(record: &TaskRecord) -> bool {
-    record.is_untouched() && record.attempts() < ATTEMPTS_MAX
 }
 
 /// Tells the pool manager, the latency actor and the sessions actor about a task that ran to an end.
@@ -185,6 +197,27 @@ async fn confirm_stopped(attempt: &Attempt) {
 }
 
 impl Attempt {
+    /// Takes the replica out of service until its engine has been looked at. Before the task goes back to its queue: else
+    /// it would be sent here again at once.
+    fn suspect(&self, cause: EngineError) {
+        self.pool.suspect_replica(self.lease.replica);
+        let _ = self.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the engine is known lost.
+    }
+
+    /// Whether the task, having lost this attempt, has another one.
+    fn runs_again(&self, record: &TaskRecord) -> bool {
+        let (attempts, tokens) = record.progress();
+        // Its own pool's rule: this one may be a sibling that was idle.
+        let rule = |home: Arc<PoolShared>| home.config.resume.rule(&record.request);
+        record.pool().map(rule).is_some_and(|rule| rule.runs_again(attempts, tokens))
+    }
+
+    /// Sends the task back to its place in the queue.
+    fn give_back(&self, record: &Arc<TaskRecord>, epoch: Epoch) {
+        self.pool.counters.resumed.fetch_add(1, Relaxed);
+        return_to_queue(record.clone(), epoch);
+    }
+
     fn error(&self, code: ErrorCode, text: impl Into<String>) -> TaskError {
         TaskError::new(code, text).engine(&self.pool.config.engine)
     }
@@ -203,8 +236,8 @@ impl Drop for AttemptGuard<'_> {
         if !self.armed {
             return;
         }
-        if may_run_again(self.record) {
-            return return_to_queue(self.record.clone(), self.epoch);
+        if self.attempt.runs_again(self.record) {
+            return self.attempt.give_back(self.record, self.epoch);
         }
         let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");
         let wait = self.attempt.pool.expected_wait(self.record.priority(), None);
@@ -219,6 +252,8 @@ struct LogOutput<'a> {
     attempt: &'a Attempt,
     record: &'a TaskRecord,
     epoch: Epoch,
+    /// Index of the token that was not the log's.
+    diverged: Option<u32>,
 }
 
 impl TokenOutput for LogOutput<'_> {
@@ -227,7 +262,12 @@ impl TokenOutput for LogOutput<'_> {
             return Ok(());
         }
         let env = &self.attempt.pool.env;
-        let index = self.record.append(self.epoch, env.now(), text).map_err(|_| Stopped)?;
+        let index = self.record.append(self.epoch, env.now(), text).map_err(|refusal| {
+            if let Refusal::Diverged(index) = refusal {
+                self.diverged = Some(index);
+            }
+            Stopped
+        })?;
         env.trace(|| TraceKind::Token { seq: self.record.seq, index });
         Ok(())
     }

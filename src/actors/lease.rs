@@ -102,7 +102,7 @@ impl Drop for Assignment {
     }
 }
 
-/// Puts a task without a token back to its place in its queue. First the record, then the message: a queue that starts
+/// Puts a task that is to be run again back to its place in its queue. First the record, then the message: a queue that starts
 /// in between finds the task in the ledger, and one that gets both takes it once.
 pub(crate) fn return_to_queue(record: Arc<TaskRecord>, epoch: Epoch) {
     if record.give_back(epoch).is_err() {

@@ -46,7 +46,7 @@ pub(crate) enum QueueMsg {
     /// Say where a task stands.
     Explain { seq: TaskSeq, reply: RpcReplyPort<Option<Standing>> },
     // ---- the pool's own actors, its siblings' pool managers, the ledger
-    /// A task comes back without a token, for its old place.
+    /// A task comes back to be run again, for its old place.
     Return { record: Arc<TaskRecord> },
     /// So many more slots are free.
     Offer { slots: u32 },

@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::actors::claim::Claim;
-use crate::actors::event_log::{End, EventLog, EventRef, ReplicaIdentity, Started};
+use crate::actors::event_log::{End, EventLog, EventRef, Repeated, Replay, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
-use crate::actors::task_view::{SealedTask, TaskView, Timing};
+use crate::actors::task_view::{SealedTask, Timing};
 use crate::core::fairness::Served;
 use crate::core::id::{Epoch, ReplicaId, TaskId, TaskSeq};
 use crate::core::task::{FinishReason, Phase, Priority, Refusal, Step, TaskRequest, Terminal};
@@ -42,26 +42,30 @@ pub(super) struct State {
     epoch: Epoch,
     /// The queue has taken it in at some time: an end was promised.
     accepted: bool,
-    attempts: u32,
-    log: EventLog,
+    pub(super) attempts: u32,
+    pub(super) log: EventLog,
+    /// How far the newest attempt has come in the log.
+    replay: Replay,
     /// Where the task was routed to; `None` before that.
     pub(super) route: Option<Route>,
     /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
-    runs_in: Option<Arc<PoolShared>>,
+    pub(super) runs_in: Option<Arc<PoolShared>>,
     /// Its part of its client's limits; settled when the log is sealed.
     pub(super) claim: Option<Claim>,
     /// The replica that served the task's session last.
     pub(super) affinity: Option<ReplicaId>,
-    queue_position: u64,
-    predicted_start: Duration,
-    /// Begin of the newest attempt.
+    pub(super) queue_position: u64,
+    pub(super) predicted_start: Duration,
+    /// Begin of the first attempt, from which on the task may run for so long.
+    first_begun_at: Option<Timestamp>,
+    /// Begin of the attempt that gave the first token, or of the newest while there is none.
     begun_at: Option<Timestamp>,
     first_token_at: Option<Timestamp>,
     /// Begin of the newest attempt, or its newest token.
     progress_at: Timestamp,
     ended_at: Option<Timestamp>,
-    identity: Option<Arc<ReplicaIdentity>>,
-    kv_warmth: bool,
+    pub(super) identity: Option<Arc<ReplicaIdentity>>,
+    pub(super) kv_warmth: bool,
     /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
     reader_waits: bool,
     /// The place at the intake gate; given back when the log is sealed.
@@ -83,12 +87,14 @@ impl TaskRecord {
             accepted: false,
             attempts: 0,
             log: EventLog::default(),
+            replay: Replay::default(),
             route: None,
             runs_in: None,
             claim: None,
             affinity: None,
             queue_position: 0,
             predicted_start: Duration::ZERO,
+            first_begun_at: None,
             begun_at: None,
             first_token_at: None,
             progress_at: now,
@@ -166,7 +172,7 @@ impl TaskRecord {
         Ok(state.epoch)
     }
 
-    /// The task comes back without a token of this epoch.
+    /// The task comes back to be run again; this epoch is over.
     pub(crate) fn give_back(&self, epoch: Epoch) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
@@ -183,7 +189,11 @@ impl TaskRecord {
         state.fence(epoch)?;
         state.step(Step::Begin)?;
         state.attempts += 1;
-        (state.begun_at, state.progress_at) = (Some(now), now);
+        (state.progress_at, state.replay) = (now, Replay::default());
+        state.first_begun_at.get_or_insert(now);
+        if state.log.tokens() == 0 {
+            state.begun_at = Some(now);
+        }
         state.kv_warmth = state.affinity.as_ref() == Some(&identity.replica);
         state.identity = Some(identity.clone());
         let started = Started {
@@ -199,18 +209,34 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// Appends a token of this epoch and returns its index.
+    /// Takes a token of this epoch and returns its index. What an earlier attempt gave is compared; what is new is
+    /// appended.
     pub(crate) fn append(&self, epoch: Epoch, now: Timestamp, text: &str) -> Result<u32, Refusal> {
-        let mut state = self.state.lock();
-        state.fence(epoch)?;
+        let mut guard = self.state.lock();
+        guard.fence(epoch)?;
+        let state = &mut *guard;
+        match state.log.repeat(&mut state.replay, text) {
+            Repeated::Same(index) => {
+                state.progress_at = now;
+                return Ok(index);
+            }
+            Repeated::Differs(index) => return Err(Refusal::Diverged(index)),
+            Repeated::New => {}
+        }
         if state.log.tokens() >= self.request.max_tokens.0 {
             return Err(Refusal::Budget(self.request.max_tokens));
         }
-        let index = state.log.append_token(text).map_err(|_| Refusal::Sealed)?;
+        let index = state.log.append_new(&mut state.replay, text).map_err(|_| Refusal::Sealed)?;
         state.progress_at = now;
         state.first_token_at.get_or_insert(now);
-        self.wake_readers(state);
+        self.wake_readers(guard);
         Ok(index)
+    }
+
+    /// Index of the first token that the newest attempt has not repeated yet; `None` when it has come to the log's end.
+    pub(crate) fn not_repeated(&self) -> Option<u32> {
+        let state = self.state.lock();
+        (state.replay.tokens() < state.log.tokens()).then(|| state.replay.tokens())
     }
 
     /// Ends the task: appends the terminal event, after which nothing is taken. With `by`, only for that epoch.
@@ -244,6 +270,8 @@ impl TaskRecord {
         let served = match was {
             Phase::Running if whole => Served::Whole { prompt: tokens_in, output },
             Phase::Running => Served::Part { prompt: tokens_in, output },
+            // Out once more, behind tokens that it has.
+            Phase::Assigned if output.0 > 0 => Served::Part { prompt: tokens_in, output },
             _ => Served::Nothing,
         };
         let sealed = SealedTask {
@@ -315,44 +343,15 @@ impl TaskRecord {
         self.state.lock().progress_at
     }
 
-    /// Whether the newest attempt could still be given back: it has begun, and the log has no token.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.state.lock().log.tokens() == 0
+    /// Begin of the first attempt.
+    pub(crate) fn first_begun_at(&self) -> Option<Timestamp> {
+        self.state.lock().first_begun_at
     }
 
-    /// Attempts that were begun.
-    pub(crate) fn attempts(&self) -> u32 {
-        self.state.lock().attempts
-    }
-
-    /// The task as a client sees it.
-    pub(crate) fn view(&self) -> TaskView {
+    /// Attempts that were begun, and tokens that they gave.
+    pub(crate) fn progress(&self) -> (u32, u32) {
         let state = self.state.lock();
-        let (end, error) = match state.log.terminal() {
-            Some(EventRef::End(end)) => (Some(end.clone()), None),
-            Some(EventRef::Error(error)) => (None, Some(error.clone())),
-            _ => (None, None),
-        };
-        TaskView {
-            task_id: self.id.clone(),
-            phase: state.phase,
-            client_id: self.request.client_id.clone(),
-            priority: self.request.priority,
-            pool_id: state
-                .runs_in
-                .as_ref()
-                .or(state.route.as_ref().map(|route| &route.pool))
-                .map(|pool| pool.id.clone()),
-            replica_id: state.identity.as_ref().map(|identity| identity.replica.clone()),
-            seed: self.seed,
-            queue_position: state.queue_position,
-            predicted_start_ms: millis_ceil(state.predicted_start),
-            kv_warmth: state.kv_warmth,
-            attempts: state.attempts,
-            tokens_out: state.log.tokens(),
-            end,
-            error,
-        }
+        (state.attempts, state.log.tokens())
     }
 }
 

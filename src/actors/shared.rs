@@ -123,6 +123,10 @@ pub(crate) struct Counters {
     pub(crate) evicted: AtomicU64,
     /// Tasks of siblings' queues that were sent here because this pool was idle.
     pub(crate) taken_over: AtomicU64,
+    /// Attempts that were lost here and whose tasks run again.
+    pub(crate) resumed: AtomicU64,
+    /// Tasks that ended because an attempt gave other tokens than the one before it.
+    pub(crate) diverged: AtomicU64,
 }
 
 impl Counters {

@@ -5,18 +5,19 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::actors::event_log::{End, ReplicaIdentity};
+use crate::actors::event_log::{End, EventRef, ReplicaIdentity};
+use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::error::TaskError;
 use crate::core::fairness::Served;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::{Phase, Priority};
-use crate::core::units::Tokens;
+use crate::core::units::{Tokens, millis_ceil};
 
 /// How long each part of a task's life took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
-    /// Submission to the newest attempt's begin, or to the end of a task that was never begun.
+    /// Submission to the begin of the attempt that gave the first token, or to the end of a task that was never begun.
     pub(crate) queue: Duration,
     /// Submission to the first token.
     pub(crate) first_token: Option<Duration>,
@@ -78,4 +79,36 @@ pub(crate) struct SealedTask {
     pub(crate) tokens_out: u32,
     /// Memory that the record goes on holding.
     pub(crate) bytes: usize,
+}
+
+impl TaskRecord {
+    /// The task as a client sees it.
+    pub(crate) fn view(&self) -> TaskView {
+        let state = self.state.lock();
+        let (end, error) = match state.log.terminal() {
+            Some(EventRef::End(end)) => (Some(end.clone()), None),
+            Some(EventRef::Error(error)) => (None, Some(error.clone())),
+            _ => (None, None),
+        };
+        TaskView {
+            task_id: self.id.clone(),
+            phase: state.phase,
+            client_id: self.request.client_id.clone(),
+            priority: self.request.priority,
+            pool_id: state
+                .runs_in
+                .as_ref()
+                .or(state.route.as_ref().map(|route| &route.pool))
+                .map(|pool| pool.id.clone()),
+            replica_id: state.identity.as_ref().map(|identity| identity.replica.clone()),
+            seed: self.seed,
+            queue_position: state.queue_position,
+            predicted_start_ms: millis_ceil(state.predicted_start),
+            kv_warmth: state.kv_warmth,
+            attempts: state.attempts,
+            tokens_out: state.log.tokens(),
+            end,
+            error,
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //!
 //! A task's cost is its prompt and its output in tokens, weighted. The output is not known when the task is dispatched, so an
 //! estimate is charged and corrected when it ends: in the end a client has paid exactly for what was computed for it. A task
-//! that comes back without a token is refunded whole, so a lost attempt costs nobody.
+//! that comes back to be run again is refunded whole, so a lost attempt costs nobody.
 //!
 //! The accounts know nothing of what waits; [`Queue`](super::queue::Queue) does. They outlive it, so that a queue that is
 //! built anew goes on where the last one stood.

@@ -20,6 +20,7 @@ pub mod predict;
 pub mod queue;
 mod ranks;
 pub mod restart;
+pub mod resume;
 pub mod seed;
 mod session_gate;
 pub mod standing;

@@ -537,6 +537,13 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_smaller_than_its_classes_makes_room_in_the_class_that_fills_it() {
+        let mut lru = Lab::new(Bounds { class: [10, 10], ..Bounds::of(3, FullPolicy::DropLru) });
+        fill(&mut lru, Interactive, 0..3);
+        assert_eq!(lru.add(3, Interactive), Enqueued::Evicted { seq: TaskSeq(0), item: 0 });
+    }
+
+    #[test]
     fn a_task_that_comes_back_stands_where_its_number_says() {
         let mut queue = queue(9, FullPolicy::Reject);
         fill(&mut queue, Interactive, 0..5);

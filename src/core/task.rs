@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, Epoch, SessionId, TaskId};
+use crate::core::resume::OnLoss;
 use crate::core::units::Tokens;
 
 /// The class of a task. Interactive work goes first, by weight and not absolutely: batch never starves (FAIR-1).
@@ -146,6 +147,8 @@ pub struct TaskRequest {
     pub expected_tokens: Option<Tokens>,
     /// Whether the session's KV cache should be used again.
     pub kv_hint: KvHint,
+    /// What becomes of the task when its attempt is lost, or `None` for the pool's rule.
+    pub on_loss: Option<OnLoss>,
 }
 
 /// Generation budget of a task that names none.
@@ -172,6 +175,7 @@ impl TaskRequest {
             deadline: None,
             expected_tokens: None,
             kv_hint: KvHint::Reuse,
+            on_loss: None,
         }
     }
 
@@ -227,7 +231,7 @@ pub enum Step {
     Admit,
     /// The queue hands it towards a worker.
     Assign,
-    /// It comes back without a token: it was not begun, or its engine could not be reached.
+    /// It comes back to be run again: it was not begun, or its attempt was lost.
     Return,
     /// A worker begins it.
     Begin,
@@ -339,6 +343,9 @@ pub enum Refusal {
     /// The budget of tokens is used up.
     #[error("the budget of {} tokens is used up", .0)]
     Budget(Tokens),
+    /// The attempt repeats what an earlier one gave, and does not give the same.
+    #[error("token {0} is not the one that an earlier attempt gave")]
+    Diverged(u32),
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ impl SimEngine {
         if self.strikes(faults.hang_first_ppm) {
             std::future::pending::<()>().await;
         }
-        let text = SimText::new(&job, &self.profile, &self.model_digest);
+        let text = SimText::new(&job.request.prompt, job.seed, &self.profile, &self.model_digest);
         let tokens_in = Some(Tokens(job.request.prompt.split_whitespace().count().max(1) as u32));
         for index in 0..job.request.max_tokens.0 {
             if index > 0 {
@@ -218,10 +218,16 @@ async fn pause(micros: u64) {
 /// The text of one run: token `i` follows from the run's identity and `i`.
 struct SimText(u64);
 
+/// What an undisturbed run of this prompt says, when no stop text ends it early. For tests that compare.
+pub fn undisturbed(prompt: &str, seed: u64, tokens: u32, sampler_profile_version: &str, model: &str) -> String {
+    let text = SimText::new(prompt, seed, sampler_profile_version, &digest(model));
+    (0..tokens).map(|index| text.word(index)).collect()
+}
+
 impl SimText {
-    fn new(job: &Job<'_>, profile: &str, model_digest: &str) -> Self {
-        let mut hash = Xxh3::with_seed(job.seed);
-        for part in [job.request.prompt.as_str(), profile, model_digest] {
+    fn new(prompt: &str, seed: u64, profile: &str, model_digest: &str) -> Self {
+        let mut hash = Xxh3::with_seed(seed);
+        for part in [prompt, profile, model_digest] {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
         }

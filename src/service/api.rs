@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::id::{ClientId, InvalidId, SessionId, TaskId};
+use crate::core::resume::OnLoss;
 use crate::core::task::{Determinism, KvHint, MAX_TOKENS_DEFAULT, Priority, Sampling, TaskRequest, Workload};
 use crate::core::units::Tokens;
 use crate::orchestrator::Submitted;
@@ -53,6 +54,8 @@ pub struct SubmitBody {
     /// Whether the session's KV cache should be used again.
     #[serde(default)]
     pub kv_hint: KvHint,
+    /// What becomes of the task when its worker or engine is lost; by the pool's rule when left out.
+    pub on_loss: Option<OnLoss>,
 }
 
 impl SubmitBody {
@@ -87,6 +90,7 @@ impl SubmitBody {
             deadline: self.deadline_ms.map(Duration::from_millis),
             expected_tokens: self.expected_tokens.map(Tokens),
             kv_hint: self.kv_hint,
+            on_loss: self.on_loss,
         })
     }
 }

@@ -148,6 +148,10 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
     counter(encoder, "tasks_evicted", "Waiting tasks that made room for others", evicted)?;
     let taken_over = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.taken_over));
     counter(encoder, "tasks_taken_over", "Tasks of siblings' queues that ran here", taken_over)?;
+    let resumed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.resumed));
+    counter(encoder, "tasks_resumed", "Attempts that were lost and whose tasks ran again", resumed)?;
+    let diverged = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.diverged));
+    counter(encoder, "tasks_diverged", "Tasks whose second attempt gave other tokens than the first", diverged)?;
     counter(encoder, "tasks_completed", "Tasks that ended as they should", completed)?;
     let failed = pools.iter().flat_map(|pool| {
         pool.failed.iter().map(move |(code, count)| (pool_labels(pool, &[("reason", code.as_str())]), *count))

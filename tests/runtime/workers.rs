@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use orchestrator_core::config::{SimFaults, TimeoutConfig};
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
+use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::trace::TraceKind;
 use orchestrator_core::{Env, ErrorCode, Event};
 
@@ -131,10 +132,11 @@ async fn a_tasks_own_deadline_ends_it_running_or_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_engine_costs_its_tasks_and_restarts_alone() {
+async fn a_dead_engine_costs_its_tasks_where_that_is_their_rule_and_restarts_alone() {
     let faults = SimFaults { die_ppm: 3_000, ..SimFaults::default() };
     let mut dying = pool("a", 2, 2, faulty(faults));
     dying.restart.intensity = 1000;
+    dying.resume.on_loss = Some(OnLoss::Fail);
     let World { orchestrator, stats } = start(Env::simulated(11), vec![dying]).await;
     orchestrator.until_ready().await;
     let (mut resets, mut completed) = (0, 0);

@@ -1,6 +1,9 @@
 //! What several test programs share.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods)] // Each program uses its part.
 
+#[cfg(feature = "engines-http")]
+pub mod llama;
+
 use std::sync::Arc;
 
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig, SimConfig, SimFaults};
