@@ -234,6 +234,9 @@ mod tests {
             assert!(TaskId::parse(text).is_err(), "{text:?}");
         }
         assert_eq!(ClientId::parse(&"x".repeat(129)), Err(InvalidId::TooLong(129)));
+        assert!(ClientId::parse(&"x".repeat(128)).is_ok());
+        let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 3 };
+        assert_eq!(replica.to_string(), "p/3");
     }
 
     #[test]
@@ -241,7 +244,7 @@ mod tests {
         let device = |text: &str| DeviceId::parse(text).expect("valid");
         let both = DeviceMask::new(vec![device("1"), device("0"), device("1")]);
         let one = DeviceMask::new(vec![device("1")]);
-        assert_eq!(both.to_string(), "0,1");
+        assert_eq!((both.to_string().as_str(), both.devices().len()), ("0,1", 2));
         assert!(one.is_within(&both) && !both.is_within(&one));
         assert_eq!(one.overlap(&both), Some(&device("1")));
     }

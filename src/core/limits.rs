@@ -240,6 +240,21 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_ends_while_it_waits_leaves_its_place_and_its_tokens() {
+        let limits = Limits { requests: None, tokens: Some(Rate::new(1.0, 100)) };
+        let quotas = Quotas { queued: Some(2), memory_bytes: Some(100), ..Quotas::default() };
+        let take = Take { tokens: Tokens(50), memory_bytes: 100 };
+        let mut usage = Usage::default();
+        for _ in 0..5 {
+            assert_eq!(usage.admit(&limits, &quotas, at(0), take), Ok(()), "all of the memory is not too much");
+            assert_eq!(usage.admit(&limits, &quotas, at(0), take), Ok(()));
+            assert_eq!(usage.admit(&limits, &quotas, at(0), take), Err(Exceeded::Queued(2)));
+            usage.leave_queue(Tokens(50));
+            usage.leave_queue(Tokens(50));
+        }
+    }
+
+    #[test]
     fn a_refused_task_takes_nothing() {
         let limits = Limits { requests: Some(Rate::new(1.0, 1)), tokens: Some(Rate::new(1.0, 1)) };
         let mut usage = Usage::default();

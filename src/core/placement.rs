@@ -104,6 +104,11 @@ mod tests {
         let demand = Demand { mask: &gpu, affinity: None };
         // 3 of 8 is less load than 2 of 4.
         assert_eq!(place([candidate(0, &gpu, 2, 4), candidate(1, &gpu, 3, 8)], &demand), Some(1));
+        assert_eq!(place([candidate(0, &gpu, 3, 8), candidate(1, &gpu, 2, 4)], &demand), Some(0));
+        assert_eq!(
+            place([candidate(0, &gpu, 1, 2), candidate(1, &gpu, 1, 8), candidate(2, &gpu, 1, 4)], &demand),
+            Some(1)
+        );
     }
 
     #[test]

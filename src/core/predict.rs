@@ -120,13 +120,19 @@ mod tests {
         let newcomer = Crowd { count: [30, 0], weights: [3, 0], class_weights: [9, 1] };
         assert_eq!(newcomer.ahead(0, 0, 1, Priority::Interactive), 1, "half a round of three");
         assert_eq!(newcomer.ahead(0, 0, 1, Priority::Batch), 9, "nine interactive for one of batch");
+        // A client with a task is one of those whose weights are summed: it does not wait for itself.
+        let alone = Crowd { count: [30, 0], weights: [5, 0], class_weights: [9, 1] };
+        assert_eq!(alone.ahead(30, 30, 5, Priority::Interactive), 30);
+        let heavy = Crowd { count: [100, 0], weights: [6, 0], class_weights: [9, 1] };
+        assert_eq!(heavy.ahead(10, 10, 4, Priority::Interactive), 10 + 21 * 2 / 8, "weight four beside weight two");
     }
 
     #[test]
     fn the_first_sample_replaces_the_guess_and_later_ones_move_it() {
         let mut mean = Mean::starting_at(Duration::from_secs(9));
+        assert_eq!((mean.is_measured(), mean.get()), (false, Duration::from_secs(9)));
         mean.record(Duration::from_millis(80));
-        assert_eq!(mean.get(), Duration::from_millis(80));
+        assert_eq!((mean.is_measured(), mean.get()), (true, Duration::from_millis(80)));
         for _ in 0..200 {
             mean.record(Duration::from_millis(160));
         }

@@ -562,6 +562,68 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_waits_already_changes_nothing() {
+        let mut queue = queue(9, FullPolicy::Reject);
+        fill(&mut queue, Interactive, 3..6);
+        assert_eq!([3, 5].map(|number| queue.add(number, Interactive)), [Enqueued::Duplicate, Enqueued::Duplicate]);
+        assert_eq!(drain(&mut queue), [3, 4, 5]);
+        assert_eq!(queue.add(4, Interactive), Enqueued::Accepted, "it does not wait any more");
+    }
+
+    #[test]
+    fn a_queue_says_whether_anybody_waits_and_whether_somebody_could_go() {
+        let mut queue = queue(9, FullPolicy::Reject);
+        let says = |lab: &Lab| (lab.queue.is_empty(), lab.queue.has_ready());
+        assert_eq!(says(&queue), (true, false));
+        queue.add_for("a", Some("s"), 0, Batch);
+        assert_eq!(says(&queue), (false, true));
+        queue.add_for("a", Some("s"), 1, Batch);
+        assert_eq!(
+            (queue.dispatch(), queue.dispatch(), says(&queue)),
+            (Some(0), None, (false, false)),
+            "it steps aside"
+        );
+        queue.settle(0);
+        assert_eq!((says(&queue), queue.dispatch(), says(&queue)), ((false, true), Some(1), (true, false)));
+    }
+
+    #[test]
+    fn a_client_passed_over_for_a_moment_has_its_turn_back_as_it_was() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        let (a, b) = (ClientId::parse("a").expect("valid"), ClientId::parse("b").expect("valid"));
+        queue.add_for("a", None, 0, Batch);
+        for number in 1..10 {
+            queue.add_for("b", None, number, Batch);
+        }
+        let not_a = |lab: &mut Lab| lab.queue.dispatch(&mut lab.accounts, |item| *item != 0).map(|(_, item)| item);
+        assert_eq!([not_a(&mut queue), not_a(&mut queue), not_a(&mut queue)], [Some(1), Some(2), Some(3)]);
+        let before = queue.accounts.time(&a, Batch);
+        queue.queue.return_turn(&mut queue.accounts, &a);
+        assert_eq!((queue.accounts.time(&a, Batch), queue.dispatch()), (before, Some(0)));
+        // Nothing of it waits any more, or nothing ever did: there is no turn to have back.
+        queue.queue.return_turn(&mut queue.accounts, &a);
+        queue.queue.return_turn(&mut queue.accounts, &ClientId::parse("nobody").expect("valid"));
+        queue.queue.return_turn(&mut queue.accounts, &b);
+        assert_eq!(queue.dispatch(), Some(4));
+    }
+
+    #[test]
+    fn a_client_whose_held_task_was_cancelled_has_no_turn_to_have_back() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        let client = ClientId::parse("a").expect("valid");
+        for number in 0..3 {
+            queue.add_for("a", Some("s"), number, Batch);
+        }
+        assert_eq!((queue.dispatch(), queue.dispatch()), (Some(0), None), "the others of the conversation stand aside");
+        queue.add_for("a", None, 3, Batch);
+        assert!(queue.queue.dispatch(&mut queue.accounts, |item| *item != 3).is_none());
+        assert_eq!(queue.queue.cancel(&mut queue.accounts, TaskSeq(3)), Some(3));
+        queue.queue.return_turn(&mut queue.accounts, &client);
+        queue.queue.invariants(&queue.accounts);
+        assert_eq!(queue.dispatch(), None);
+    }
+
+    #[test]
     fn position_counts_what_the_other_class_takes_meanwhile() {
         let mut queue = queue(100, FullPolicy::Reject);
         fill(&mut queue, Interactive, 0..18);
