@@ -27,6 +27,7 @@ pub mod core;
 pub mod env;
 pub mod gpu;
 mod orchestrator;
+pub mod planted;
 #[cfg(feature = "service")]
 pub mod service;
 mod views;

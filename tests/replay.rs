@@ -168,7 +168,7 @@ fn judge(requests: &[Request], events: &[TraceEvent]) -> Outcome {
     let (mut share, mut gap) = ([0_u64; 2], [0; 2]);
     for event in events {
         match event.kind {
-            TraceKind::Queued { seq } => {
+            TraceKind::Queued { seq, .. } => {
                 let request = &requests[seq.0 as usize];
                 queued_at[seq.0 as usize] = event.at.as_micros();
                 waiting[request.class.index()][request.client] += 1;

@@ -26,6 +26,7 @@ use crate::core::task::{FinishReason, Refusal, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
+use crate::planted::planted;
 
 /// What an attempt has of its worker.
 pub(crate) struct Attempt {
@@ -66,15 +67,23 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
         return; // Cancelled on its way.
     }
     let index = attempt.lease.replica;
-    attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, replica: index });
+    let pool = attempt.pool.position;
+    attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, pool, replica: index });
     attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
     let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
     let outcome = drive(&attempt, &record, epoch).await;
     let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
+    #[cfg(feature = "planted-bugs")]
+    let leaks = planted!(LeakSlot) && matches!(&outcome, Outcome::SealedElsewhere);
     settle(&attempt, &record, epoch, outcome);
     guard.armed = false; // `settle` has ended the task or given it back, whatever the outcome.
     if left_running {
         confirm_stopped(&attempt).await;
+    }
+    #[cfg(feature = "planted-bugs")]
+    if leaks {
+        drop(guard);
+        Box::leak(Box::new(attempt));
     }
 }
 
@@ -207,6 +216,7 @@ impl Attempt {
     /// Whether the task, having lost this attempt, has another one.
     fn runs_again(&self, record: &TaskRecord) -> bool {
         let (attempts, tokens) = record.progress();
+        let attempts = if planted!(NoAttemptBound) { 0 } else { attempts };
         // Its own pool's rule: this one may be a sibling that was idle.
         let rule = |home: Arc<PoolShared>| home.config.resume.rule(&record.request);
         record.pool().map(rule).is_some_and(|rule| rule.runs_again(attempts, tokens))

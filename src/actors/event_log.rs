@@ -250,6 +250,15 @@ impl EventLog {
         Ok(index)
     }
 
+    /// What must never happen: a token behind the end.
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn append_behind_end(&mut self, text: &str) -> Result<u32, Sealed> {
+        self.sealed = false;
+        let index = self.append_token(text);
+        self.sealed = true;
+        index
+    }
+
     /// Appends a token and returns its index.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::id::Epoch;
 use crate::core::trace::TraceKind;
+use crate::planted::planted;
 
 /// The slots of one worker. Numbers are the engine's own, from 0.
 pub(crate) struct SlotTable {
@@ -65,6 +66,9 @@ impl SlotLease {
 
 impl Drop for SlotLease {
     fn drop(&mut self) {
+        if planted!(SlotTwice) {
+            self.pool.replicas[self.replica as usize].slots.release(self.slot);
+        }
         self.pool.replicas[self.replica as usize].slots.release(self.slot);
         self.pool.nudge_manager_if_starving();
     }

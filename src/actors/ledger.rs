@@ -24,6 +24,7 @@ use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, millis_exact};
 use crate::env::Env;
+use crate::planted::planted;
 
 /// All tasks of one runtime.
 pub(crate) struct Ledger {
@@ -164,6 +165,9 @@ impl Ledger {
 fn settle(record: &TaskRecord, sealed: &SealedTask) {
     let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
     let Some(pool) = sealed.pool.as_ref().filter(|_| is_out) else { return };
+    if planted!(ForgetSettlement) {
+        return;
+    }
     pool.settlements.lock().push_back((record.seq, sealed.served));
     if pool.intent() != Intent::Serve {
         pool.nudge_manager(); // A sibling may have run it: the drain may be complete.

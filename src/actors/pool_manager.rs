@@ -22,6 +22,7 @@ use crate::actors::worker::WorkerMsg;
 use crate::core::lifecycle::Intent;
 use crate::core::placement::{Demand, place};
 use crate::core::predict::{Mean, ServiceRate};
+use crate::planted::planted;
 
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
@@ -127,7 +128,11 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
 
 fn choose(pool: &PoolShared, affinity: Option<u16>) -> Option<u16> {
     let demand = Demand { mask: &pool.mask, affinity };
-    place(pool.replicas.iter().map(ReplicaShared::candidate), &demand)
+    let candidates = pool.replicas.iter().map(ReplicaShared::candidate).map(|mut candidate| {
+        candidate.ready |= planted!(PlaceUnready);
+        candidate
+    });
+    place(candidates, &demand)
 }
 
 fn on_begin(state: &mut PoolManagerState) {

@@ -29,6 +29,7 @@ use crate::core::standing::Standing;
 use crate::core::task::{Phase, Priority, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
+use crate::planted::planted;
 
 /// All that the actor needs.
 pub(crate) struct QueueArgs {
@@ -97,10 +98,16 @@ impl Actor for QueueActor {
         let generation = pool.queue_generation.load(SeqCst);
         let shared = pool.clone();
         let mut books = shared.books.lock();
-        let queue = Queue::new(pool.config.queue.bounds(), &mut books);
+        let mut bounds = pool.config.queue.bounds();
+        if planted!(RoomForOneMore) {
+            (bounds.pool, bounds.class) = (bounds.pool + 1, bounds.class.map(|bound| bound + 1));
+        }
+        let queue = Queue::new(bounds, &mut books);
         let (deadlines, armed) = (BTreeSet::new(), None);
         let mut state = QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed };
-        on_refill(&mut state, &mut books);
+        if !planted!(LoseQueue) {
+            on_refill(&mut state, &mut books);
+        }
         state.publish(&books);
         drop(books);
         Ok(state)
@@ -222,7 +229,7 @@ fn accept(
         state.queue.cancel(books, record.seq);
         return;
     }
-    state.pool.env.trace(|| TraceKind::Queued { seq: record.seq });
+    state.trace_queued(record);
     state.note_deadline(record);
     if state.generation != state.pool.queue_generation.load(SeqCst) {
         // Killed while it decided: the newer queue may have looked at the ledger a moment too early.
@@ -278,9 +285,18 @@ fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
 
 fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
     match record.phase() {
+        Phase::Queued if planted!(LoseReturned) => {}
+        Phase::Queued if planted!(ReturnedGoLast) => {
+            state.queue.settle(books, record.seq, Served::Nothing);
+            state.note_deadline(&record);
+            state.queue.enqueue(books, record.arrival(), record.clone());
+            state.trace_queued(&record);
+        }
         Phase::Queued => {
             state.note_deadline(&record);
-            state.queue.put_back(books, record.arrival(), record.clone());
+            if state.queue.put_back(books, record.arrival(), record.clone()) {
+                state.trace_queued(&record);
+            }
         }
         // Sealed while it came back, when it was no longer out: nobody else tells the accounts.
         Phase::Terminal => drop(state.queue.settle(books, record.seq, Served::Nothing)),
@@ -353,6 +369,16 @@ fn arm(state: &mut QueueState, myself: &ActorRef<QueueMsg>) {
 }
 
 impl QueueState {
+    fn trace_queued(&self, record: &TaskRecord) {
+        self.pool.env.trace(|| TraceKind::Queued {
+            seq: record.seq,
+            pool: self.pool.position,
+            class: record.priority(),
+            client: record.request.client_id.clone(),
+            in_session: record.session().is_some(),
+        });
+    }
+
     fn note_deadline(&mut self, record: &TaskRecord) {
         if let Some(deadline) = record.deadline() {
             self.deadlines.insert((deadline, record.seq));

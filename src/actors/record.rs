@@ -19,6 +19,7 @@ use crate::core::fairness::Served;
 use crate::core::id::{Epoch, ReplicaId, TaskId, TaskSeq};
 use crate::core::task::{FinishReason, Phase, Priority, Refusal, Step, TaskRequest, Terminal};
 use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
+use crate::planted::planted;
 
 /// One task.
 pub(crate) struct TaskRecord {
@@ -213,9 +214,14 @@ impl TaskRecord {
     /// appended.
     pub(crate) fn append(&self, epoch: Epoch, now: Timestamp, text: &str) -> Result<u32, Refusal> {
         let mut guard = self.state.lock();
-        guard.fence(epoch)?;
+        #[cfg(feature = "planted-bugs")]
+        if planted!(AppendAfterSeal) && guard.phase == Phase::Terminal {
+            return guard.log.append_behind_end(text).map_err(|_| Refusal::Sealed);
+        }
+        guard.fence(epoch).or_else(|refusal| if planted!(StaleEpoch) { Ok(()) } else { Err(refusal) })?;
         let state = &mut *guard;
-        match state.log.repeat(&mut state.replay, text) {
+        let repeated = state.log.repeat(&mut state.replay, text);
+        match if planted!(SpliceReplay) { Repeated::New } else { repeated } {
             Repeated::Same(index) => {
                 state.progress_at = now;
                 return Ok(index);
@@ -248,7 +254,9 @@ impl TaskRecord {
             state.fence(epoch)?;
         }
         let was = state.phase;
-        state.step(Step::Seal)?;
+        if !planted!(EndTwice) || was != Phase::Terminal {
+            state.step(Step::Seal)?;
+        }
         state.ended_at = Some(now);
         let timing = state.timing(self.submitted_at, now);
         let mut tokens_in = state.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
@@ -261,7 +269,10 @@ impl TaskRecord {
             }
         };
         let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
-        drop(state.permit.take());
+        let permit = state.permit.take();
+        if planted!(LeakPermit) && !whole {
+            Box::leak(Box::new(permit));
+        }
         let output = Tokens(state.log.tokens());
         if let Some(claim) = state.claim.take() {
             let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
@@ -294,6 +305,7 @@ impl TaskRecord {
     fn wake_readers(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let waits = std::mem::take(&mut state.reader_waits);
         drop(state);
+        let waits = waits && !planted!(LostWake);
         if waits {
             self.changed.notify_waiters();
         }

@@ -35,6 +35,7 @@ use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::task::Priority;
 use crate::env::Env;
 use crate::gpu::engine::EngineFactory;
+use crate::planted::planted;
 
 /// One runtime.
 pub(crate) struct RuntimeShared {
@@ -321,6 +322,9 @@ impl PoolShared {
     /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it hears
     /// from the next task anyway.
     pub(crate) fn nudge_manager_if_starving(&self) {
+        if planted!(LostNudge) {
+            return;
+        }
         fence(SeqCst);
         if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_siblings() {
             self.nudge_manager();

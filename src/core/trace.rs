@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::error::ErrorCode;
-use crate::core::id::{Epoch, TaskSeq};
-use crate::core::task::FinishReason;
+use crate::core::id::{ClientId, Epoch, TaskSeq};
+use crate::core::task::{FinishReason, Priority};
 use crate::core::units::Timestamp;
 
 /// One step of a task, or of the tree that runs it.
@@ -15,10 +15,18 @@ pub enum TraceKind {
         /// Which.
         seq: TaskSeq,
     },
-    /// Its queue took it in.
+    /// Its queue took it in, for the first time or again.
     Queued {
         /// Which.
         seq: TaskSeq,
+        /// The queue's pool, by position.
+        pool: u16,
+        /// The task's class.
+        class: Priority,
+        /// Its client.
+        client: ClientId,
+        /// Whether it belongs to a conversation.
+        in_session: bool,
     },
     /// Its queue handed it towards a worker.
     Assigned {
@@ -27,7 +35,7 @@ pub enum TraceKind {
         /// The epoch that begins with it.
         epoch: Epoch,
     },
-    /// It came back without having been begun.
+    /// It is on its way back to its queue.
     Returned {
         /// Which.
         seq: TaskSeq,
@@ -36,7 +44,9 @@ pub enum TraceKind {
     Begun {
         /// Which.
         seq: TaskSeq,
-        /// On which replica, by position in the runtime's order.
+        /// In which pool, by position.
+        pool: u16,
+        /// On which of its replicas.
         replica: u16,
     },
     /// A token was appended.

@@ -57,7 +57,7 @@ async fn a_batch_backlog_of_a_hundred_thousand_delays_an_interactive_task_by_no_
     let mut delays: Vec<u64> = Vec::new();
     for event in env.recorded() {
         match event.kind {
-            TraceKind::Queued { seq } if sent[seq.0 as usize].0 == Priority::Interactive => {
+            TraceKind::Queued { seq, .. } if sent[seq.0 as usize].0 == Priority::Interactive => {
                 waiting.insert(seq.0, event.at.as_micros());
             }
             TraceKind::Assigned { seq, .. } => match sent[seq.0 as usize] {

@@ -1,0 +1,111 @@
+//! Bugs that can be switched on to see whether the simulation finds them. Only in builds with the feature `planted-bugs`;
+//! in all others the switch is the constant `false`.
+//!
+//! A bug is planted for one thread, since a simulated world lives in one.
+
+/// Whether this bug is planted here.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(feature = "planted-bugs")]
+        let planted = $crate::planted::is_planted($crate::planted::Bug::$bug);
+        #[cfg(not(feature = "planted-bugs"))]
+        let planted = false;
+        planted
+    }};
+}
+
+pub(crate) use planted;
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+    static CHANCES: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Plants a bug in this thread, and no other with it; `None` removes it.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+    CHANCES.set(0);
+}
+
+/// Whether this bug is planted, and strikes: those that would strike all the time do so now and then.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn is_planted(bug: Bug) -> bool {
+    let rare = match bug {
+        Bug::SlotTwice => 64,
+        Bug::LostWake => 16,
+        _ => 1,
+    };
+    PLANTED.get() == Some(bug) && {
+        CHANCES.set(CHANCES.get() + 1);
+        CHANCES.get().is_multiple_of(rare)
+    }
+}
+
+/// A bug that somebody could make. Each breaks one promise.
+#[cfg(feature = "planted-bugs")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A cancelled task's slot is never given back.
+    LeakSlot,
+    /// A slot is given back twice.
+    SlotTwice,
+    /// A place at the gate is kept by a task that has ended.
+    LeakPermit,
+    /// A log takes tokens behind its end.
+    AppendAfterSeal,
+    /// A task is ended again by whoever comes late.
+    EndTwice,
+    /// What a lost attempt still says is taken.
+    StaleEpoch,
+    /// A repeated token is appended and not compared.
+    SpliceReplay,
+    /// A new queue does not look at the ledger.
+    LoseQueue,
+    /// A task that comes back is not taken in again.
+    LoseReturned,
+    /// A task that comes back waits behind the others of its lane.
+    ReturnedGoLast,
+    /// A queue takes in one more than its bounds allow.
+    RoomForOneMore,
+    /// What ended tasks were charged is never corrected.
+    ForgetSettlement,
+    /// Readers are not woken.
+    LostWake,
+    /// Nobody hears that a slot is free.
+    LostNudge,
+    /// Tasks are placed on replicas that are not Ready.
+    PlaceUnready,
+    /// Quotas do not hold anybody back.
+    IgnoreQuota,
+    /// A task that kills engines is tried for ever.
+    NoAttemptBound,
+    /// Attempts live on when their worker has died.
+    OrphanAttempts,
+}
+
+#[cfg(feature = "planted-bugs")]
+impl Bug {
+    /// Every bug.
+    pub const ALL: [Bug; 18] = [
+        Bug::LeakSlot,
+        Bug::SlotTwice,
+        Bug::LeakPermit,
+        Bug::AppendAfterSeal,
+        Bug::EndTwice,
+        Bug::StaleEpoch,
+        Bug::SpliceReplay,
+        Bug::LoseQueue,
+        Bug::LoseReturned,
+        Bug::ReturnedGoLast,
+        Bug::RoomForOneMore,
+        Bug::ForgetSettlement,
+        Bug::LostWake,
+        Bug::LostNudge,
+        Bug::PlaceUnready,
+        Bug::IgnoreQuota,
+        Bug::NoAttemptBound,
+        Bug::OrphanAttempts,
+    ];
+}

@@ -1,0 +1,170 @@
+//! What must hold after every step of a run, checked on its trace.
+
+use std::collections::BTreeMap;
+
+use orchestrator_core::Priority;
+use orchestrator_core::core::trace::{TraceEvent, TraceKind};
+use orchestrator_core::core::{ClientId, Epoch, TaskSeq};
+
+/// What a run was told, as far as the rules need it.
+pub struct Law {
+    /// Of each pool, most tasks that may wait.
+    pub capacity: Vec<u32>,
+    /// Most attempts of one task.
+    pub attempts_max: u32,
+    /// A client that may run one task at a time.
+    pub narrow: ClientId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Submitted,
+    Waiting,
+    Assigned,
+    Running,
+    /// On its way back to its queue.
+    Returning,
+    Over,
+}
+
+type Lane = (u16, Priority, ClientId);
+
+struct Task {
+    phase: Phase,
+    epoch: Epoch,
+    attempts: u32,
+    /// Tokens of the newest attempt, and of all.
+    tokens: [u32; 2],
+    lane: Option<Lane>,
+    in_session: bool,
+    /// Its place in the order in which tasks were queued for the first time.
+    arrival: usize,
+}
+
+/// Follows a trace, event by event.
+pub struct Checker<'a> {
+    law: &'a Law,
+    tasks: BTreeMap<TaskSeq, Task>,
+    arrivals: usize,
+    /// Of each pool, how many may wait: its bound, or more while tasks have come back that were counted when they came.
+    room: Vec<usize>,
+}
+
+impl<'a> Checker<'a> {
+    /// Checks a whole trace; the first event that breaks a rule comes back with what it breaks.
+    pub fn check(law: &'a Law, trace: &[TraceEvent]) -> Result<(), (usize, String)> {
+        let room = law.capacity.iter().map(|capacity| *capacity as usize).collect();
+        let mut checker = Checker { law, tasks: BTreeMap::new(), arrivals: 0, room };
+        for (step, event) in trace.iter().enumerate() {
+            checker.step(&event.kind).map_err(|broken| (step, broken))?;
+        }
+        let open = checker.tasks.iter().find(|(_, task)| task.phase != Phase::Over);
+        open.map_or(Ok(()), |(seq, task)| Err((trace.len(), format!("task {} is {:?} for ever", seq.0, task.phase))))
+    }
+
+    fn step(&mut self, kind: &TraceKind) -> Result<(), String> {
+        match kind {
+            TraceKind::Submitted { seq } => {
+                let task = Task {
+                    phase: Phase::Submitted,
+                    epoch: Epoch(0),
+                    attempts: 0,
+                    tokens: [0; 2],
+                    lane: None,
+                    in_session: false,
+                    arrival: usize::MAX,
+                };
+                self.tasks.insert(*seq, task).map_or(Ok(()), |_| Err(format!("task {} is submitted twice", seq.0)))
+            }
+            TraceKind::Queued { seq, pool, class, client, in_session } => {
+                self.queued(*seq, (*pool, *class, client.clone()), *in_session)
+            }
+            TraceKind::Assigned { seq, epoch } => self.assigned(*seq, *epoch),
+            TraceKind::Begun { seq, .. } => {
+                let most = self.law.attempts_max;
+                let task = self.task(*seq, &[Phase::Assigned], kind)?;
+                (task.phase, task.tokens[0], task.attempts) = (Phase::Running, 0, task.attempts + 1);
+                hold(task.attempts <= most, || format!("task {} has its attempt {}", seq.0, task.attempts))
+            }
+            TraceKind::Token { seq, index } => {
+                let task = self.task(*seq, &[Phase::Running], kind)?;
+                let expected = task.tokens[0];
+                task.tokens = [index + 1, task.tokens[1].max(index + 1)];
+                hold(*index == expected, || format!("token {index} of task {} comes where {expected} was due", seq.0))
+            }
+            TraceKind::Returned { seq } => {
+                let task = self.task(*seq, &[Phase::Assigned, Phase::Running], kind)?;
+                task.phase = Phase::Returning;
+                Ok(())
+            }
+            TraceKind::Ended { seq, .. } | TraceKind::Failed { seq, .. } => {
+                let live = [Phase::Submitted, Phase::Waiting, Phase::Assigned, Phase::Running, Phase::Returning];
+                self.task(*seq, &live, kind)?.phase = Phase::Over;
+                Ok(())
+            }
+            TraceKind::ActorStarted { .. } | TraceKind::ActorDied { .. } => Ok(()),
+        }
+    }
+
+    fn task(&mut self, seq: TaskSeq, phases: &[Phase], kind: &TraceKind) -> Result<&mut Task, String> {
+        let task = self.tasks.get_mut(&seq).ok_or_else(|| format!("nobody submitted task {}", seq.0))?;
+        let phase = task.phase;
+        hold(phases.contains(&phase), || format!("task {} is {phase:?} and has {kind:?}", seq.0))?;
+        Ok(task)
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = (&TaskSeq, &Task)> {
+        self.tasks.iter().filter(|(_, task)| task.phase == Phase::Waiting)
+    }
+
+    fn queued(&mut self, seq: TaskSeq, lane: Lane, in_session: bool) -> Result<(), String> {
+        let arrivals = self.arrivals;
+        self.arrivals += 1;
+        let task = self.tasks.get_mut(&seq).ok_or_else(|| format!("nobody submitted task {}", seq.0))?;
+        let is_new = task.phase == Phase::Submitted;
+        let may_wait = matches!(task.phase, Phase::Submitted | Phase::Waiting | Phase::Returning);
+        hold(may_wait, || format!("task {} is {:?} and queued", seq.0, task.phase))?;
+        task.arrival = task.arrival.min(arrivals);
+        (task.phase, task.in_session) = (Phase::Waiting, in_session);
+        let pool = lane.0;
+        task.lane = Some(lane);
+        let (waiting, room) = (self.waiting_in(pool), self.room[pool as usize]);
+        if !is_new {
+            self.room[pool as usize] = room.max(waiting); // It was counted when it came.
+        }
+        hold(!is_new || waiting <= room, || format!("{waiting} tasks wait in pool {pool} that has room for {room}"))
+    }
+
+    fn waiting_in(&self, pool: u16) -> usize {
+        let in_pool = |task: &Task| task.lane.as_ref().is_some_and(|(other, ..)| *other == pool);
+        self.waiting().filter(|(_, task)| in_pool(task)).count()
+    }
+
+    fn assigned(&mut self, seq: TaskSeq, epoch: Epoch) -> Result<(), String> {
+        let kind = TraceKind::Assigned { seq, epoch };
+        let task = self.task(seq, &[Phase::Waiting], &kind)?;
+        let expected = Epoch(task.epoch.0 + 1);
+        (task.phase, task.epoch) = (Phase::Assigned, epoch);
+        hold(epoch == expected, || format!("task {} is in epoch {} and not {}", seq.0, epoch.0, expected.0))?;
+        let pool = self.tasks[&seq].lane.as_ref().map_or(0, |(pool, ..)| *pool);
+        let bound = self.law.capacity[pool as usize] as usize;
+        self.room[pool as usize] = self.room[pool as usize].min(self.waiting_in(pool)).max(bound);
+        let task = &self.tasks[&seq];
+        // First in, first out, in a lane: who has a smaller number and came sooner goes first. Conversations step aside.
+        let overtaken = self.waiting().find(|(other_seq, other)| {
+            let before = **other_seq < seq && other.arrival < task.arrival;
+            before && other.lane == task.lane && !other.in_session && !task.in_session
+        });
+        if let Some((other, _)) = overtaken {
+            return Err(format!("task {} overtakes task {} in its lane", seq.0, other.0));
+        }
+        let out = self.tasks.values().filter(|task| matches!(task.phase, Phase::Assigned | Phase::Running));
+        let of_narrow = out.filter(|task| task.lane.as_ref().is_some_and(|(.., client)| *client == self.law.narrow));
+        let of_narrow = of_narrow.count();
+        hold(of_narrow <= 1, || format!("{of_narrow} tasks run of a client that may run one"))
+    }
+}
+
+fn hold(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}

@@ -1,0 +1,287 @@
+//! One simulated world: everything follows from its seed.
+
+use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use orchestrator_core::config::{
+    ClientConfig, DeviceRef, LimitConfig, PoolConfig, QueueConfig, QuotaConfig, ReplicaConfig, RestartConfig,
+    SimConfig, SimFaults, TimeoutConfig,
+};
+use orchestrator_core::core::SessionId;
+use orchestrator_core::core::full::FullPolicy;
+use orchestrator_core::core::resume::OnLoss;
+use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::core::trace::TraceEvent;
+use orchestrator_core::env::InjectedPanic;
+use orchestrator_core::gpu::sim::undisturbed;
+use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
+
+use super::check::{Checker, Law};
+use super::support::{World, client as client_id, is_idle, pool, pool_id, read_whole, start_with, task_id};
+
+const TASKS: u64 = 60;
+/// Virtual time after which a task that has not ended never will: the wall timeout of all its attempts, and every wait.
+const LIVENESS: Duration = Duration::from_secs(3_600);
+
+/// What one run has shown, for the report that keeps the test honest: a simulation without faults proves nothing.
+#[derive(Default, Debug)]
+pub struct Tally {
+    pub accepted: u64,
+    pub refused: u64,
+    pub completed: u64,
+    pub canceled: u64,
+    pub resets: u64,
+    pub resumed: u64,
+    pub timeouts: u64,
+    pub evicted: u64,
+    pub turned_out: u64,
+    pub panics: u64,
+    pub events: usize,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.completed += other.completed;
+        self.canceled += other.canceled;
+        self.resets += other.resets;
+        self.resumed += other.resumed;
+        self.timeouts += other.timeouts;
+        self.evicted += other.evicted;
+        self.turned_out += other.turned_out;
+        self.panics += other.panics;
+        self.events += other.events;
+    }
+}
+
+struct Dice(fastrand::Rng);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0.u64(0..limit)
+    }
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize]
+    }
+}
+
+fn world(dice: &mut Dice, id: &str) -> PoolConfig {
+    let faults = SimFaults {
+        refuse_preloads: dice.one_of(&[0, 0, 1, 2]),
+        hang_first_ppm: dice.one_of(&[0, 20_000]),
+        hang_ppm: dice.one_of(&[0, 0, 5_000, 20_000]),
+        die_ppm: dice.one_of(&[0, 2_000, 10_000, 50_000]),
+        garble_ppm: dice.one_of(&[0, 0, 5_000, 50_000]),
+    };
+    let sim = SimConfig {
+        first_token_us: dice.one_of(&[0, 500, 20_000]),
+        token_us: dice.one_of(&[0, 100, 5_000]),
+        preload_us: dice.one_of(&[0, 30_000]),
+        faults,
+        ..SimConfig::default()
+    };
+    let (replicas, slots) = (1 + dice.below(3) as u32, 1 + dice.below(4) as u32);
+    let policy = dice.one_of(&[FullPolicy::Reject, FullPolicy::DropLru, FullPolicy::ShedLowPriority]);
+    let mut pool = pool(id, replicas, slots, sim);
+    if id == "b" {
+        let shift = |replica: &mut ReplicaConfig| {
+            replica.devices.iter_mut().for_each(|device| {
+                *device = DeviceRef::Uuid(format!("GPU-b{device:?}").replace(['(', ')'], "-"));
+            });
+        };
+        pool.replicas.iter_mut().for_each(shift);
+    }
+    pool.queue = QueueConfig { capacity: dice.one_of(&[2, 8, 64]), full_policy: policy, ..QueueConfig::default() };
+    pool.timeouts = TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, ..TimeoutConfig::default() };
+    pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
+    pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
+    pool
+}
+
+/// One client is heavy, one is narrow, one may use only the first pool, one is like everybody.
+fn clients(dice: &mut Dice) -> Config {
+    let heavy = ClientConfig { weight: 5, ..ClientConfig::default() };
+    let quotas = QuotaConfig { running: Some(1), queued: Some(dice.one_of(&[1, 20])), ..QuotaConfig::default() };
+    let narrow = ClientConfig { quotas, ..ClientConfig::default() };
+    let kept = ClientConfig { pools: Some(vec!["a".into()]), ..ClientConfig::default() };
+    let limits = LimitConfig { tokens_per_s: dice.one_of(&[None, Some(100.0)]), ..LimitConfig::default() };
+    let default_client = ClientConfig { limits, ..ClientConfig::default() };
+    let named = [("a", heavy), ("b", narrow), ("c", kept)].map(|(name, client)| (name.to_owned(), client));
+    Config { clients: named.into(), default_client, ..Config::default() }
+}
+
+async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon_ms: u64) -> Tally {
+    let env = orchestrator.env().clone();
+    let mut tally = Tally::default();
+    tokio::time::sleep(Duration::from_millis(dice.below(horizon_ms))).await;
+    if dice.below(10) == 0 {
+        orchestrator.ping_supervisors(); // So that they panic too.
+    }
+    let session = (dice.below(3) == 0).then(|| format!("s{}", dice.below(5)));
+    let max_tokens = 1 + dice.below(30) as u32;
+    let request = TaskRequest {
+        task_id: Some(task_id(&format!("t{number}"))),
+        session_id: session.map(|id| SessionId::parse(&id).unwrap()),
+        ..TaskRequest::completion(format!("prompt {number}")).max_tokens(max_tokens)
+    };
+    let priority = dice.one_of(&Priority::ALL);
+    let request = request.priority(priority).client(client_id(["a", "b", "c", "d"][dice.below(4) as usize]));
+    let submitted = match orchestrator.submit(request).await {
+        Ok(submitted) => submitted,
+        Err(error) => {
+            assert!(error.retry_after_ms.is_some(), "a refusal says when to come back: {error}");
+            tally.refused += 1;
+            return tally;
+        }
+    };
+    tally.accepted += 1;
+    let reader = tokio::spawn(read_whole(submitted.stream()));
+    if dice.below(4) == 0 {
+        tokio::time::sleep(Duration::from_micros(dice.below(60_000))).await;
+        orchestrator.cancel(&submitted.task_id);
+        let at_cancel = orchestrator.task(&submitted.task_id).unwrap().tokens_out;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(orchestrator.task(&submitted.task_id).unwrap().tokens_out, at_cancel, "no token after cancel");
+    }
+    let (text, end) = reader.await.unwrap();
+    let task = orchestrator.task(&submitted.task_id).expect("it is remembered");
+    let whole = undisturbed(&format!("prompt {number}"), task.seed, max_tokens, "1", "tiny");
+    assert!(whole.starts_with(&text), "t{number} says {text:?} and not {whole:?}");
+    match end {
+        Event::End(end) if end.finish_reason == FinishReason::Canceled => tally.canceled += 1,
+        Event::End(_) => {
+            assert_eq!(text, whole, "t{number} is whole");
+            tally.completed += 1;
+        }
+        Event::Error(error) => match error.code {
+            ErrorCode::WorkerReset => tally.resets += 1,
+            ErrorCode::DecodeTimeout => tally.timeouts += 1,
+            ErrorCode::QueueFullDropLru | ErrorCode::AdmissionReject => tally.evicted += 1,
+            ErrorCode::PoolUnavailable => tally.turned_out += 1,
+            other => panic!("unexpected end {other} of an accepted task at {:?}", env.now()),
+        },
+        other => panic!("not terminal: {other:?}"),
+    }
+    tally
+}
+
+/// What a run has shown.
+pub struct Run {
+    pub trace: Vec<TraceEvent>,
+    pub tally: Tally,
+}
+
+/// What a run has broken.
+#[derive(Debug)]
+pub struct Violation {
+    pub what: String,
+    /// The event at which it shows, as an index of the trace.
+    pub step: usize,
+    pub last: Vec<TraceEvent>,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} (step {})", self.what, self.step)?;
+        self.last.iter().try_for_each(|event| writeln!(f, "  {:>10} us  {:?}", event.at.as_micros(), event.kind))
+    }
+}
+
+/// Events that are shown with a violation.
+const SHOWN: usize = 12;
+
+thread_local! {
+    /// Panics of this thread that nobody planned. An actor's panic is caught by its supervisor, and would not be seen.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// The environment of the world that runs in this thread, for whoever looks at it after it has failed.
+    static ENV: RefCell<Option<Env>> = const { RefCell::new(None) };
+}
+
+/// Keeps panics off the screen and in mind. Once in a process, before the first run.
+pub fn watch_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            if info.payload().downcast_ref::<InjectedPanic>().is_none() {
+                PANICS.with_borrow_mut(|panics| panics.push(info.to_string()));
+            }
+        }));
+    });
+}
+
+/// One run.
+///
+/// # Errors
+/// The first promise that it broke.
+pub fn run(seed: u64) -> Result<Run, Box<Violation>> {
+    PANICS.take();
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| run_world(seed)));
+    let trace = ENV.take().map(|env| env.recorded()).unwrap_or_default();
+    let violation = |what: String, step: usize| {
+        let shown = trace[..(step + 1).min(trace.len())].iter().rev().take(SHOWN).rev().cloned().collect();
+        Err(Box::new(Violation { what, step, last: shown }))
+    };
+    // The trace first: it says which step was the first that went wrong.
+    let law = result.as_ref().ok().map(|(law, _)| law);
+    let anyway = Law { capacity: vec![u32::MAX; 2], attempts_max: u32::MAX, narrow: client_id("nobody") };
+    let broken = Checker::check(law.unwrap_or(&anyway), &trace).err();
+    if let Some((step, what)) = broken.filter(|(step, _)| law.is_some() || *step < trace.len()) {
+        return violation(what, step);
+    }
+    if let Some(panic) = PANICS.take().into_iter().next() {
+        return violation(panic.replace('\n', ": "), trace.len());
+    }
+    match result {
+        Ok((_, tally)) => Ok(Run { trace, tally }),
+        Err(_) => violation("it failed without a word".into(), trace.len()),
+    }
+}
+
+fn run_world(seed: u64) -> (Law, Tally) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut dice = Dice(fastrand::Rng::with_seed(seed));
+        let env = Env::simulated(seed);
+        ENV.set(Some(env.clone()));
+        let pools: Vec<PoolConfig> =
+            (0..1 + dice.below(2)).map(|index| world(&mut dice, ["a", "b"][index as usize])).collect();
+        let capacity = pools.iter().map(|pool| pool.queue.capacity).collect();
+        let attempts_max = pools.iter().map(|pool| pool.resume.attempts_max).max().unwrap_or_default();
+        let law = Law { capacity, attempts_max, narrow: client_id("b") };
+        let drains_b = dice.below(4) == 0 && pools.len() == 2;
+        let World { orchestrator, stats } = start_with(env.clone(), clients(&mut dice), pools).await;
+        env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
+        let clients: Vec<_> = (0..TASKS)
+            .map(|number| tokio::spawn(client(orchestrator.clone(), number, Dice(dice.0.fork()), 2_000)))
+            .collect();
+        let mut tally = Tally::default();
+        // Faults go on while tasks come; then they stop, and everything that was accepted must come to its end.
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        if drains_b {
+            orchestrator.drain(&pool_id("b"));
+        }
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        env.set_panic_ppm(0);
+        for client in clients {
+            let one = tokio::time::timeout(LIVENESS, client).await.expect("every task ends");
+            tally += one.expect("a client found nothing wrong");
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(orchestrator.pools().iter().all(|pool| pool.unsettled == 0), "every charge is settled");
+        assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
+        for replica in stats.iter().flatten() {
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+            let (early, conflicts) = (count(&replica.runs_before_ready), count(&replica.slot_conflicts));
+            assert_eq!((early, conflicts), (0, 0), "runs before Ready, and runs in a slot that another had");
+        }
+        let ended = tally.completed + tally.canceled + tally.resets + tally.timeouts + tally.evicted + tally.turned_out;
+        assert_eq!(tally.accepted, ended);
+        tally.resumed = orchestrator.pools().iter().map(|pool| pool.resumed).sum();
+        assert!(orchestrator.pools().iter().all(|pool| pool.diverged == 0), "this engine repeats itself");
+        tally.panics = env.panics_fired();
+        tally.events = env.recorded().len();
+        (law, tally)
+    })
+}

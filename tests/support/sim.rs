@@ -1,0 +1,118 @@
+//! Runtimes of simulated pools, and readers that check what must hold for every stream.
+
+use std::sync::Arc;
+
+use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig, SimConfig, SimFaults};
+use orchestrator_core::core::{ClientId, PoolId, TaskId};
+use orchestrator_core::env::InjectedPanic;
+use orchestrator_core::gpu::sim::{SimEngine, SimStats};
+use orchestrator_core::{Config, Env, Event, Orchestrator, TaskRequest, TaskStream};
+
+/// Panics that a test plans are not printed; all others are.
+pub fn hush_planned_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if info.payload().downcast_ref::<InjectedPanic>().is_none() {
+                print(info);
+            }
+        }));
+    });
+}
+
+/// A simulated engine without any delay.
+pub fn instant() -> SimConfig {
+    SimConfig { first_token_us: 0, token_us: 0, preload_us: 0, ..SimConfig::default() }
+}
+
+/// A simulated engine with a token each millisecond.
+pub fn millisecond() -> SimConfig {
+    SimConfig { first_token_us: 1_000, token_us: 1_000, preload_us: 1_000, ..SimConfig::default() }
+}
+
+pub fn faulty(faults: SimFaults) -> SimConfig {
+    SimConfig { faults, ..millisecond() }
+}
+
+/// A pool of simulated replicas, one device each.
+pub fn pool(id: &str, replicas: u32, slots: u32, sim: SimConfig) -> PoolConfig {
+    let replica = |index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] };
+    let replicas = (0..replicas).map(replica).collect();
+    PoolConfig { slots, replicas, sim: Some(sim), ..PoolConfig::new(id, "sim", "tiny") }
+}
+
+/// A runtime of simulated pools, and what their workers have done: by pool, then by replica.
+pub struct World {
+    pub orchestrator: Orchestrator,
+    pub stats: Vec<Vec<Arc<SimStats>>>,
+}
+
+pub async fn start(env: Env, pools: Vec<PoolConfig>) -> World {
+    start_with(env, Config::default(), pools).await
+}
+
+pub async fn start_with(env: Env, config: Config, pools: Vec<PoolConfig>) -> World {
+    hush_planned_panics();
+    let mut builder = Orchestrator::builder().env(env).config(config);
+    let mut stats = Vec::new();
+    for pool in pools {
+        let of_pool: Vec<Arc<SimStats>> = pool.replicas.iter().map(|_| Arc::default()).collect();
+        stats.push(of_pool.clone());
+        builder = builder
+            .pool(pool, move |context| SimEngine::with_stats(context, of_pool[context.replica.index as usize].clone()));
+    }
+    World { orchestrator: builder.start().await.expect("starts"), stats }
+}
+
+pub fn task_id(text: &str) -> TaskId {
+    TaskId::parse(text).unwrap()
+}
+
+pub fn pool_id(text: &str) -> PoolId {
+    PoolId::parse(text).unwrap()
+}
+
+pub fn client(text: &str) -> ClientId {
+    ClientId::parse(text).unwrap()
+}
+
+pub fn request(id: &str, max_tokens: u32) -> TaskRequest {
+    TaskRequest { task_id: Some(task_id(id)), ..TaskRequest::completion("the sky is").max_tokens(max_tokens) }
+}
+
+/// Reads a stream to its end and checks what must hold for every stream: indices without gaps, one terminal event, and
+/// nothing behind it. Returns the text and the terminal event.
+pub async fn read_whole(mut stream: TaskStream) -> (String, Event) {
+    let (mut text, mut expected, mut tokens) = (String::new(), 0, 0);
+    let mut end = None;
+    while let Some((index, event)) = stream.next().await {
+        assert_eq!(index, expected, "event indices have no gap");
+        assert!(end.is_none(), "an event follows the terminal one: {event:?}");
+        expected += 1;
+        match event {
+            Event::Token { text: token, index } => {
+                assert_eq!(index, tokens, "token indices have no gap");
+                tokens += 1;
+                text.push_str(&token);
+            }
+            Event::Started(_) => {}
+            terminal => end = Some(terminal),
+        }
+    }
+    (text, end.expect("every stream has a terminal event"))
+}
+
+/// Waits until nothing is queued, running or leased any more.
+pub async fn until_idle(orchestrator: &Orchestrator) {
+    while !is_idle(orchestrator) {
+        // Virtual time: the runtime's own timers decide how long this takes.
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
+
+pub fn is_idle(orchestrator: &Orchestrator) -> bool {
+    let pools = orchestrator.pools();
+    let idle = |pool: &orchestrator_core::PoolView| pool.slots_used == 0 && pool.queue_depth == [0, 0];
+    orchestrator.view().tasks_open == 0 && pools.iter().all(idle)
+}
