@@ -51,6 +51,9 @@ section! {
         /// Places at the intake gate beyond what the queues and slots hold, for tasks between two actors. With too few,
         /// a full queue's policy is never asked; 256 is more than two cores have in flight at once.
         pub intake_margin: u32 = 256,
+        /// How long a task whose last reader is gone waits for one to come back, in milliseconds; then it is cancelled,
+        /// unless it says `on_disconnect: keep`.
+        pub disconnect_grace_ms: u64 = 10_000,
         /// Largest prompt, in bytes.
         pub prompt_bytes_max: u32 = 1024 * 1024,
         /// The HTTP API of the service; an embedded runtime has none.

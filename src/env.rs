@@ -37,6 +37,8 @@ struct Faults {
     armed: Vec<&'static str>,
     /// How many panics were caused.
     fired: u64,
+    /// Events that a run may record; `None` is any number.
+    events_max: Option<usize>,
 }
 
 /// The wall clock of every simulation at its start: 2026-01-01T00:00:00Z.
@@ -108,8 +110,29 @@ impl Env {
     /// Records an event, when this environment records. `kind` is only made if so.
     pub fn trace(&self, kind: impl FnOnce() -> TraceKind) {
         if let Some(trace) = &self.0.trace {
-            trace.lock().push(TraceEvent { at: self.now(), kind: kind() });
+            let mut trace = trace.lock();
+            trace.push(TraceEvent { at: self.now(), kind: kind() });
+            let events = trace.len();
+            drop(trace);
+            self.check_events(events);
         }
+    }
+
+    /// A run that goes on and on at one moment never comes to an end by itself: virtual time stands still. So each event
+    /// beyond this number is a panic, which takes one actor after the other with it. Only in simulation.
+    pub fn set_events_max(&self, events: usize) {
+        if let Some(faults) = &self.0.faults {
+            faults.lock().events_max = Some(events);
+        }
+    }
+
+    fn check_events(&self, events: usize) {
+        let most = self.0.faults.as_ref().and_then(|faults| faults.lock().events_max);
+        // What records while it unwinds must not panic again.
+        assert!(
+            std::thread::panicking() || most.is_none_or(|most| events <= most),
+            "{events} events in one run: it goes round and round"
+        );
     }
 
     /// What has been recorded so far; empty outside a simulation.

@@ -52,6 +52,10 @@ pub struct PoolView {
     pub unsettled: usize,
     /// Tasks of siblings' queues that ran here because this pool was idle.
     pub taken_over: u64,
+    /// Tasks that were cancelled because their readers were gone; also counted in `canceled`.
+    pub deserted: u64,
+    /// Times that tasks waited beside free slots for a second. More than 0 is a bug of ours.
+    pub stalls: u64,
     /// Attempts that were lost here and whose tasks ran again.
     pub resumed: u64,
     /// Tasks that ended because an attempt gave other tokens than the one before it. More than 0 says that the engine does
@@ -166,6 +170,8 @@ impl PoolView {
             unsettled: pool.unsettled(),
             evicted: counters.evicted.load(Relaxed),
             taken_over: counters.taken_over.load(Relaxed),
+            deserted: counters.deserted.load(Relaxed),
+            stalls: counters.stalls.load(Relaxed),
             resumed: counters.resumed.load(Relaxed),
             diverged: counters.diverged.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),

@@ -12,6 +12,8 @@ mod contract;
 mod life;
 #[path = "http/log.rs"]
 mod log;
+#[path = "http/readers.rs"]
+mod readers;
 
 use serde_json::Value;
 use support::{Service, exchange};

@@ -35,7 +35,32 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
     let shown = broken.iter().take(3).cloned().collect::<Vec<_>>().concat();
     println!("{} seeds break a promise\n{shown}", broken.len());
     assert!(broken.is_empty());
-    let each_happened =
-        [all.completed, all.canceled, all.resets, all.resumed, all.timeouts, all.evicted, all.refused, all.panics];
+    let each_happened = [
+        all.completed,
+        all.canceled,
+        all.deserted,
+        all.resets,
+        all.resumed,
+        all.timeouts,
+        all.evicted,
+        all.refused,
+        all.panics,
+    ];
     assert!(only.is_some() || each_happened.iter().all(|count| *count > 50), "the faults strike: {all:?}");
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn each_planted_bug_is_found_within_two_thousand_seeds() {
+    watch_panics();
+    let mut missed = Vec::new();
+    let only = std::env::var("BUG").ok();
+    let wanted = |bug: &orchestrator_core::planted::Bug| only.as_ref().is_none_or(|only| *only == format!("{bug:?}"));
+    for bug in orchestrator_core::planted::Bug::ALL.into_iter().filter(wanted) {
+        match world::hunt(bug, SEEDS) {
+            Some(found) => println!("{bug:?}: seed {}, {} of 100 seeds: {}", found.first, found.of_hundred, found.what),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }

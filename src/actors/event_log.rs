@@ -287,11 +287,12 @@ impl EventLog {
         Ok(())
     }
 
-    /// Visits the events from index `from` on, in order, and returns the index behind the last.
-    pub fn visit(&self, from: usize, mut visitor: impl FnMut(usize, EventRef<'_>)) -> usize {
+    /// Visits at most `most` events from index `from` on, in order, and returns the index behind the last.
+    pub fn visit(&self, from: usize, most: usize, mut visitor: impl FnMut(usize, EventRef<'_>)) -> usize {
         let from = from.min(self.entries.len());
         let mut begin = self.text_begin(from);
-        for (position, entry) in self.entries.iter().enumerate().skip(from) {
+        let end = from.saturating_add(most).min(self.entries.len());
+        for (position, entry) in self.entries[..end].iter().enumerate().skip(from) {
             visitor(
                 position,
                 match entry {
@@ -306,7 +307,7 @@ impl EventLog {
                 },
             );
         }
-        self.entries.len()
+        end
     }
 
     /// Where the text of the first token at or behind `from` begins. Looks back over at most the attempts' begins.
@@ -334,7 +335,7 @@ mod tests {
 
     fn read(log: &EventLog, from: usize) -> Vec<String> {
         let mut seen = Vec::new();
-        log.visit(from, |_, event| {
+        log.visit(from, usize::MAX, |_, event| {
             seen.push(match event {
                 EventRef::Token { text, index } => format!("{index}:{text}"),
                 EventRef::Error(error) => error.code.to_string(),
@@ -369,6 +370,8 @@ mod tests {
         assert_eq!(all, ["0:a", "1:", "2:ß", "3:cd", "WORKER_RESET"]);
         for from in 0..=all.len() + 1 {
             assert_eq!(read(&log, from), all[from.min(all.len())..], "from {from}");
+            let next = log.visit(from, 2, |_, _| ());
+            assert_eq!(next, (from + 2).min(all.len()).max(from.min(all.len())), "two at a time");
         }
     }
 

@@ -6,6 +6,7 @@
 pub(crate) mod address;
 pub(crate) mod admission;
 pub(crate) mod attempt;
+pub(crate) mod cancel;
 pub(crate) mod claim;
 pub(crate) mod clients;
 pub(crate) mod dispatch;

@@ -37,6 +37,9 @@ pub(crate) enum PoolManagerMsg {
     QueueReplaced,
     /// A sibling has a new queue: what was lent to the old one is ours again.
     SiblingReplaced { pool: u16 },
+    // ---- from itself
+    /// A second has passed: is everything that could run on its way?
+    Pulse,
 }
 
 /// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again.
@@ -63,7 +66,14 @@ pub(crate) struct PoolManagerState {
     slots_ready: u32,
     /// The drain's end has been reported.
     drained: bool,
+    /// Tasks that came from the queue, in this life.
+    assigned: u64,
+    /// Tasks waited beside free slots at the last pulse, when so many had been assigned.
+    idle_beside: Option<u64>,
 }
+
+/// How long tasks may wait beside free slots before that counts as a stall.
+const PULSE: Duration = Duration::from_secs(1);
 
 impl Actor for PoolManager {
     type Msg = PoolManagerMsg;
@@ -72,17 +82,28 @@ impl Actor for PoolManager {
 
     async fn pre_start(
         &self,
-        _: ActorRef<PoolManagerMsg>,
+        myself: ActorRef<PoolManagerMsg>,
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.rate.lock().hold_mean);
         let (lent, content) = (BTreeMap::new(), BTreeSet::new());
-        Ok(PoolManagerState { pool, offered: 0, lent, content, hold, slots_ready: 0, drained: false })
+        myself.send_after(PULSE, || PoolManagerMsg::Pulse);
+        Ok(PoolManagerState {
+            pool,
+            offered: 0,
+            lent,
+            content,
+            hold,
+            slots_ready: 0,
+            drained: false,
+            assigned: 0,
+            idle_beside: None,
+        })
     }
 
     async fn handle(
         &self,
-        _: ActorRef<PoolManagerMsg>,
+        myself: ActorRef<PoolManagerMsg>,
         message: PoolManagerMsg,
         state: &mut PoolManagerState,
     ) -> Result<(), ActorProcessingErr> {
@@ -93,6 +114,9 @@ impl Actor for PoolManager {
             PoolManagerMsg::LookAround => on_look_around(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
             PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
+            // No offer behind it unless it finds a stall: else it would heal one without a word.
+            PoolManagerMsg::Pulse if !on_pulse(state, &myself) => return Ok(()),
+            PoolManagerMsg::Pulse => {}
         }
         offer(state);
         lend(state);
@@ -102,6 +126,7 @@ impl Actor for PoolManager {
 }
 
 fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<Lent>) {
+    state.assigned += batch.len() as u64;
     match lent {
         None => state.offered = state.offered.saturating_sub(batch.len() as u32),
         Some(Lent { by, slots }) => {
@@ -147,6 +172,23 @@ fn on_look_around(state: &mut PoolManagerState) {
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
     state.slots_ready = ready.map(|replica| replica.slots.total()).sum();
     publish_rate(state);
+}
+
+/// Tasks that could run wait, slots are free, and for a whole second nothing was dispatched: that is a bug of ours. It is
+/// counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns whether.
+fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
+    myself.send_after(PULSE, || PoolManagerMsg::Pulse);
+    let idle_beside = state.pool.wanted.load(Relaxed) > 0 && state.unlent() > 0;
+    let before = std::mem::replace(&mut state.idle_beside, idle_beside.then_some(state.assigned));
+    let stalls = idle_beside && before == Some(state.assigned);
+    if stalls {
+        state.pool.counters.stalls.fetch_add(1, Relaxed);
+        let (wanted, free) = (state.pool.wanted.load(Relaxed), state.unlent());
+        tracing::error!(pool_id = %state.pool.id, wanted, free, "tasks wait beside free slots; all is offered anew");
+        state.pool.queue.cast(QueueMsg::Refill); // Nobody there: a new queue looks by itself.
+        on_begin(state);
+    }
+    stalls
 }
 
 /// Offers the free slots of Ready replicas that are not on offer yet, unless the queue has enough for who comes next.

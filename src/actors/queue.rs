@@ -98,16 +98,10 @@ impl Actor for QueueActor {
         let generation = pool.queue_generation.load(SeqCst);
         let shared = pool.clone();
         let mut books = shared.books.lock();
-        let mut bounds = pool.config.queue.bounds();
-        if planted!(RoomForOneMore) {
-            (bounds.pool, bounds.class) = (bounds.pool + 1, bounds.class.map(|bound| bound + 1));
-        }
-        let queue = Queue::new(bounds, &mut books);
+        let queue = Queue::new(pool.config.queue.bounds(), &mut books);
         let (deadlines, armed) = (BTreeSet::new(), None);
         let mut state = QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed };
-        if !planted!(LoseQueue) {
-            on_refill(&mut state, &mut books);
-        }
+        on_refill(&mut state, &mut books);
         state.publish(&books);
         drop(books);
         Ok(state)
@@ -307,6 +301,9 @@ fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecor
 
 /// Takes what waits from the ledger, which knows it all; what is here already is there too.
 fn on_refill(state: &mut QueueState, books: &mut Accounts) {
+    if planted!(LoseQueue) {
+        return;
+    }
     for seq in state.queue.numbers() {
         state.queue.cancel(books, seq);
     }

@@ -3,24 +3,32 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::actors::cancel::Presence;
 use crate::actors::event_log::{Event, EventRef};
 use crate::actors::record::TaskRecord;
+use crate::actors::shared::RuntimeShared;
 use crate::actors::task_view::TaskView;
 use crate::core::id::TaskId;
 
+/// Most events that a reader copies at a time: what one that is far behind holds beside the log.
+const FETCHED_MAX: usize = 256;
+
 /// The events of one task, from an index on, as they come.
 ///
-/// It stays readable after the runtime has forgotten the task. Dropping it does not end the task.
+/// It stays readable after the runtime has forgotten the task. Dropping the last one of a task that says
+/// [`OnDisconnect::Cancel`](crate::core::task::OnDisconnect) ends the task, unless another reader comes in time.
 pub struct TaskStream {
     record: Arc<TaskRecord>,
     next: usize,
     /// Read from the log, not yet handed out: one lock for all events that have come since the last.
     fetched: VecDeque<(usize, Event)>,
+    _presence: Option<Presence>,
 }
 
 impl TaskStream {
-    pub(crate) fn new(record: Arc<TaskRecord>, from: usize) -> Self {
-        TaskStream { record, next: from, fetched: VecDeque::new() }
+    pub(crate) fn new(record: Arc<TaskRecord>, from: usize, runtime: &Arc<RuntimeShared>) -> Self {
+        let _presence = Presence::new(&record, runtime);
+        TaskStream { record, next: from, fetched: VecDeque::new(), _presence }
     }
 
     /// The task.
@@ -40,7 +48,7 @@ impl TaskStream {
             // First a look, which is all that it takes for a reader that is behind; then a wait.
             let fetched = &mut self.fetched;
             let (next, sealed) =
-                self.record.visit(self.next, |index, event| fetched.push_back((index, event.to_owned())));
+                self.record.visit(self.next, FETCHED_MAX, |index, event| fetched.push_back((index, event.to_owned())));
             self.next = self.next.max(next);
             if self.fetched.is_empty() {
                 if sealed {
@@ -67,19 +75,19 @@ impl TaskStream {
         (text, None)
     }
 
-    /// Waits for events and visits all that are there, under the log's lock: for whoever copies them elsewhere at once.
-    /// Returns whether anything may follow.
+    /// Waits for events and visits those that are there, at most `most`, under the log's lock: for whoever copies them
+    /// elsewhere at once. Returns whether anything may follow.
     #[cfg_attr(not(feature = "service"), expect(dead_code, reason = "only the service streams without a copy"))]
-    pub(crate) async fn visit_next(&mut self, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
+    pub(crate) async fn visit_next(&mut self, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
         self.record.until_readable(self.next).await;
-        let (next, sealed) = self.record.visit(self.next, visitor);
+        let (next, sealed) = self.record.visit(self.next, most, visitor);
         self.next = next;
         !sealed
     }
 
     /// Whether nothing will follow.
     pub fn is_exhausted(&self) -> bool {
-        let (next, sealed) = self.record.visit(usize::MAX, |_, _| ());
+        let (next, sealed) = self.record.visit(usize::MAX, 0, |_, _| ());
         self.fetched.is_empty() && sealed && self.next >= next
     }
 

@@ -69,6 +69,9 @@ pub(super) struct State {
     pub(super) kv_warmth: bool,
     /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
     reader_waits: bool,
+    /// Readers that are there, and how many there have ever been. Counted only where it matters.
+    readers: u32,
+    visits: u64,
     /// The place at the intake gate; given back when the log is sealed.
     permit: Option<Permit>,
 }
@@ -103,6 +106,8 @@ impl TaskRecord {
             identity: None,
             kv_warmth: false,
             reader_waits: false,
+            readers: 0,
+            visits: 0,
             permit: Some(permit),
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
@@ -324,10 +329,11 @@ impl TaskRecord {
         }
     }
 
-    /// Visits the events from index `from` on; returns the index behind the last, and whether the log is sealed.
-    pub(crate) fn visit(&self, from: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
+    /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will follow.
+    pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
         let state = self.state.lock();
-        (state.log.visit(from, visitor), state.log.is_sealed())
+        let next = state.log.visit(from, most, visitor);
+        (next, state.log.is_sealed() && next == state.log.len())
     }
 
     /// Waits until there is an event at index `from`, or the log is sealed without one.
@@ -348,6 +354,25 @@ impl TaskRecord {
             }
             changed.await;
         }
+    }
+
+    /// A reader has come.
+    pub(crate) fn reader_comes(&self) {
+        let mut state = self.state.lock();
+        (state.readers, state.visits) = (state.readers + 1, state.visits + 1);
+    }
+
+    /// A reader has gone. When it was the last of a task that has not ended, returns how many there have been.
+    pub(crate) fn reader_leaves(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        state.readers -= 1;
+        (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
+    }
+
+    /// Whether no reader is there, and none has come since there had been so many.
+    pub(crate) fn is_deserted_since(&self, visits: u64) -> bool {
+        let state = self.state.lock();
+        state.readers == 0 && state.visits == visits
     }
 
     /// When the newest attempt last made progress.

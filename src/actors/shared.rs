@@ -124,6 +124,10 @@ pub(crate) struct Counters {
     pub(crate) evicted: AtomicU64,
     /// Tasks of siblings' queues that were sent here because this pool was idle.
     pub(crate) taken_over: AtomicU64,
+    /// Tasks that were cancelled because their readers were gone; also counted in `canceled`.
+    pub(crate) deserted: AtomicU64,
+    /// Times that tasks waited beside free slots for a second. Each is a bug of ours.
+    pub(crate) stalls: AtomicU64,
     /// Attempts that were lost here and whose tasks run again.
     pub(crate) resumed: AtomicU64,
     /// Tasks that ended because an attempt gave other tokens than the one before it.

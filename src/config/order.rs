@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::section;
 use crate::core::fairness::{CostWeights, WEIGHT_MAX};
 use crate::core::full::{Bounds, FullPolicy};
+use crate::planted::planted;
 
 section! {
     /// The bound of a queue, and who goes when it is full (ORCH-3004, ORCH-3005).
@@ -54,8 +55,9 @@ impl QueueConfig {
     /// The bounds as the queue takes them.
     pub fn bounds(&self) -> Bounds {
         let class = |own: Option<u32>| own.unwrap_or(self.capacity).min(self.capacity);
-        let class = [class(self.interactive), class(self.batch)];
-        Bounds { pool: self.capacity, class, policy: self.full_policy, reserve_percent: self.reserve_percent }
+        let extra = u32::from(planted!(RoomForOneMore));
+        let class = [class(self.interactive) + extra, class(self.batch) + extra];
+        Bounds { pool: self.capacity + extra, class, policy: self.full_policy, reserve_percent: self.reserve_percent }
     }
 
     /// Weights of the classes, by [`Priority::index`](crate::core::task::Priority::index).

@@ -191,6 +191,14 @@ impl Accounts {
         found
     }
 
+    /// Checks that nobody is remembered in one place and forgotten in another.
+    pub(crate) fn invariants(&self) {
+        let known = [self.accounts.len(), self.by_id.len(), self.ranks.len()];
+        assert!(known.iter().all(|count| *count == known[0]), "accounts, ids and ranks: {known:?}");
+        let idle = self.accounts.iter().filter(|(_, account)| account.uses == 0).count();
+        assert_eq!(self.idle.count, idle, "those without a task are counted");
+    }
+
     /// Clients that are remembered.
     pub fn clients(&self) -> usize {
         self.accounts.len()
@@ -412,14 +420,14 @@ mod tests {
     #[test]
     fn what_strangers_can_make_us_remember_is_bounded() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
-        let idle = |accounts: &Accounts| accounts.accounts.iter().filter(|(_, account)| account.uses == 0).count();
         let busy = enter(&mut accounts, "busy", 1);
         for number in 0..3 * IDLE_CLIENTS_MAX {
             let slot = enter(&mut accounts, &format!("c{number}"), 1);
             accounts.leave(slot);
         }
         assert_eq!(accounts.clients(), IDLE_CLIENTS_MAX + 1);
-        assert_eq!((accounts.idle.count, idle(&accounts)), (IDLE_CLIENTS_MAX, IDLE_CLIENTS_MAX));
+        assert_eq!(accounts.idle.count, IDLE_CLIENTS_MAX);
+        accounts.invariants();
         assert_eq!(accounts.slot(&client("busy")), Some(busy), "never one that has a task");
         assert!(accounts.slot(&client("c0")).is_none() && accounts.slot(&client("c49151")).is_some());
         // However many are busy: one of those that are not goes, the one that just came last of all.
@@ -431,7 +439,8 @@ mod tests {
             let slot = enter(&mut few_idle, &format!("c{number}"), 1);
             few_idle.leave(slot);
         }
-        assert_eq!((idle(&few_idle), few_idle.clients()), (IDLE_CLIENTS_MAX, IDLE_CLIENTS_MAX + 10));
+        few_idle.invariants();
+        assert_eq!(few_idle.clients(), IDLE_CLIENTS_MAX + 10);
         assert!(few_idle.slot(&client("c0")).is_none());
         // One that comes and goes makes nobody else be forgotten.
         let mut few = Accounts::new(CostWeights::default(), [9, 1]);

@@ -624,6 +624,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_out_of_numbers_takes_one_back_before_the_first_that_is_larger() {
+        let mut queue = queue(100, FullPolicy::Reject);
+        // Submitted in one moment on several threads, they came in this order.
+        for number in [2, 7, 5, 9] {
+            queue.add(number, Batch);
+        }
+        assert_eq!(queue.dispatch(), Some(2));
+        let client = ClientId::parse("only").expect("valid");
+        let arrival =
+            Arrival { seq: TaskSeq(2), class: Batch, client: &client, weight: 1, session: None, size: size() };
+        assert!(queue.queue.put_back(&mut queue.accounts, arrival, 2));
+        let six = Arrival { seq: TaskSeq(6), ..arrival };
+        assert!(queue.queue.put_back(&mut queue.accounts, six, 6));
+        assert_eq!(drain(&mut queue), [2, 6, 7, 5, 9]);
+    }
+
+    #[test]
     fn position_counts_what_the_other_class_takes_meanwhile() {
         let mut queue = queue(100, FullPolicy::Reject);
         fill(&mut queue, Interactive, 0..18);

@@ -45,6 +45,11 @@ impl Ranks {
         self.get(name).expect("it was inserted just now")
     }
 
+    /// Names that are known.
+    pub(crate) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Forgets a name.
     pub(crate) fn remove(&mut self, name: &ClientId) {
         self.by_name.remove(name);

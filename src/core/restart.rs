@@ -209,6 +209,8 @@ mod tests {
                 assert!(backoff.delay(failures, roll) <= seconds * SECOND * 5 / 4);
             }
         }
+        assert_eq!(backoff.delay(0, 250_000), SECOND * 5 / 4, "a quarter at most, and that too");
+        assert_eq!(backoff.delay(0, 250_001), SECOND);
         assert_eq!(Backoff::NONE.delay(5, u64::MAX), Duration::ZERO);
     }
 

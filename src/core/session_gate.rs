@@ -36,6 +36,11 @@ pub(super) struct Gate {
 }
 
 impl Gate {
+    /// Each conversation: its place, how many of its tasks wait, and whether one is out.
+    pub(super) fn conversations(&self) -> impl Iterator<Item = (u32, u32, bool)> {
+        self.sessions.iter().map(|(key, session)| (key as u32, session.waiting, session.closed))
+    }
+
     fn find(&mut self, client: u32, id: &SessionId) -> u32 {
         let place = (client, id.clone());
         if let Some(known) = self.by_id.get(&place) {

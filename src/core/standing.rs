@@ -172,6 +172,12 @@ impl<T> Queue<T> {
             }
         }
         assert_eq!(seen, self.len(), "every task is in one lane");
+        accounts.invariants();
+        for (session, waiting, closed) in self.gate.conversations() {
+            let of_it = self.nodes.iter().filter(|(_, node)| node.session == session).count();
+            assert_eq!(waiting as usize, of_it, "a conversation counts its tasks");
+            assert!(closed || waiting > 0, "one without a task is forgotten");
+        }
         for class in Priority::ALL {
             for Turn { time, slot, rank } in self.classes[class.index()].turns.iter() {
                 let account = accounts.account(slot);

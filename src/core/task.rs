@@ -80,6 +80,18 @@ pub enum KvHint {
     Cold,
 }
 
+/// What becomes of a task when its last reader is gone and does not come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "service", derive(utoipa::ToSchema, schemars::JsonSchema))]
+pub enum OnDisconnect {
+    /// It is cancelled after the runtime's `disconnect_grace_ms`. A task that nobody ever read goes on.
+    #[default]
+    Cancel,
+    /// It goes on.
+    Keep,
+}
+
 /// How tokens are drawn. `None` leaves the engine's own default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,13 +161,15 @@ pub struct TaskRequest {
     pub kv_hint: KvHint,
     /// What becomes of the task when its attempt is lost, or `None` for the pool's rule.
     pub on_loss: Option<OnLoss>,
+    /// What becomes of it when its last reader is gone.
+    pub on_disconnect: OnDisconnect,
 }
 
 /// Generation budget of a task that names none.
 pub const MAX_TOKENS_DEFAULT: Tokens = Tokens(256);
 
 impl TaskRequest {
-    /// A completion of `prompt` for the anonymous client, everything else by default.
+    /// A completion of `prompt` for the anonymous client, everything else by default; it goes on when its readers are gone.
     pub fn completion(prompt: impl Into<String>) -> Self {
         TaskRequest {
             task_id: None,
@@ -176,6 +190,7 @@ impl TaskRequest {
             expected_tokens: None,
             kv_hint: KvHint::Reuse,
             on_loss: None,
+            on_disconnect: OnDisconnect::Keep,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::actors::cancel::cancel;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::reader::TaskStream;
 use crate::actors::root::RootMsg;
@@ -20,7 +21,6 @@ use crate::core::lifecycle::{Intent, PoolState};
 use crate::env::Env;
 use crate::orchestrator::builder::Builder;
 use crate::orchestrator::life::Life;
-use crate::orchestrator::submission::end_by_client;
 
 /// Longest wait for an actor to come back.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,7 +59,7 @@ impl Orchestrator {
 
     /// The events of a task from index `from` on; `None` when there is no such task.
     pub fn stream(&self, id: &TaskId, from: usize) -> Option<TaskStream> {
-        self.runtime.ledger.get(id).map(|record| TaskStream::new(record, from))
+        self.runtime.ledger.get(id).map(|record| TaskStream::new(record, from, &self.runtime))
     }
 
     /// Ends a task. When this returns, its log is sealed: no token follows (ORCH-3017, ORCH-3026).
@@ -67,7 +67,7 @@ impl Orchestrator {
         let Some(record) = self.runtime.ledger.get(id) else {
             return CancelOutcome::Unknown;
         };
-        match end_by_client(&self.runtime, &record) {
+        match cancel(&self.runtime, &record) {
             true => CancelOutcome::Canceled(record.view()),
             false => CancelOutcome::AlreadyEnded(record.view()),
         }

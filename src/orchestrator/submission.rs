@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::admission::AdmissionMsg;
-use crate::actors::queue::QueueMsg;
+use crate::actors::cancel::cancel;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::{LIMITS, RuntimeShared, code_index};
@@ -33,12 +33,13 @@ pub struct Submitted {
     /// How long a well-behaved client waits before it sends the next task, in milliseconds; 0 while a slot is free.
     pub backoff_ms: u64,
     record: Arc<TaskRecord>,
+    runtime: Arc<RuntimeShared>,
 }
 
 impl Submitted {
     /// The task's events, from the first on.
     pub fn stream(&self) -> TaskStream {
-        TaskStream::new(self.record.clone(), 0)
+        TaskStream::new(self.record.clone(), 0, &self.runtime)
     }
 }
 
@@ -54,19 +55,9 @@ impl Drop for Undecided<'_> {
         // A task that was accepted meanwhile under an id that its caller chose is found under it when the caller comes back.
         let can_be_found = self.record.request.task_id.is_some() && self.record.was_accepted();
         if !self.decided && !can_be_found {
-            end_by_client(self.runtime, self.record);
+            cancel(self.runtime, self.record);
         }
     }
-}
-
-/// Seals first and tells the holder second; whoever comes late finds the seal.
-pub(super) fn end_by_client(runtime: &RuntimeShared, record: &Arc<TaskRecord>) -> bool {
-    let sealed = runtime.ledger.seal(record, None, Terminal::CANCELED).is_ok();
-    // Read behind the seal: before it, the task could still be routed and queued.
-    if let (true, Some(pool)) = (sealed, record.pool()) {
-        pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes only what is not sealed.
-    }
-    sealed
 }
 
 impl Orchestrator {
@@ -81,10 +72,10 @@ impl Orchestrator {
     /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own goes
     /// on: submitting it again finds it.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
-        let runtime = &*self.runtime;
+        let runtime = &self.runtime;
         let request = Arc::new(request);
         while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
-            if let Some(outcome) = same_task(known, &request).await {
+            if let Some(outcome) = same_task(runtime, known, &request).await {
                 return outcome;
             }
         }
@@ -96,14 +87,14 @@ impl Orchestrator {
         let record = match runtime.ledger.open(id, &request, permit, now) {
             Ok(record) => record,
             // Somebody submitted the same id just now.
-            Err(known) => return same_task(known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
+            Err(known) => return same_task(runtime, known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
         };
         let mut undecided = Undecided { runtime, record: &record, decided: false };
         let verdict = self.ask(&record).await;
         undecided.decided = true;
         drop(undecided);
         match verdict {
-            Ok(accepted) => Ok(submitted(record, accepted)),
+            Ok(accepted) => Ok(submitted(runtime, record, accepted)),
             Err(error) => {
                 let _ = runtime.ledger.seal(&record, None, Terminal::Error(error.clone())); // Cancelled just now.
                 Err(self.refused(&request, error))
@@ -164,7 +155,11 @@ impl Orchestrator {
 
 /// The first submission's state, for one that repeats it (ORCH-3024), as soon as the first has been decided. `None` when
 /// it was not accepted: its id is free.
-async fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Option<Result<Submitted, TaskError>> {
+async fn same_task(
+    runtime: &Arc<RuntimeShared>,
+    known: Arc<TaskRecord>,
+    request: &TaskRequest,
+) -> Option<Result<Submitted, TaskError>> {
     if *known.request != *request {
         let text = format!("field 'task_id': {} is the id of another task; take a new one", known.id);
         return Some(Err(TaskError::new(ErrorCode::InvalidParams, text)));
@@ -174,7 +169,7 @@ async fn same_task(known: Arc<TaskRecord>, request: &TaskRequest) -> Option<Resu
         return None;
     }
     let (queue_position, predicted_start) = known.promise();
-    Some(Ok(submitted(known, Accepted { queue_position, predicted_start })))
+    Some(Ok(submitted(runtime, known, Accepted { queue_position, predicted_start })))
 }
 
 /// Two submissions of one id met, and the first was not accepted.
@@ -183,7 +178,7 @@ fn undecided_twin() -> TaskError {
     TaskError::new(ErrorCode::AdmissionReject, text).retry_after(Duration::ZERO)
 }
 
-fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
+fn submitted(runtime: &Arc<RuntimeShared>, record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
     let predicted_start_ms = millis_ceil(accepted.predicted_start);
     Submitted {
         task_id: record.id.clone(),
@@ -191,6 +186,7 @@ fn submitted(record: Arc<TaskRecord>, accepted: Accepted) -> Submitted {
         predicted_start_ms,
         backoff_ms: predicted_start_ms,
         record,
+        runtime: runtime.clone(),
     }
 }
 

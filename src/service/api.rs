@@ -7,7 +7,9 @@ use utoipa::ToSchema;
 
 use crate::core::id::{ClientId, InvalidId, SessionId, TaskId};
 use crate::core::resume::OnLoss;
-use crate::core::task::{Determinism, KvHint, MAX_TOKENS_DEFAULT, Priority, Sampling, TaskRequest, Workload};
+use crate::core::task::{
+    Determinism, KvHint, MAX_TOKENS_DEFAULT, OnDisconnect, Priority, Sampling, TaskRequest, Workload,
+};
 use crate::core::units::Tokens;
 use crate::orchestrator::Submitted;
 
@@ -56,6 +58,10 @@ pub struct SubmitBody {
     pub kv_hint: KvHint,
     /// What becomes of the task when its worker or engine is lost; by the pool's rule when left out.
     pub on_loss: Option<OnLoss>,
+    /// What becomes of the task when its last reader is gone and does not come back within the service's
+    /// `disconnect_grace_ms`. A task that nobody ever read goes on.
+    #[serde(default)]
+    pub on_disconnect: OnDisconnect,
 }
 
 impl SubmitBody {
@@ -91,6 +97,7 @@ impl SubmitBody {
             expected_tokens: self.expected_tokens.map(Tokens),
             kv_hint: self.kv_hint,
             on_loss: self.on_loss,
+            on_disconnect: self.on_disconnect,
         })
     }
 }

@@ -137,10 +137,14 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
         })
     });
     counter(encoder, "tasks_started", "Attempts that a worker began", started)?;
-    let canceled = pools.iter().map(|pool| {
-        let mut labels = pool_labels(pool, &[("reason", "client")]);
-        labels.push(("replica_id", String::new()));
-        (labels, pool.canceled)
+    let canceled = pools.iter().flat_map(|pool| {
+        let labels = |reason| {
+            let mut labels = pool_labels(pool, &[("reason", reason)]);
+            labels.push(("replica_id", String::new()));
+            labels
+        };
+        let by_client = pool.canceled.saturating_sub(pool.deserted);
+        [(labels("client"), by_client), (labels("disconnect"), pool.deserted)]
     });
     counter(encoder, "tasks_canceled", "Tasks that were ended by request", canceled)?;
     let completed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.completed));
@@ -148,6 +152,8 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
     counter(encoder, "tasks_evicted", "Waiting tasks that made room for others", evicted)?;
     let taken_over = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.taken_over));
     counter(encoder, "tasks_taken_over", "Tasks of siblings' queues that ran here", taken_over)?;
+    let stalls = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.stalls));
+    counter(encoder, "queue_stalls", "Times that tasks waited beside free slots for a second", stalls)?;
     let resumed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.resumed));
     counter(encoder, "tasks_resumed", "Attempts that were lost and whose tasks ran again", resumed)?;
     let diverged = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.diverged));

@@ -1,7 +1,7 @@
 //! A task's events as server-sent events (ORCH-2002).
 //!
-//! `id:` is the event's index in the log, `event:` its type, `data:` one line of JSON. All events that are there go out
-//! as one piece, copied once from the log. `metrics` events come in between and have no id, since the log has none.
+//! `id:` is the event's index in the log, `event:` its type, `data:` one line of JSON. Events that are there go out as one
+//! piece, copied once from the log, and the next piece is made when the connection has taken the last. `metrics` events come in between and have no id, since the log has none.
 
 use std::time::Duration;
 
@@ -73,6 +73,9 @@ fn started_data<'a>(task_id: &'a TaskId, started: &'a Started) -> StartedData<'a
     }
 }
 
+/// Most events of one piece, some 16 KiB: what a reader that does not read makes us hold beside its connection's buffers.
+const EVENTS_MAX: usize = 256;
+
 /// One reader's connection.
 struct Connection {
     orchestrator: Orchestrator,
@@ -109,7 +112,7 @@ impl Connection {
         let (tokens, started, measured_at) = (&mut self.tokens, &mut self.started, &mut self.measured_at);
         let due = tokio::select! {
             biased;
-            open = self.stream.visit_next(|index, event| match event {
+            open = self.stream.visit_next(EVENTS_MAX, |index, event| match event {
                 EventRef::Started(event) => {
                     *started = Some((event.identity.replica.pool.clone(), event.kv_warmth));
                     *measured_at = Instant::now();

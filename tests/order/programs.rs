@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use orchestrator_core::Priority;
 use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size};
@@ -366,24 +368,35 @@ fn the_queue_does_what_flat_lists_do() {
     let only: Option<u64> = number("SEED");
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {})); // A fault is shown once, shrunk.
-    let mut all = Seen::default();
-    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
-        let (config, ops) = program(seed);
-        match fault(&config, &ops) {
-            Ok(seen) => all += seen,
-            Err(text) => {
-                let ops = shrink(&config, ops);
-                let shrunk = fault(&config, &ops).err();
-                std::panic::set_hook(hook);
-                panic!(
-                    "SEED={seed}: {text}\nshrunk to {} operations: {shrunk:?}\n{config:?}\n{}",
-                    ops.len(),
-                    ops.iter().map(|op| format!("{op:?}\n")).collect::<String>()
-                );
-            }
+    let range = only.map_or(0..seeds, |seed| seed..seed + 1);
+    let (next, all, faults) = (AtomicU64::new(range.start), Mutex::new(Seen::default()), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if !range.contains(&seed) || !faults.lock().unwrap().is_empty() {
+                        return;
+                    }
+                    let (config, ops) = program(seed);
+                    match fault(&config, &ops) {
+                        Ok(seen) => *all.lock().unwrap() += seen,
+                        Err(text) => drop(faults.lock().unwrap().insert(seed, text)),
+                    }
+                }
+            });
         }
+    });
+    if let Some((seed, text)) = faults.into_inner().unwrap().pop_first() {
+        let (config, ops) = program(seed);
+        let ops = shrink(&config, ops);
+        let shrunk = fault(&config, &ops).err();
+        std::panic::set_hook(hook);
+        let listed = ops.iter().map(|op| format!("{op:?}\n")).collect::<String>();
+        panic!("SEED={seed}: {text}\nshrunk to {} operations: {shrunk:?}\n{config:?}\n{listed}", ops.len());
     }
     std::panic::set_hook(hook);
+    let all = all.into_inner().unwrap();
     println!("{seeds} programs of {OPERATIONS} operations equal the model: {all:?}");
     let each = [all.dispatched, all.evicted, all.refused, all.canceled, all.returned, all.settled, all.passed_over];
     assert!(only.is_some() || each.iter().all(|count| *count > seeds), "everything happens: {all:?}");

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use orchestrator_core::core::task::{FinishReason, Phase};
-use orchestrator_core::{CancelOutcome, Env, Event, Orchestrator};
+use orchestrator_core::core::task::{FinishReason, OnDisconnect, Phase};
+use orchestrator_core::{CancelOutcome, Config, Env, Event, Orchestrator, TaskRequest};
 
-use crate::support::{World, is_idle, millisecond, pool, read_whole, request, start, task_id, until_idle};
+use crate::support::{World, is_idle, millisecond, pool, read_whole, request, start, start_with, task_id, until_idle};
 
 async fn one_slot() -> Orchestrator {
     let World { orchestrator, .. } = start(Env::simulated(1), vec![pool("a", 1, 1, millisecond())]).await;
@@ -86,4 +86,41 @@ async fn a_submission_whose_caller_goes_away_leaves_nothing() {
 async fn what_nobody_knows_is_said_so() {
     let orchestrator = one_slot().await;
     assert_eq!(orchestrator.cancel(&task_id("nobody")), CancelOutcome::Unknown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_everybody_has_left_is_cancelled_unless_somebody_comes_back_in_time() {
+    let config = Config { disconnect_grace_ms: 500, ..Config::default() };
+    let World { orchestrator, .. } = start_with(Env::simulated(2), config, vec![pool("a", 1, 4, millisecond())]).await;
+    orchestrator.until_ready().await;
+    let task = |id: &str, on_disconnect| TaskRequest { on_disconnect, ..request(id, 3_000) };
+    let submit = async |id: &str, on_disconnect| orchestrator.submit(task(id, on_disconnect)).await.unwrap();
+    let (left, kept) = (submit("left", OnDisconnect::Cancel).await, submit("kept", OnDisconnect::Keep).await);
+    let (back, unread) = (submit("back", OnDisconnect::Cancel).await, submit("unread", OnDisconnect::Cancel).await);
+    let mut readers = vec![left.stream(), left.stream(), kept.stream(), back.stream()];
+    for reader in &mut readers {
+        reader.next().await;
+    }
+    readers.remove(0); // One of two readers: the other is still there.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(orchestrator.pools()[0].slots_used, 4, "nobody has left for good");
+    drop(readers);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let reader = back.stream(); // It came back in time, and leaves when all is said.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (_, end) = read_whole(left.stream()).await;
+    let Event::End(end) = end else { panic!("{end:?}") };
+    assert_eq!(end.finish_reason, FinishReason::Canceled);
+    assert!(
+        (1_050..=1_250).contains(&end.tokens_out),
+        "about the time that it was read and the grace: {}",
+        end.tokens_out
+    );
+    let view = &orchestrator.pools()[0];
+    assert_eq!((view.deserted, view.canceled, view.slots_used), (1, 1, 3), "its slot is free");
+    assert!(matches!(read_whole(reader).await.1, Event::End(end) if end.finish_reason == FinishReason::Length));
+    for submitted in [kept, unread] {
+        assert!(matches!(read_whole(submitted.stream()).await.1, Event::End(end) if end.tokens_out == 3_000));
+    }
+    until_idle(&orchestrator).await;
 }

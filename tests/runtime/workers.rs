@@ -237,3 +237,24 @@ async fn an_engine_that_takes_long_to_fail_opens_its_breaker_too() {
     let loads = stats[0][0].preloads.load(Relaxed);
     assert!((10..=30).contains(&loads), "two minutes each, with waits that grow: {loads}");
 }
+
+#[cfg(feature = "planted-bugs")]
+#[tokio::test(start_paused = true)]
+async fn planted_a_stall_is_noticed_within_two_seconds_and_healed() {
+    use orchestrator_core::planted::{Bug, plant};
+    let World { orchestrator, .. } = start(Env::simulated(5), vec![pool("a", 1, 1, millisecond())]).await;
+    orchestrator.until_ready().await;
+    plant(Some(Bug::LostNudge));
+    let begin = tokio::time::Instant::now();
+    let mut streams = Vec::new();
+    for number in 0..3 {
+        streams.push(orchestrator.submit(request(&format!("t{number}"), 20)).await.unwrap().stream());
+    }
+    for stream in streams {
+        assert!(matches!(read_whole(stream).await.1, Event::End(_)));
+    }
+    plant(None);
+    let stalls = orchestrator.pools()[0].stalls;
+    println!("{stalls} stalls, healed: three tasks ended within {:?}", begin.elapsed());
+    assert!(stalls >= 1 && begin.elapsed() < Duration::from_secs(2 * stalls + 1));
+}

@@ -11,7 +11,7 @@ use orchestrator_core::config::{
 use orchestrator_core::core::SessionId;
 use orchestrator_core::core::full::FullPolicy;
 use orchestrator_core::core::resume::OnLoss;
-use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
 use orchestrator_core::env::InjectedPanic;
 use orchestrator_core::gpu::sim::undisturbed;
@@ -21,6 +21,8 @@ use super::check::{Checker, Law};
 use super::support::{World, client as client_id, is_idle, pool, pool_id, read_whole, start_with, task_id};
 
 const TASKS: u64 = 60;
+/// Events of one run. The longest of the first two thousand has a twentieth.
+const EVENTS_MAX: usize = 100_000;
 /// Virtual time after which a task that has not ended never will: the wall timeout of all its attempts, and every wait.
 const LIVENESS: Duration = Duration::from_secs(3_600);
 
@@ -33,6 +35,7 @@ pub struct Tally {
     pub canceled: u64,
     pub resets: u64,
     pub resumed: u64,
+    pub deserted: u64,
     pub timeouts: u64,
     pub evicted: u64,
     pub turned_out: u64,
@@ -48,6 +51,7 @@ impl std::ops::AddAssign for Tally {
         self.canceled += other.canceled;
         self.resets += other.resets;
         self.resumed += other.resumed;
+        self.deserted += other.deserted;
         self.timeouts += other.timeouts;
         self.evicted += other.evicted;
         self.turned_out += other.turned_out;
@@ -109,7 +113,7 @@ fn clients(dice: &mut Dice) -> Config {
     let limits = LimitConfig { tokens_per_s: dice.one_of(&[None, Some(100.0)]), ..LimitConfig::default() };
     let default_client = ClientConfig { limits, ..ClientConfig::default() };
     let named = [("a", heavy), ("b", narrow), ("c", kept)].map(|(name, client)| (name.to_owned(), client));
-    Config { clients: named.into(), default_client, ..Config::default() }
+    Config { clients: named.into(), default_client, disconnect_grace_ms: 100, ..Config::default() }
 }
 
 async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon_ms: u64) -> Tally {
@@ -127,6 +131,7 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         ..TaskRequest::completion(format!("prompt {number}")).max_tokens(max_tokens)
     };
     let priority = dice.one_of(&Priority::ALL);
+    let request = TaskRequest { on_disconnect: dice.one_of(&[OnDisconnect::Cancel, OnDisconnect::Keep]), ..request };
     let request = request.priority(priority).client(client_id(["a", "b", "c", "d"][dice.below(4) as usize]));
     let submitted = match orchestrator.submit(request).await {
         Ok(submitted) => submitted,
@@ -137,6 +142,13 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         }
     };
     tally.accepted += 1;
+    if dice.below(6) == 0 {
+        // Somebody looks for a while and leaves; somebody else may come later.
+        let looker = submitted.stream();
+        tokio::time::sleep(Duration::from_millis(dice.below(200))).await;
+        drop(looker);
+        tokio::time::sleep(Duration::from_millis(dice.below(200))).await;
+    }
     let reader = tokio::spawn(read_whole(submitted.stream()));
     if dice.below(4) == 0 {
         tokio::time::sleep(Duration::from_micros(dice.below(60_000))).await;
@@ -252,6 +264,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let law = Law { capacity, attempts_max, narrow: client_id("b") };
         let drains_b = dice.below(4) == 0 && pools.len() == 2;
         let World { orchestrator, stats } = start_with(env.clone(), clients(&mut dice), pools).await;
+        env.set_events_max(EVENTS_MAX);
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
             .map(|number| tokio::spawn(client(orchestrator.clone(), number, Dice(dice.0.fork()), 2_000)))
@@ -280,8 +293,41 @@ fn run_world(seed: u64) -> (Law, Tally) {
         assert_eq!(tally.accepted, ended);
         tally.resumed = orchestrator.pools().iter().map(|pool| pool.resumed).sum();
         assert!(orchestrator.pools().iter().all(|pool| pool.diverged == 0), "this engine repeats itself");
+        tally.deserted = orchestrator.pools().iter().map(|pool| pool.deserted).sum();
+        let stalls: u64 = orchestrator.pools().iter().map(|pool| pool.stalls).sum();
+        assert_eq!(stalls, 0, "no task waits beside a free slot for a second");
         tally.panics = env.panics_fired();
         tally.events = env.recorded().len();
         (law, tally)
     })
+}
+
+/// How a planted bug was found.
+#[cfg(feature = "planted-bugs")]
+pub struct Found {
+    /// The first seed that found it.
+    pub first: u64,
+    /// How many of the first hundred seeds found it.
+    pub of_hundred: u32,
+    /// What the first said.
+    pub what: String,
+}
+
+/// Looks for a planted bug with the seeds up to `most`.
+#[cfg(feature = "planted-bugs")]
+pub fn hunt(bug: orchestrator_core::planted::Bug, most: u64) -> Option<Found> {
+    let mut found: Option<Found> = None;
+    for seed in 0..most {
+        if seed >= 100 && found.is_some() {
+            break;
+        }
+        orchestrator_core::planted::plant(Some(bug));
+        let outcome = run(seed);
+        orchestrator_core::planted::plant(None);
+        if let Err(violation) = outcome {
+            let first = found.get_or_insert(Found { first: seed, of_hundred: 0, what: violation.what });
+            first.of_hundred += u32::from(seed < 100);
+        }
+    }
+    found
 }

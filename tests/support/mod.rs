@@ -5,6 +5,7 @@
 pub mod llama;
 
 mod sim;
+#[allow(unused_imports)] // Each program uses its part.
 pub use sim::*;
 
 /// Waits until something outside is so. Only for other processes: they do not tell us.
