@@ -20,6 +20,7 @@ pub(crate) mod pool_manager;
 pub(crate) mod pool_supervisor;
 pub(crate) mod queue;
 pub mod reader;
+mod reading;
 pub(crate) mod record;
 pub(crate) mod refusals;
 pub(crate) mod replica;

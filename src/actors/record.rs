@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::actors::claim::Claim;
-use crate::actors::event_log::{End, EventLog, EventRef, Repeated, Replay, ReplicaIdentity, Started};
+use crate::actors::event_log::{End, EventLog, Repeated, Replay, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
@@ -33,7 +33,7 @@ pub(crate) struct TaskRecord {
     /// One lock for phase, epoch and log: each check and the change that rests on it are one step.
     pub(super) state: Mutex<State>,
     /// Wakes the log's readers.
-    changed: Notify,
+    pub(super) changed: Notify,
     /// Wakes the attempt when the log is sealed by somebody else.
     stopped: Notify,
 }
@@ -68,10 +68,10 @@ pub(super) struct State {
     pub(super) identity: Option<Arc<ReplicaIdentity>>,
     pub(super) kv_warmth: bool,
     /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
-    reader_waits: bool,
+    pub(super) reader_waits: bool,
     /// Readers that are there, and how many there have ever been. Counted only where it matters.
-    readers: u32,
-    visits: u64,
+    pub(super) readers: u32,
+    pub(super) visits: u64,
     /// The place at the intake gate; given back when the log is sealed.
     permit: Option<Permit>,
 }
@@ -327,52 +327,6 @@ impl TaskRecord {
         if self.phase() != Phase::Terminal {
             stopped.await;
         }
-    }
-
-    /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will follow.
-    pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
-        let state = self.state.lock();
-        let next = state.log.visit(from, most, visitor);
-        (next, state.log.is_sealed() && next == state.log.len())
-    }
-
-    /// Waits until there is an event at index `from`, or the log is sealed without one.
-    ///
-    /// # Cancel safety
-    /// Dropping it is harmless.
-    pub(crate) async fn until_readable(&self, from: usize) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            {
-                let mut state = self.state.lock();
-                if state.log.len() > from || state.log.is_sealed() {
-                    return;
-                }
-                state.reader_waits = true;
-                changed.as_mut().enable(); // Under the lock: whoever appends next sees that somebody waits.
-            }
-            changed.await;
-        }
-    }
-
-    /// A reader has come.
-    pub(crate) fn reader_comes(&self) {
-        let mut state = self.state.lock();
-        (state.readers, state.visits) = (state.readers + 1, state.visits + 1);
-    }
-
-    /// A reader has gone. When it was the last of a task that has not ended, returns how many there have been.
-    pub(crate) fn reader_leaves(&self) -> Option<u64> {
-        let mut state = self.state.lock();
-        state.readers -= 1;
-        (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
-    }
-
-    /// Whether no reader is there, and none has come since there had been so many.
-    pub(crate) fn is_deserted_since(&self, visits: u64) -> bool {
-        let state = self.state.lock();
-        state.readers == 0 && state.visits == visits
     }
 
     /// When the newest attempt last made progress.
