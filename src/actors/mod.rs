@@ -19,6 +19,8 @@ pub(crate) mod ledger;
 pub(crate) mod pool_manager;
 pub(crate) mod pool_supervisor;
 pub(crate) mod queue;
+#[cfg(test)]
+mod races;
 pub mod reader;
 mod reading;
 pub(crate) mod record;
