@@ -80,7 +80,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn pool(slots: u32, capacity: u32) -> PoolConfig {
     let sim = SimConfig { first_token_us: 0, token_us: 0, preload_us: 0, ..SimConfig::default() };
-    let mut pool = PoolConfig { slots, sim: Some(sim), ..PoolConfig::new("p", "sim", "m") };
+    let mut pool = PoolConfig { slots, sim: Some(sim), self_test: false, ..PoolConfig::new("p", "sim", "m") };
     pool.queue.capacity = capacity;
     pool
 }

@@ -148,6 +148,9 @@ pub struct PoolConfig {
     /// Deadlines.
     #[serde(default)]
     pub timeouts: TimeoutConfig,
+    /// Whether an engine must show what it can before it gets a task: decode twice, stop, be measured (ORCH-3049).
+    #[serde(default = "PoolConfig::self_test_default")]
+    pub self_test: bool,
     /// What happens when a worker fails.
     #[serde(default)]
     pub restart: RestartConfig,
@@ -169,6 +172,9 @@ impl PoolConfig {
     }
     fn bytes_per_token_default() -> u32 {
         4
+    }
+    fn self_test_default() -> bool {
+        true
     }
     fn slots_default() -> u32 {
         1
@@ -196,6 +202,7 @@ impl PoolConfig {
             cost: CostConfig::default(),
             memory: MemoryConfig::default(),
             timeouts: TimeoutConfig::default(),
+            self_test: Self::self_test_default(),
             restart: RestartConfig::default(),
             resume: ResumeConfig::default(),
             sim: None,

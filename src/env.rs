@@ -37,6 +37,8 @@ struct Faults {
     armed: Vec<&'static str>,
     /// How many panics were caused.
     fired: u64,
+    /// Simulated engines behave from now on, whatever their configuration says.
+    engines_behave: bool,
     /// Events that a run may record; `None` is any number.
     events_max: Option<usize>,
 }
@@ -145,6 +147,18 @@ impl Env {
         if let Some(faults) = &self.0.faults {
             faults.lock().panic_ppm = ppm;
         }
+    }
+
+    /// From now on simulated engines behave, whatever their configuration says. Only in simulation.
+    pub fn make_engines_behave(&self) {
+        if let Some(faults) = &self.0.faults {
+            faults.lock().engines_behave = true;
+        }
+    }
+
+    /// Whether simulated engines behave.
+    pub(crate) fn engines_behave(&self) -> bool {
+        self.0.faults.as_ref().is_some_and(|faults| faults.lock().engines_behave)
     }
 
     /// Makes `actor` panic at its next fault point. Only in simulation.

@@ -35,6 +35,7 @@ mod views;
 pub use actors::event_log::{End, Event, EventRef, ReplicaIdentity, Started};
 pub use actors::latency::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
 pub use actors::reader::TaskStream;
+pub use actors::self_test::SelfTest;
 pub use actors::sessions::SessionView;
 pub use actors::task_view::TaskView;
 pub use config::Config;

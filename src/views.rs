@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::actors::latency::LatencyView;
 use crate::actors::replica::ReplicaShared;
+use crate::actors::self_test::SelfTest;
 use crate::actors::shared::{LIMITS, PoolShared};
 use crate::core::error::ErrorCode;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
@@ -102,6 +103,8 @@ pub struct ReplicaView {
     pub tokens_out: u64,
     /// Loads that succeeded.
     pub preload_successes: u64,
+    /// What the engine showed when it was loaded last; `None` before that, and without a self-test.
+    pub self_test: Option<SelfTest>,
     /// Loads that failed.
     pub preload_failures: u64,
     /// Times that its worker died.
@@ -200,6 +203,7 @@ impl ReplicaView {
             tokens_in: replica.tokens_in.load(Relaxed),
             tokens_out: replica.tokens_out.load(Relaxed),
             preload_successes: replica.preload_successes.load(Relaxed),
+            self_test: *replica.self_test.lock(),
             preload_failures: replica.preload_failures.load(Relaxed),
             restarts: replica.restarts.load(Relaxed),
             stop_timeouts: replica.stop_timeouts.load(Relaxed),

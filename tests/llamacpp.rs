@@ -93,12 +93,14 @@ async fn a_killed_engine_costs_nobody_a_token_and_comes_back() {
     eventually("the killed worker is Ready again", || watched.pools()[0].replicas.iter().all(|r| r.state.is_ready()))
         .await;
     let (after, view) = (pids(&orchestrator), orchestrator.pools());
-    assert_eq!((view[0].resumed, view[0].diverged, view[0].failed.values().sum::<u64>()), (1, 0, 0));
+    // The one that ran there, and perhaps one that was sent there before the death was known.
+    assert!((1..=2).contains(&view[0].resumed), "{}", view[0].resumed);
+    assert_eq!((view[0].diverged, view[0].failed.values().sum::<u64>()), (0, 0));
     assert_eq!((after[1], view[0].replicas[1].restarts), (before[1], 0), "the other engine was not touched");
     assert!(view[0].replicas[0].restarts >= 1);
     assert_ne!(after[0], before[0]);
     eventually("no slot is lost", || is_idle(&watched)).await;
-    println!("8 of 8 streams equal, 1 resumed, engine {} -> {}", before[0], after[0]);
+    println!("8 of 8 streams equal, {} resumed, engine {} -> {}", view[0].resumed, before[0], after[0]);
     orchestrator.stop().await;
     eventually("no engine outlives the runtime", || after.iter().all(|pid| !lives(*pid))).await;
 }

@@ -15,6 +15,8 @@ mod panics;
 mod queue_policies;
 #[path = "runtime/resume.rs"]
 mod resume;
+#[path = "runtime/self_test.rs"]
+mod self_test;
 #[path = "runtime/sessions.rs"]
 mod sessions;
 #[path = "runtime/streams.rs"]

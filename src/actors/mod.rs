@@ -28,6 +28,7 @@ pub(crate) mod refusals;
 pub(crate) mod replica;
 pub(crate) mod root;
 pub(crate) mod route;
+pub mod self_test;
 pub(crate) mod sessions;
 pub(crate) mod shared;
 pub(crate) mod submission;

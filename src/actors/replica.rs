@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use crate::actors::address::Address;
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::SlotTable;
+use crate::actors::self_test::SelfTest;
 use crate::actors::worker::WorkerMsg;
 use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::lifecycle::ReplicaState;
@@ -35,6 +36,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) started: [AtomicU64; 2],
     pub(crate) tokens_in: AtomicU64,
     pub(crate) tokens_out: AtomicU64,
+    /// What the newest load has shown; `None` before the first, and without a self-test.
+    pub(crate) self_test: Mutex<Option<SelfTest>>,
     pub(crate) preload_successes: AtomicU64,
     pub(crate) preload_failures: AtomicU64,
     pub(crate) restarts: AtomicU64,
@@ -57,6 +60,7 @@ impl ReplicaShared {
             started: Default::default(),
             tokens_in: AtomicU64::new(0),
             tokens_out: AtomicU64::new(0),
+            self_test: Mutex::default(),
             preload_successes: AtomicU64::new(0),
             preload_failures: AtomicU64::new(0),
             restarts: AtomicU64::new(0),

@@ -19,6 +19,7 @@ use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease};
 use crate::actors::replica::ReplicaShared;
+use crate::actors::self_test::self_test;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::lifecycle::ReplicaState;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
@@ -158,11 +159,28 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     *state.place().engine.lock() = Some(engine.clone());
     state.engine = Some(engine.clone());
     let limit = Duration::from_millis(state.pool.config.timeouts.preload_ms);
+    let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {
         let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
-        let result = timeout(limit, engine.preload()).await.unwrap_or_else(|_| Err(late()));
+        let result = timeout(limit, load(&pool, index, &*engine)).await.unwrap_or_else(|_| Err(late()));
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
+}
+
+/// Loads an engine, and lets it show what it can.
+async fn load(pool: &PoolShared, index: u16, engine: &dyn AnyEngine) -> Result<EngineInfo, EngineError> {
+    let info = engine.preload().await?;
+    if pool.config.self_test {
+        let stop = Duration::from_millis(pool.config.timeouts.stop_ms);
+        let shown = self_test(engine, &pool.env, stop).await?;
+        let place = &pool.replicas[index as usize];
+        if !shown.repeats {
+            let replica_id = &place.id;
+            tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
+        }
+        *place.self_test.lock() = Some(shown);
+    }
+    Ok(info)
 }
 
 fn on_preloaded(

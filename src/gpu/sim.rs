@@ -150,7 +150,7 @@ impl SimEngine {
 
     /// Whether a fault of this rate strikes now. Draws a number only when it could.
     fn strikes(&self, ppm: u32) -> bool {
-        ppm > 0 && self.env.random() % 1_000_000 < u64::from(ppm)
+        ppm > 0 && !self.env.engines_behave() && self.env.random() % 1_000_000 < u64::from(ppm)
     }
 
     fn die(&self) {

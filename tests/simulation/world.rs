@@ -100,6 +100,7 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
     pool.queue = QueueConfig { capacity: dice.one_of(&[2, 8, 64]), full_policy: policy, ..QueueConfig::default() };
     pool.timeouts = TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, ..TimeoutConfig::default() };
     pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
+    pool.self_test = dice.below(2) == 0;
     pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
     pool
 }
@@ -277,6 +278,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         }
         tokio::time::sleep(Duration::from_millis(1_000)).await;
         env.set_panic_ppm(0);
+        env.make_engines_behave();
         for client in clients {
             let one = tokio::time::timeout(LIVENESS, client).await.expect("every task ends");
             tally += one.expect("a client found nothing wrong");

@@ -1,0 +1,92 @@
+//! An engine shows what it can before it gets a task (ORCH-3049).
+
+use std::time::Duration;
+
+use orchestrator_core::config::{PoolConfig, SimFaults};
+use orchestrator_core::core::lifecycle::PoolState;
+use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, TokenOutput};
+use orchestrator_core::{Env, Event, Orchestrator};
+
+use crate::support::{World, faulty, millisecond, pool, pool_id, read_whole, request, start};
+
+fn tested(pool: PoolConfig) -> PoolConfig {
+    PoolConfig { self_test: true, ..pool }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_is_ready_when_its_engine_has_decoded_repeated_itself_and_stopped() {
+    let World { orchestrator, stats } = start(Env::simulated(1), vec![tested(pool("a", 1, 2, millisecond()))]).await;
+    orchestrator.until_ready().await;
+    let replica = &orchestrator.pools()[0].replicas[0];
+    let shown = replica.self_test.expect("it was tested");
+    assert!(shown.repeats && shown.decode_ms >= 4.0 && shown.stop_ms < 1.0, "{shown:?}");
+    assert_eq!(
+        (replica.preload_failures, stats[0][0].slot_conflicts.load(std::sync::atomic::Ordering::Relaxed)),
+        (0, 0)
+    );
+    assert!(matches!(read_whole(orchestrator.submit(request("t", 3)).await.unwrap().stream()).await.1, Event::End(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_loads_and_cannot_decode_never_gets_a_task() {
+    let dies = SimFaults { die_ppm: 1_000_000, ..SimFaults::default() };
+    let hangs = SimFaults { hang_first_ppm: 1_000_000, ..SimFaults::default() };
+    for (faults, says) in [(dies, "self-test, decode"), (hangs, "not ready within")] {
+        let mut broken = tested(pool("a", 1, 1, faulty(faults)));
+        broken.timeouts.preload_ms = 5_000;
+        let World { orchestrator, .. } = start(Env::simulated(1), vec![broken]).await;
+        orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Unready).await;
+        let replica = &orchestrator.pools()[0].replicas[0];
+        assert!(
+            replica.preload_failures >= 1 && replica.preload_successes == 0 && replica.self_test.is_none(),
+            "{says}"
+        );
+        assert!(orchestrator.submit(request("t", 1)).await.is_err());
+    }
+}
+
+/// An engine of one fault: it says something else each time, or goes on computing when nobody wants more.
+struct Odd {
+    repeats: bool,
+    stops: bool,
+    said: std::sync::atomic::AtomicU32,
+}
+
+impl Engine for Odd {
+    async fn preload(&self) -> Result<EngineInfo, EngineError> {
+        Ok(EngineInfo::new("1", "d"))
+    }
+    async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        let said = self.said.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        for index in 0..job.request.max_tokens.0 {
+            out.push(&format!(" {}", if self.repeats { index } else { index + said }))?;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(Finish { reason: FinishReason::Length, tokens_in: None })
+    }
+    async fn released(&self, _: u32) {
+        if !self.stops {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn load(repeats: bool, stops: bool) -> Orchestrator {
+    let pool = PoolConfig { engine: "odd".into(), sim: None, ..tested(pool("a", 1, 1, millisecond())) };
+    let factory = move |_: &_| Odd { repeats, stops, said: Default::default() };
+    let builder = Orchestrator::builder().env(Env::simulated(1)).pool(pool, factory);
+    builder.start().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_repeat_itself_serves_and_says_so_and_one_that_does_not_stop_never_serves() {
+    for (repeats, said) in [(true, true), (false, false)] {
+        let orchestrator = load(repeats, true).await;
+        orchestrator.until_ready().await;
+        assert_eq!(orchestrator.pools()[0].replicas[0].self_test.map(|shown| shown.repeats), Some(said));
+    }
+    let orchestrator = load(true, false).await;
+    orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Unready).await;
+    assert_eq!(orchestrator.pools()[0].replicas[0].preload_successes, 0);
+}
