@@ -111,6 +111,8 @@ pub struct ReplicaView {
     pub restarts: u64,
     /// Runs whose engine did not confirm in time that it had stopped.
     pub stop_timeouts: u64,
+    /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
+    pub slot_leaks: u64,
 }
 
 /// The pools whose identity is the same (ORCH-3007).
@@ -207,6 +209,7 @@ impl ReplicaView {
             preload_failures: replica.preload_failures.load(Relaxed),
             restarts: replica.restarts.load(Relaxed),
             stop_timeouts: replica.stop_timeouts.load(Relaxed),
+            slot_leaks: replica.slot_leaks.load(Relaxed),
         }
     }
 }

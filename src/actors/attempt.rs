@@ -132,6 +132,7 @@ async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> Outcome {
 
 /// Ends the task as the outcome says: first the log, then whoever wants to know.
 fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Outcome) {
+    let diverges = matches!(&outcome, Outcome::Diverged(_));
     let terminal = match outcome {
         Outcome::SealedElsewhere => return,
         Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
@@ -143,7 +144,6 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text))
         }
         Outcome::Diverged(index) => {
-            attempt.pool.counters.diverged.fetch_add(1, Relaxed);
             let text =
                 format!("token {index} is not the one that an earlier attempt gave; the engine does not repeat itself");
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, text))
@@ -165,6 +165,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         }
     };
     if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
+        attempt.pool.counters.diverged.fetch_add(u64::from(diverges), Relaxed);
         report(attempt, record, &sealed);
     }
 }
@@ -224,8 +225,8 @@ impl Attempt {
 
     /// Sends the task back to its place in the queue.
     fn give_back(&self, record: &Arc<TaskRecord>, epoch: Epoch) {
-        self.pool.counters.resumed.fetch_add(1, Relaxed);
-        return_to_queue(record.clone(), epoch);
+        let returned = return_to_queue(record.clone(), epoch); // Not when somebody has ended it meanwhile.
+        self.pool.counters.resumed.fetch_add(u64::from(returned), Relaxed);
     }
 
     fn error(&self, code: ErrorCode, text: impl Into<String>) -> TaskError {

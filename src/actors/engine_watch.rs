@@ -1,5 +1,6 @@
 //! What a worker does beside its mailbox: it owns attempts, measures its engine, and looks an adopted one over.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use ractor::ActorRef;
@@ -13,6 +14,9 @@ use crate::planted::planted;
 
 /// How often a Ready engine is measured.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
+/// Looks in a row at which an engine has more busy slots than we have runs, before that counts as a leak: a run may just
+/// have ended on one side.
+const LOOKS_BUSIER: u32 = 2;
 /// How long an engine may take to answer a measurement.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Measurements without an answer, in a row, after which an engine counts as lost.
@@ -40,15 +44,22 @@ impl Drop for Attempts {
     }
 }
 
-/// Measures the engine once a period, and reports it lost when it does not answer for long.
+/// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own view
+/// of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
 pub(crate) async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
-    let mut missed = 0;
+    let (mut missed, mut looks_busier) = (0, 0);
     loop {
         tokio::time::sleep(PROBE_PERIOD).await;
         match probe(engine).await {
             Ok(telemetry) => {
                 missed = 0;
                 *place.telemetry.lock() = telemetry;
+                let stray = telemetry.slots_busy.unwrap_or(0).saturating_sub(place.slots.used());
+                looks_busier = if stray > 0 { looks_busier + 1 } else { 0 };
+                if looks_busier == LOOKS_BUSIER {
+                    place.slot_leaks.fetch_add(u64::from(stray), Relaxed);
+                    tracing::error!(replica_id = %place.id, stray, "slots compute for no task of this worker");
+                }
             }
             Err(_) if missed + 1 < PROBES_MISSED_MAX => missed += 1,
             Err(cause) => {

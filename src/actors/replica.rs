@@ -43,6 +43,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) restarts: AtomicU64,
     /// Runs whose engine did not confirm in time that it had stopped.
     pub(crate) stop_timeouts: AtomicU64,
+    /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
+    pub(crate) slot_leaks: AtomicU64,
 }
 
 impl ReplicaShared {
@@ -65,6 +67,7 @@ impl ReplicaShared {
             preload_failures: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             stop_timeouts: AtomicU64::new(0),
+            slot_leaks: AtomicU64::new(0),
         }
     }
 

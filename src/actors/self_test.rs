@@ -56,18 +56,25 @@ pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, stop: Duration)
     Ok(SelfTest { decode_ms, stop_ms, repeats: first == second })
 }
 
-/// Keeps what an engine says, and tells of the first token.
-#[derive(Default)]
+/// Keeps what an engine says, up to its budget, and tells of the first token.
 struct Heard {
     text: String,
+    left: u32,
     first: Arc<Notify>,
 }
 
 impl TokenOutput for Heard {
     fn push(&mut self, text: &str) -> Result<(), Stopped> {
+        self.left = self.left.checked_sub(1).ok_or(Stopped)?;
         self.text.push_str(text);
         self.first.notify_one();
         Ok(())
+    }
+}
+
+impl Heard {
+    fn up_to(tokens: u32) -> Self {
+        Heard { text: String::new(), left: tokens, first: Arc::default() }
     }
 }
 
@@ -75,18 +82,21 @@ async fn generate(engine: &dyn AnyEngine, tokens: u32, heard: &mut Heard) -> Res
     let request = TaskRequest::completion(PROMPT).max_tokens(tokens);
     let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string()))?;
     let job = Job { task_id: &task_id, request: &request, seed: SEED, slot: 0 };
-    engine.generate(job, heard).await.map(drop)
+    match engine.generate(job, heard).await {
+        Ok(_) | Err(EngineError::Stopped(_)) => Ok(()), // One that ignores its budget is stopped, as any run is.
+        Err(error) => Err(error),
+    }
 }
 
 async fn decode(engine: &dyn AnyEngine, tokens: u32) -> Result<String, EngineError> {
-    let mut heard = Heard::default();
+    let mut heard = Heard::up_to(tokens);
     generate(engine, tokens, &mut heard).await?;
     Ok(heard.text)
 }
 
 /// Lets a run go on until its first token, and drops it.
 async fn stopped_decode(engine: &dyn AnyEngine) -> Result<(), EngineError> {
-    let mut heard = Heard::default();
+    let mut heard = Heard::up_to(TOKENS_STOPPED);
     let first = heard.first.clone();
     tokio::select! {
         biased;

@@ -199,6 +199,8 @@ fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fm
         "Stops that an engine did not confirm in time",
         by_replica(pools, |replica| replica.stop_timeouts),
     )?;
+    let leaks = by_replica(pools, |replica| replica.slot_leaks);
+    counter(encoder, "slot_leaks", "Slots that were busy for no task of ours; must stay 0", leaks)?;
     let preloads = pools.iter().flat_map(|pool| {
         pool.replicas.iter().flat_map(move |replica| {
             let outcome = |name, count| (replica_labels(pool, replica, &[("outcome", name)]), count);

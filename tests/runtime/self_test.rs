@@ -5,7 +5,7 @@ use std::time::Duration;
 use orchestrator_core::config::{PoolConfig, SimFaults};
 use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::core::task::FinishReason;
-use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, TokenOutput};
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use orchestrator_core::{Env, Event, Orchestrator};
 
 use crate::support::{World, faulty, millisecond, pool, pool_id, read_whole, request, start};
@@ -46,10 +46,11 @@ async fn an_engine_that_loads_and_cannot_decode_never_gets_a_task() {
     }
 }
 
-/// An engine of one fault: it says something else each time, or goes on computing when nobody wants more.
+/// An engine of one fault: it says something else each time, goes on computing when nobody wants more, or is busy for nobody.
 struct Odd {
     repeats: bool,
     stops: bool,
+    busy: u32,
     said: std::sync::atomic::AtomicU32,
 }
 
@@ -65,6 +66,9 @@ impl Engine for Odd {
         }
         Ok(Finish { reason: FinishReason::Length, tokens_in: None })
     }
+    async fn probe(&self) -> Result<Telemetry, EngineError> {
+        Ok(Telemetry { slots_busy: Some(self.busy), ..Telemetry::default() })
+    }
     async fn released(&self, _: u32) {
         if !self.stops {
             std::future::pending::<()>().await;
@@ -72,9 +76,9 @@ impl Engine for Odd {
     }
 }
 
-async fn load(repeats: bool, stops: bool) -> Orchestrator {
+async fn load(repeats: bool, stops: bool, busy: u32) -> Orchestrator {
     let pool = PoolConfig { engine: "odd".into(), sim: None, ..tested(pool("a", 1, 1, millisecond())) };
-    let factory = move |_: &_| Odd { repeats, stops, said: Default::default() };
+    let factory = move |_: &_| Odd { repeats, stops, busy, said: Default::default() };
     let builder = Orchestrator::builder().env(Env::simulated(1)).pool(pool, factory);
     builder.start().await.unwrap()
 }
@@ -82,11 +86,30 @@ async fn load(repeats: bool, stops: bool) -> Orchestrator {
 #[tokio::test(start_paused = true)]
 async fn one_that_does_not_repeat_itself_serves_and_says_so_and_one_that_does_not_stop_never_serves() {
     for (repeats, said) in [(true, true), (false, false)] {
-        let orchestrator = load(repeats, true).await;
+        let orchestrator = load(repeats, true, 0).await;
         orchestrator.until_ready().await;
         assert_eq!(orchestrator.pools()[0].replicas[0].self_test.map(|shown| shown.repeats), Some(said));
     }
-    let orchestrator = load(true, false).await;
+    let orchestrator = load(true, false, 0).await;
     orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Unready).await;
     assert_eq!(orchestrator.pools()[0].replicas[0].preload_successes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_computes_for_nobody_is_counted_once_and_one_with_a_task_is_not() {
+    for (busy, with_task, leaks) in [(0, false, 0), (1, true, 0), (2, true, 1), (1, false, 1)] {
+        let orchestrator = load(true, true, busy).await;
+        orchestrator.until_ready().await;
+        if with_task {
+            orchestrator.submit(request("t", 4_000)).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(
+            orchestrator.pools()[0].replicas[0].slot_leaks,
+            0,
+            "one look is not enough: a run may just have ended"
+        );
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(orchestrator.pools()[0].replicas[0].slot_leaks, leaks, "{busy} busy, with a task: {with_task}");
+    }
 }

@@ -298,6 +298,9 @@ fn run_world(seed: u64) -> (Law, Tally) {
         tally.deserted = orchestrator.pools().iter().map(|pool| pool.deserted).sum();
         let stalls: u64 = orchestrator.pools().iter().map(|pool| pool.stalls).sum();
         assert_eq!(stalls, 0, "no task waits beside a free slot for a second");
+        let leaks: u64 =
+            orchestrator.pools().iter().flat_map(|pool| &pool.replicas).map(|replica| replica.slot_leaks).sum();
+        assert_eq!(leaks, 0, "no engine computes for nobody");
         tally.panics = env.panics_fired();
         tally.events = env.recorded().len();
         (law, tally)
