@@ -156,6 +156,7 @@ pub struct RuntimeView {
 impl PoolView {
     fn of(pool: &PoolShared) -> Self {
         let counters = &pool.counters;
+        let deserted = counters.deserted.load(Relaxed);
         let replicas: Vec<ReplicaView> = pool.replicas.iter().map(ReplicaView::of).collect();
         PoolView {
             pool_id: pool.id.clone(),
@@ -169,13 +170,13 @@ impl PoolView {
             slots_total: replicas.iter().map(|replica| replica.slots_total).sum(),
             enqueued: counters.enqueued.each_ref().map(|count| count.load(Relaxed)),
             completed: counters.completed.load(Relaxed),
-            canceled: counters.canceled.load(Relaxed),
+            canceled: counters.canceled.load(Relaxed) + deserted,
             failed: ErrorCode::ALL.map(|code| (code, counters.failed(code).load(Relaxed))).into_iter().collect(),
             refused_full: counters.refused_full.load(Relaxed),
             unsettled: pool.unsettled(),
             evicted: counters.evicted.load(Relaxed),
             taken_over: counters.taken_over.load(Relaxed),
-            deserted: counters.deserted.load(Relaxed),
+            deserted,
             stalls: counters.stalls.load(Relaxed),
             resumed: counters.resumed.load(Relaxed),
             diverged: counters.diverged.load(Relaxed),

@@ -3,7 +3,6 @@
 //! A task whose client asked for it is cancelled when its last reader is gone and none has come back within the runtime's
 //! `disconnect_grace_ms`. A task that nobody ever read is left alone: its client may come for the result.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -47,9 +46,8 @@ impl Drop for Presence {
         let (record, grace) = (self.record.clone(), Duration::from_millis(runtime.config.disconnect_grace_ms));
         tokio.spawn(async move {
             tokio::time::sleep(grace).await;
-            let ended = record.is_deserted_since(visits) && cancel(&runtime, &record);
-            if let (true, Some(pool)) = (ended, record.pool()) {
-                pool.counters.deserted.fetch_add(1, Relaxed);
+            if record.desert_since(visits) {
+                cancel(&runtime, &record);
             }
         });
     }

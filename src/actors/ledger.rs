@@ -189,6 +189,9 @@ fn count_end(sealed: &SealedTask, kind: &TraceKind) {
     }
     match kind {
         _ if !sealed.was.is_accepted() => 0, // Counted as a refusal, if at all.
+        TraceKind::Ended { reason: FinishReason::Canceled, .. } if sealed.deserted => {
+            counters.deserted.fetch_add(1, Relaxed)
+        }
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => counters.canceled.fetch_add(1, Relaxed),
         TraceKind::Ended { .. } => counters.completed.fetch_add(1, Relaxed),
         TraceKind::Failed { code, .. } => counters.failed(*code).fetch_add(1, Relaxed),

@@ -45,9 +45,10 @@ impl TaskRecord {
         (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
     }
 
-    /// Whether no reader is there, and none has come since there had been so many.
-    pub(crate) fn is_deserted_since(&self, visits: u64) -> bool {
-        let state = self.state.lock();
-        state.readers == 0 && state.visits == visits
+    /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their doing.
+    pub(crate) fn desert_since(&self, visits: u64) -> bool {
+        let mut state = self.state.lock();
+        state.deserted = state.readers == 0 && state.visits == visits;
+        state.deserted
     }
 }

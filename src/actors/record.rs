@@ -72,6 +72,8 @@ pub(super) struct State {
     /// Readers that are there, and how many there have ever been. Counted only where it matters.
     pub(super) readers: u32,
     pub(super) visits: u64,
+    /// All readers have left for good.
+    pub(super) deserted: bool,
     /// The place at the intake gate; given back when the log is sealed.
     permit: Option<Permit>,
 }
@@ -108,6 +110,7 @@ impl TaskRecord {
             reader_waits: false,
             readers: 0,
             visits: 0,
+            deserted: false,
             permit: Some(permit),
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
@@ -297,6 +300,7 @@ impl TaskRecord {
             ran_in: state.runs_in.clone(),
             identity: state.identity.clone(),
             kv_warmth: state.kv_warmth,
+            deserted: state.deserted,
             timing,
             tokens_in,
             tokens_out: state.log.tokens(),

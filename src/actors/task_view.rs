@@ -74,6 +74,8 @@ pub(crate) struct SealedTask {
     pub(crate) ran_in: Option<Arc<PoolShared>>,
     pub(crate) identity: Option<Arc<ReplicaIdentity>>,
     pub(crate) kv_warmth: bool,
+    /// All its readers had left for good.
+    pub(crate) deserted: bool,
     pub(crate) timing: Timing,
     pub(crate) tokens_in: Tokens,
     pub(crate) tokens_out: u32,
