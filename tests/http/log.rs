@@ -50,6 +50,8 @@ fn a_task_ends_with_one_log_line_that_has_every_required_field() {
     }
     let text = |field: &str| event[field].as_str().unwrap().to_owned();
     assert_eq!([text("job_id"), text("session_id"), text("client_id")], ["job-1", "s-1", "anonymous"]);
-    assert_eq!((event["tokens_out"].as_u64(), text("replica_id")), (Some(3), "demo/0".into()));
+    assert_eq!(event["tokens_out"].as_u64(), Some(3));
+    // Whichever of the two was loaded first.
+    assert!(["demo/0", "demo/1"].contains(&text("replica_id").as_str()), "{line}");
     assert!(!line.contains("secret"), "prompts are never logged");
 }
