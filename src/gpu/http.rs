@@ -3,6 +3,7 @@
 //! `hyper-util`'s client, since the service stands on hyper already: no second HTTP stack, and no TLS for engines that
 //! listen on loopback.
 
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,6 +63,9 @@ impl HttpClient {
 
     /// Sends a request and returns the answer's head, its body still to come.
     ///
+    /// A server may close a connection that it kept open at the very moment we use it again. So a request whose connection
+    /// ended before the first byte of an answer is sent once more; a server that died over it is not there the second time.
+    ///
     /// # Cancel safety
     /// Dropping the future, or the answer before its end, closes the connection.
     pub(crate) async fn send(
@@ -74,16 +78,22 @@ impl HttpClient {
         let uri: Uri = format!("{}{path}", self.base)
             .parse()
             .map_err(|error| HttpError::Connect(format!("{}{path} is no URL: {error}", self.base)))?;
-        let mut request = Request::builder().method(method).uri(uri);
-        if !body.is_empty() {
-            request = request.header("content-type", "application/json");
+        let body = Bytes::from(body);
+        let request = || {
+            let mut request = Request::builder().method(method.clone()).uri(uri.clone());
+            if !body.is_empty() {
+                request = request.header("content-type", "application/json");
+            }
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            request.body(Full::new(body.clone())).map_err(|error| HttpError::Connect(error.to_string()))
+        };
+        let mut result = self.client.request(request()?).await;
+        if result.as_ref().is_err_and(is_hung_up) {
+            result = self.client.request(request()?).await;
         }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| HttpError::Connect(error.to_string()))?;
-        self.client.request(request).await.map_err(|error| {
+        result.map_err(|error| {
             let text = causes(&error);
             if error.is_connect() { HttpError::Connect(text) } else { HttpError::Broken(text) }
         })
@@ -111,8 +121,24 @@ pub(crate) async fn whole(answer: Response<Incoming>) -> Result<Bytes, HttpError
     Err(HttpError::Status { status, body })
 }
 
+/// Whether the other side closed the connection without a byte of an answer.
+fn is_hung_up(error: &hyper_util::client::legacy::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let ended = cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message);
+        let reset = cause.downcast_ref::<std::io::Error>();
+        if ended || reset.is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset))
+        {
+            return !error.is_connect();
+        }
+        source = cause.source();
+    }
+    false
+}
+
 /// An error with all that lies behind it, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
+fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -120,4 +146,54 @@ fn causes(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers the first `answers` requests of each connection and closes it at the next one; tells how many
+    /// connections there were.
+    async fn serve(answers: usize) -> (HttpClient, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap()));
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Relaxed);
+                let mut request = [0; 4096];
+                for _ in 0..answers {
+                    if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    }
+                }
+                let _ = stream.read(&mut request).await; // The next one arrives, and the connection ends.
+            }
+        });
+        (client, count)
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_the_server_closes_under_a_request_costs_nothing() {
+        let (client, connections) = serve(1).await;
+        for _ in 0..5 {
+            assert_eq!(client.get("/", Duration::from_secs(5)).await.unwrap(), "ok");
+        }
+        assert_eq!(connections.load(Relaxed), 5);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_up_on_a_request_gets_it_twice_and_not_more() {
+        let (client, connections) = serve(0).await;
+        let error = client.get("/", Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(error, HttpError::Broken(_)), "{error}");
+        assert_eq!(connections.load(Relaxed), 2);
+    }
 }

@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::core::id::{DeviceMask, ReplicaId};
 
@@ -17,13 +19,16 @@ const LINE_BYTES_MAX: usize = 2048;
 /// Lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
 
+/// How long the last lines of a process that has ended are waited for.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// A running process and all that it started. Dropping it kills the whole group.
 pub(crate) struct EngineProcess {
     group: Option<Pid>,
     child: Child,
     last_lines: Arc<Mutex<VecDeque<String>>>,
     /// Readers of its output; aborted with it.
-    _readers: JoinSet<()>,
+    readers: JoinSet<()>,
 }
 
 impl EngineProcess {
@@ -47,7 +52,7 @@ impl EngineProcess {
         if let Some(output) = child.stderr.take() {
             readers.spawn(capture(output, replica.clone(), last_lines.clone()));
         }
-        Ok(EngineProcess { group, child, last_lines, _readers: readers })
+        Ok(EngineProcess { group, child, last_lines, readers })
     }
 
     /// The process's id, while it runs.
@@ -63,6 +68,8 @@ impl EngineProcess {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait().await;
         self.kill_group(); // What it had started must not outlive it.
+        // What it said last may still lie in the pipes; whoever keeps them open from outside the group is not waited for.
+        let _ = timeout(LAST_WORDS_TIMEOUT, async { while self.readers.join_next().await.is_some() {} }).await;
         let how = match status {
             Err(error) => format!("its end cannot be known: {error}"),
             Ok(status) => match (status.code(), status.signal()) {
