@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::core::id::{DeviceId, DeviceMask};
+use crate::core::model::ModelSpec;
 use crate::core::restart::{Backoff, Excess, RestartPolicy};
 
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
@@ -209,10 +210,25 @@ impl PoolConfig {
         }
     }
 
+    /// What it serves.
+    pub fn model_spec(&self) -> ModelSpec {
+        ModelSpec {
+            model: self.model.clone(),
+            quant: self.quant.clone(),
+            ctx: self.ctx,
+            sampler_profile_version: self.sampler_profile_version.clone(),
+        }
+    }
+
+    /// The same pool with another model.
+    pub fn with_model(&self, spec: &ModelSpec) -> PoolConfig {
+        let ModelSpec { model, quant, ctx, sampler_profile_version } = spec.clone();
+        PoolConfig { model, quant, ctx, sampler_profile_version, ..self.clone() }
+    }
+
     /// Whether the configuration makes the two pools one replica set, as far as it can know (ORCH-3007).
     pub fn is_sibling_of(&self, other: &PoolConfig) -> bool {
-        (&self.engine, &self.model, &self.quant, self.ctx, &self.sampler_profile_version)
-            == (&other.engine, &other.model, &other.quant, other.ctx, &other.sampler_profile_version)
+        self.engine == other.engine && self.model_spec() == other.model_spec()
     }
 
     /// The devices that the pool may use (ORCH-3011).

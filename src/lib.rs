@@ -35,10 +35,12 @@ mod views;
 pub use actors::event_log::{End, Event, EventRef, ReplicaIdentity, Started};
 pub use actors::latency::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
 pub use actors::reader::TaskStream;
+pub use actors::reload::{ReloadState, ReloadView};
 pub use actors::self_test::SelfTest;
 pub use actors::sessions::SessionView;
 pub use actors::task_view::TaskView;
 pub use config::Config;
+pub use core::model::{ModelChange, ModelSpec};
 pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
 pub use env::Env;
 pub use orchestrator::{

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::Serialize;
 
 use crate::actors::latency::LatencyView;
+use crate::actors::reload::ReloadView;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::self_test::SelfTest;
 use crate::actors::shared::{LIMITS, PoolShared};
@@ -22,8 +23,13 @@ pub struct PoolView {
     pub pool_id: PoolId,
     /// Its engine.
     pub engine: String,
-    /// Its model.
+    /// The model that it serves.
     pub model: String,
+    /// The reload that is under way, else the last that ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reload: Option<ReloadView>,
+    /// Reloads that were completed, and that were undone.
+    pub reloads: [u64; 2],
     /// Where it stands.
     pub state: PoolState,
     /// Milliseconds until a replica that is down is tried again, if one is.
@@ -161,7 +167,9 @@ impl PoolView {
         PoolView {
             pool_id: pool.id.clone(),
             engine: pool.config.engine.clone(),
-            model: pool.config.model.clone(),
+            model: pool.edition().spec.model.clone(),
+            reload: pool.reload_view(),
+            reloads: counters.reloads.each_ref().map(|count| count.load(Relaxed)),
             state: pool.state(),
             next_try_ms: pool.next_try().map(crate::core::units::millis_ceil),
             queue_depth: pool.depth.each_ref().map(|depth| depth.load(Relaxed)),
@@ -246,13 +254,14 @@ impl Orchestrator {
             let ready: Vec<&ReplicaShared> =
                 pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
             let identity = ready.iter().find_map(|replica| replica.identity.lock().clone());
+            let edition = pool.edition();
             let set = ReplicaSetView {
                 engine: pool.config.engine.clone(),
-                model: pool.config.model.clone(),
-                quant: pool.config.quant.clone(),
+                model: edition.spec.model.clone(),
+                quant: edition.spec.quant.clone(),
                 ctx: pool.ctx.load(Relaxed),
                 engine_version: identity.map(|identity| identity.engine_version.clone()),
-                sampler_profile_version: pool.config.sampler_profile_version.clone(),
+                sampler_profile_version: edition.spec.sampler_profile_version.clone(),
                 replicas_ready: ready.len() as u32,
                 slots_free: ready.iter().map(|replica| replica.slots.free()).sum(),
                 pools: vec![pool.id.clone()],

@@ -13,6 +13,8 @@ mod drain;
 mod panics;
 #[path = "runtime/queue_policies.rs"]
 mod queue_policies;
+#[path = "runtime/reload.rs"]
+mod reload;
 #[path = "runtime/resume.rs"]
 mod resume;
 #[path = "runtime/self_test.rs"]

@@ -122,10 +122,9 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, client: 
     PoolFacts {
         id: &pool.id,
         engine: &pool.config.engine,
-        model: &pool.config.model,
+        spec: pool.edition().spec.clone(),
         ctx: Tokens(pool.ctx.load(Relaxed)),
         bytes_per_token: pool.config.bytes_per_token,
-        sampler_profile_version: &pool.config.sampler_profile_version,
         state,
         room: pool.has_room(request.priority),
         allowed: client.policy.allows(pool.position),

@@ -63,8 +63,19 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
         let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::missed_deadline());
         return;
     }
-    if record.begin(epoch, now, &attempt.identity).is_err() {
-        return; // Cancelled on its way.
+    let begun = attempt.identity.spec.fits(&record.request).map_err(|why| {
+        // Accepted for what was served then, and sent here behind a reload.
+        let text = format!("pool {} was reloaded: {why}", attempt.pool.id);
+        Some(attempt.error(ErrorCode::PoolUnavailable, text))
+    });
+    let begun = begun.and_then(|()| match record.begin(epoch, now, &attempt.identity) {
+        Err(Refusal::OtherSource) => Err(Some(attempt.error(ErrorCode::WorkerReset, Refusal::OtherSource.to_string()))),
+        other => other.map_err(|_| None), // Cancelled on its way.
+    });
+    if let Err(error) = begun {
+        let terminal = error.map(Terminal::Error);
+        let _ = terminal.map(|terminal| attempt.runtime.ledger.seal(&record, Some(epoch), terminal));
+        return;
     }
     let index = attempt.lease.replica;
     let pool = attempt.pool.position;
@@ -190,8 +201,8 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
         });
     }
     if let Some(session) = record.request.session_id.clone() {
-        let (client, replica) = (record.request.client_id.clone(), attempt.identity.replica.clone());
-        attempt.runtime.sessions.cast(SessionsMsg::Served { session, client, replica }); // Lost: it starts cold.
+        let (client, identity) = (record.request.client_id.clone(), attempt.identity.clone());
+        attempt.runtime.sessions.cast(SessionsMsg::Served { session, client, identity }); // Lost: it starts cold.
     }
 }
 

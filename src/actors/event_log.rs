@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::core::error::TaskError;
 use crate::core::id::ReplicaId;
+use crate::core::model::ModelSpec;
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 
@@ -26,6 +27,23 @@ pub struct ReplicaIdentity {
     pub model_digest: String,
     /// The engine's process, when the worker started one.
     pub process_id: Option<u32>,
+    /// What it serves, as the configuration or a reload names it.
+    pub spec: Arc<ModelSpec>,
+    /// Longest context of one task by the engine's word, in tokens.
+    pub ctx: Option<u32>,
+    /// The pool's edition that it has.
+    pub(crate) generation: u64,
+}
+
+impl ReplicaIdentity {
+    /// Whether the two give the same tokens for the same task, as far as anybody says (ORCH-3046).
+    pub(crate) fn is_same_source(&self, other: &ReplicaIdentity) -> bool {
+        std::ptr::eq(self, other)
+            || self.engine == other.engine
+                && self.engine_version == other.engine_version
+                && self.model_digest == other.model_digest
+                && self.spec == other.spec
+    }
 }
 
 /// A worker has begun the task. There is one such event for each attempt.

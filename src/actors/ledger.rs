@@ -206,6 +206,8 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
     }
     let pool = sealed.ran_in.as_deref().or(sealed.pool.as_deref());
     let identity = sealed.identity.as_deref();
+    let served = pool.map(|pool| pool.edition().spec.clone());
+    let spec = identity.map(|identity| &identity.spec).or(served.as_ref());
     let (outcome, oom_events, eviction_events) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0, 0),
         TraceKind::Ended { .. } => ("completed", 0, 0),
@@ -220,12 +222,12 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
         engine = pool.map_or("", |pool| pool.config.engine.as_str()),
         pool_id = pool.map_or("", |pool| pool.id.as_str()),
         replica_id = %identity.map_or_else(String::new, |identity| identity.replica.to_string()),
-        model_id = pool.map_or("", |pool| pool.config.model.as_str()),
-        quant = pool.map_or("", |pool| pool.config.quant.as_str()),
+        model_id = spec.map_or("", |spec| spec.model.as_str()),
+        quant = spec.map_or("", |spec| spec.quant.as_str()),
         ctx = pool.map_or(0, |pool| pool.ctx.load(Relaxed)),
         tensor_split = "none",
         engine_version = identity.map_or("", |identity| identity.engine_version.as_str()),
-        sampler_profile_version = pool.map_or("", |pool| pool.config.sampler_profile_version.as_str()),
+        sampler_profile_version = spec.map_or("", |spec| spec.sampler_profile_version.as_str()),
         kv_warmth = sealed.kv_warmth,
         queue_time_ms = millis_exact(sealed.timing.queue),
         decode_time_ms = millis_exact(sealed.timing.decode),

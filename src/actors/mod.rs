@@ -25,6 +25,8 @@ pub mod reader;
 mod reading;
 pub(crate) mod record;
 pub(crate) mod refusals;
+pub mod reload;
+mod reload_walk;
 pub(crate) mod replica;
 pub(crate) mod root;
 pub(crate) mod route;

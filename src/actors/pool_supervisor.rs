@@ -1,10 +1,11 @@
-//! The pool supervisor: owns the lives of one pool's actors, and the pool's drain.
+//! The pool supervisor: owns the lives of one pool's actors, the pool's drain, and the steps of its reload.
 //!
 //! The root starts it; the public handle asks it to drain; the pool manager reports the drain's end. A crash of a
 //! bookkeeper never restarts a worker. A worker that dies is started again with backoff, behind a breaker.
 //!
-//! Spec: ORCH-3002, ORCH-3003, ORCH-3053.
+//! Spec: ORCH-3002, ORCH-3003, ORCH-3031, ORCH-3053.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -15,8 +16,9 @@ use crate::actors::latency::Latency;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
 use crate::actors::record::TaskRecord;
+use crate::actors::reload_walk::{after_end, walk};
 use crate::actors::shared::{PoolShared, RuntimeShared};
-use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, STOPPED, Supervisor};
+use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, STOPPED, Supervisor, death};
 use crate::actors::worker::{Worker, WorkerArgs};
 use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState};
@@ -34,9 +36,13 @@ pub(crate) struct PoolSupervisorArgs {
 pub(crate) enum PoolSupervisorMsg {
     /// Take nothing new, finish what is there, then stop the workers.
     Drain,
+    /// A reload has begun.
+    Reload,
     /// Do nothing: the trace shows that it lives, or a planned fault strikes.
     Ping,
     // ---- from its own tree
+    /// Look whether the reload under way can go on.
+    LookAtReload,
     /// A draining pool has nothing left to do.
     Drained,
     /// A draining pool has had its time.
@@ -63,10 +69,14 @@ pub(crate) struct PoolSupervisor;
 
 /// Its state.
 pub(crate) struct PoolSupervisorState {
-    myself: ActorRef<PoolSupervisorMsg>,
-    runtime: Arc<RuntimeShared>,
-    pool: Arc<PoolShared>,
-    children: Children<PoolChild>,
+    pub(super) myself: ActorRef<PoolSupervisorMsg>,
+    pub(super) runtime: Arc<RuntimeShared>,
+    pub(super) pool: Arc<PoolShared>,
+    pub(super) children: Children<PoolChild>,
+    /// Workers that a reload has told to end.
+    pub(super) ending: BTreeSet<u16>,
+    /// A look at the reload is due.
+    pub(super) looks_again: bool,
 }
 
 impl Actor for PoolSupervisor {
@@ -89,7 +99,8 @@ impl Actor for PoolSupervisor {
             let name = format!("worker/{}/{index}", pool.position);
             children.declare(PoolChild::Worker(index), name, pool.config.restart.policy());
         }
-        let mut state = PoolSupervisorState { myself, runtime, pool, children };
+        let ending = BTreeSet::new();
+        let mut state = PoolSupervisorState { myself, runtime, pool, children, ending, looks_again: false };
         let intent = state.pool.intent();
         if intent != Intent::Stop {
             // An earlier life may have left them Ready, and their workers are gone.
@@ -99,6 +110,7 @@ impl Actor for PoolSupervisor {
         if intent == Intent::Drain {
             on_drain(&state); // An earlier life was asked to drain and did not come to its end.
         }
+        walk(&mut state).await?; // An earlier life may have left a reload under way.
         Ok(state)
     }
 
@@ -113,6 +125,11 @@ impl Actor for PoolSupervisor {
         match message {
             PoolSupervisorMsg::Drain => on_drain(state),
             PoolSupervisorMsg::Ping => {}
+            PoolSupervisorMsg::Reload => walk(state).await?,
+            PoolSupervisorMsg::LookAtReload => {
+                state.looks_again = false;
+                walk(state).await?;
+            }
             PoolSupervisorMsg::Drained => stop_workers(state),
             PoolSupervisorMsg::DrainExpired => on_drain_expired(state),
             PoolSupervisorMsg::StartChild { child, generation } => {
@@ -141,11 +158,14 @@ impl Actor for PoolSupervisor {
         if !is_wanted(state.pool.intent(), child) {
             return Ok(());
         }
-        if let PoolChild::Worker(index) = child {
-            state.pool.replicas[index as usize].restarts.fetch_add(1, Relaxed);
-        }
-        let next = state.children.after_death(child);
-        let outcome = state.bring_back(next).await;
+        let outcome = match child {
+            PoolChild::Worker(index) if state.ending.remove(&index) => after_end(state, index).await,
+            PoolChild::Worker(index) => on_worker_died(state, index, death(&event).map(|(_, cause)| cause)).await,
+            _ => {
+                let next = state.children.after_death(child);
+                state.bring_back(next).await
+            }
+        };
         if outcome.is_err() {
             KillInOrder(state.pool.actors()).kill();
         }
@@ -211,6 +231,21 @@ impl Supervisor for PoolSupervisorState {
         }
         self.myself.send_after(after, move || PoolSupervisorMsg::StartChild { child, generation });
     }
+}
+
+async fn on_worker_died(
+    state: &mut PoolSupervisorState,
+    index: u16,
+    cause: Option<String>,
+) -> Result<(), ActorProcessingErr> {
+    let place = &state.pool.replicas[index as usize];
+    place.restarts.fetch_add(1, Relaxed);
+    if state.pool.is_being_tried(place.edition().generation) {
+        state.pool.fail_reload(format!("replica {}: {}", place.id, cause.unwrap_or_default()));
+        return walk(state).await;
+    }
+    let next = state.children.after_death(PoolChild::Worker(index));
+    state.bring_back(next).await
 }
 
 fn on_drain(state: &PoolSupervisorState) {

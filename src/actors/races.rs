@@ -136,7 +136,9 @@ fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let pool = PoolShared::new(0, config, crate::env::Env::simulated(0), factory).expect("valid");
     let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
     let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
-    let identity = Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id: None });
+    let (process_id, spec, ctx, generation) = (None, pool.edition().spec.clone(), None, 0);
+    let identity =
+        Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id, spec, ctx, generation });
     let (mut ended_by, mut resumed) = (std::collections::BTreeMap::<&str, u64>::new(), 0_u64);
     let mut run = |order: &[usize]| {
         let mut world = World::new(&pool, &identity);

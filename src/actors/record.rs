@@ -16,7 +16,7 @@ use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
 use crate::actors::task_view::{SealedTask, Timing};
 use crate::core::fairness::Served;
-use crate::core::id::{Epoch, ReplicaId, TaskId, TaskSeq};
+use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{FinishReason, Phase, Priority, Refusal, Step, TaskRequest, Terminal};
 use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
 use crate::planted::planted;
@@ -54,7 +54,7 @@ pub(super) struct State {
     /// Its part of its client's limits; settled when the log is sealed.
     pub(super) claim: Option<Claim>,
     /// The replica that served the task's session last.
-    pub(super) affinity: Option<ReplicaId>,
+    pub(super) affinity: Option<Arc<ReplicaIdentity>>,
     pub(super) queue_position: u64,
     pub(super) predicted_start: Duration,
     /// Begin of the first attempt, from which on the task may run for so long.
@@ -196,6 +196,10 @@ impl TaskRecord {
     pub(crate) fn begin(&self, epoch: Epoch, now: Timestamp, identity: &Arc<ReplicaIdentity>) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
+        let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);
+        if before.is_some_and(|before| !before.is_same_source(identity)) {
+            return Err(Refusal::OtherSource);
+        }
         state.step(Step::Begin)?;
         state.attempts += 1;
         (state.progress_at, state.replay) = (now, Replay::default());
@@ -203,7 +207,7 @@ impl TaskRecord {
         if state.log.tokens() == 0 {
             state.begun_at = Some(now);
         }
-        state.kv_warmth = state.affinity.as_ref() == Some(&identity.replica);
+        state.kv_warmth = state.affinity.as_ref().is_some_and(|served| Arc::ptr_eq(served, identity));
         state.identity = Some(identity.clone());
         let started = Started {
             queue_position: state.queue_position,
@@ -414,7 +418,9 @@ mod tests {
     fn identity() -> Arc<ReplicaIdentity> {
         let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
         let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
-        Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id: None })
+        let spec = Arc::new(pool().config.model_spec());
+        let (process_id, ctx, generation) = (None, None, 0);
+        Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id, spec, ctx, generation })
     }
 
     #[test]

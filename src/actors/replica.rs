@@ -1,13 +1,14 @@
 //! One worker's place: what of a replica outlives its worker.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
 use crate::actors::address::Address;
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::SlotTable;
+use crate::actors::reload::{Edition, Part};
 use crate::actors::self_test::SelfTest;
 use crate::actors::worker::WorkerMsg;
 use crate::core::id::{DeviceMask, ReplicaId};
@@ -25,6 +26,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) worker: Address<WorkerMsg>,
     /// Where it stands. Written by its worker while that lives, by the pool's supervisor when it has died.
     pub(super) state: Mutex<ReplicaState>,
+    /// Its part in a reload of the pool.
+    pub(crate) part: Part,
     /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
     /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
     pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
@@ -48,13 +51,14 @@ pub(crate) struct ReplicaShared {
 }
 
 impl ReplicaShared {
-    pub(super) fn new(id: ReplicaId, mask: DeviceMask, slots: u32) -> Self {
+    pub(super) fn new(id: ReplicaId, mask: DeviceMask, slots: u32, edition: Arc<Edition>) -> Self {
         ReplicaShared {
             id,
             mask,
             slots: SlotTable::new(slots),
             worker: Address::default(),
             state: Mutex::new(ReplicaState::Preloading),
+            part: Part::new(edition),
             engine: Mutex::new(None),
             ready_since: Mutex::new(None),
             identity: Mutex::new(None),
@@ -71,9 +75,17 @@ impl ReplicaShared {
         }
     }
 
-    /// Where it stands.
+    /// Where it stands: a worker that is Ready and has no part in the service yet, or any more, is Reloading.
     pub(crate) fn state(&self) -> ReplicaState {
-        *self.state.lock()
+        match *self.state.lock() {
+            ReplicaState::Ready if !self.part.in_service.load(SeqCst) => ReplicaState::Reloading,
+            state => state,
+        }
+    }
+
+    /// Whether its engine is loaded and well, whether or not it is given tasks.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.state.lock().is_ready()
     }
 
     /// What placement may know of it, as of now.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::actors::claim::Claim;
 use crate::actors::clients::ClientShared;
+use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::fairness::Size;
-use crate::core::id::{ReplicaId, SessionId};
+use crate::core::id::SessionId;
 use crate::core::limits::{Exceeded, Take};
 use crate::core::queue::Arrival;
 use crate::core::task::Phase;
@@ -43,14 +44,15 @@ impl TaskRecord {
     }
 
     /// Notes which replica served the task's session last.
-    pub(crate) fn set_affinity(&self, replica: ReplicaId) {
-        self.state.lock().affinity = Some(replica);
+    pub(crate) fn set_affinity(&self, served_by: Arc<ReplicaIdentity>) {
+        self.state.lock().affinity = Some(served_by);
     }
 
     /// The replica that served the task's session last, if it is one of this pool.
     pub(crate) fn affinity(&self, pool: &PoolShared) -> Option<u16> {
         let state = self.state.lock();
-        state.affinity.as_ref().filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+        let replica = state.affinity.as_ref().map(|identity| &identity.replica);
+        replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
     }
 
     /// The pool whose queue has the task.

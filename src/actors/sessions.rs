@@ -12,6 +12,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::Serialize;
 
+use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::queue::QueueMsg;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::submission::Submission;
@@ -39,7 +40,7 @@ pub(crate) enum SessionsMsg {
     /// Note the conversation's warm replica on this task and pass it on to its queue.
     Locate { session: SessionId, pool: Arc<PoolShared>, submission: Submission },
     /// A replica has served this conversation.
-    Served { session: SessionId, client: ClientId, replica: ReplicaId },
+    Served { session: SessionId, client: ClientId, identity: Arc<ReplicaIdentity> },
     /// What is known of this client's conversation?
     Observe { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
     /// Forget this client's conversation.
@@ -53,7 +54,8 @@ pub(crate) struct Sessions;
 type Key = (ClientId, SessionId);
 
 struct Session {
-    replica: Option<ReplicaId>,
+    /// Who served it last. A worker's next life is another: its cache is empty.
+    served_by: Option<Arc<ReplicaIdentity>>,
     /// The pool whose queue has its tasks, by position. One queue, so that one task of it runs at a time.
     pool: Option<u16>,
     tasks: u64,
@@ -94,7 +96,9 @@ impl Actor for Sessions {
         state.expire();
         match message {
             SessionsMsg::Locate { session, pool, submission } => on_locate(state, session, &pool, submission),
-            SessionsMsg::Served { session, client, replica } => state.touch((client, session)).replica = Some(replica),
+            SessionsMsg::Served { session, client, identity } => {
+                state.touch((client, session)).served_by = Some(identity);
+            }
             SessionsMsg::Observe { session, client, reply } => {
                 let _ = reply.send(state.observe(&(client, session)));
             }
@@ -122,8 +126,8 @@ fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolSha
     let entry = state.touch(key);
     entry.tasks += 1;
     entry.pool = Some(pool.position);
-    if let Some(replica) = &entry.replica {
-        record.set_affinity(replica.clone());
+    if let Some(served_by) = &entry.served_by {
+        record.set_affinity(served_by.clone());
     }
     pool.queue.cast(QueueMsg::Enqueue(submission)); // Undelivered: the caller sends it again.
 }
@@ -140,7 +144,7 @@ impl SessionsState {
         self.by_use.insert(turn, key.clone());
         let now = self.runtime.env.now();
         let session =
-            self.sessions.entry(key).or_insert(Session { replica: None, pool: None, tasks: 0, used_at: now, turn });
+            self.sessions.entry(key).or_insert(Session { served_by: None, pool: None, tasks: 0, used_at: now, turn });
         if session.turn != turn {
             self.by_use.remove(&session.turn);
         }
@@ -177,7 +181,7 @@ impl SessionsState {
         Some(SessionView {
             session_id: key.1.clone(),
             client_id: key.0.clone(),
-            replica_id: session.replica.clone(),
+            replica_id: session.served_by.as_ref().map(|identity| identity.replica.clone()),
             tasks: session.tasks,
             expires_in_ms: self.ttl().saturating_sub(idle).as_millis() as u64,
         })

@@ -22,6 +22,7 @@ use crate::actors::pool_manager::PoolManagerMsg;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::queue::QueueMsg;
 use crate::actors::refusals::Refusals;
+use crate::actors::reload::{Edition, Reloads};
 use crate::actors::replica::ReplicaShared;
 use crate::actors::sessions::SessionsMsg;
 use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig};
@@ -62,7 +63,12 @@ pub(crate) struct PoolShared {
     /// Its place in the configuration.
     pub(crate) position: u16,
     pub(crate) id: PoolId,
+    /// As it was configured. What a reload may change is in its edition.
     pub(crate) config: Arc<PoolConfig>,
+    /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which carries it out.
+    pub(crate) reloads: Mutex<Reloads>,
+    /// The family of what it serves; a glance at it needs no lock.
+    pub(crate) family: AtomicU64,
     /// The devices that it may use (ORCH-3011).
     pub(crate) mask: DeviceMask,
     pub(crate) env: Env,
@@ -105,8 +111,8 @@ pub(crate) struct PoolShared {
     pub(crate) counters: Counters,
     /// Wakes whoever waits for a change of the pool's state.
     pub(crate) state_changed: Notify,
-    /// The other pools that the configuration makes one replica set with this one. Set once, when all pools are there.
-    siblings: OnceLock<Vec<Weak<PoolShared>>>,
+    /// The other pools with its engine, which may come to serve the same. Set once, when all pools are there.
+    others: OnceLock<Vec<Weak<PoolShared>>>,
 }
 
 /// What has happened in a pool since the start.
@@ -128,6 +134,8 @@ pub(crate) struct Counters {
     pub(crate) deserted: AtomicU64,
     /// Times that tasks waited beside free slots for a second. Each is a bug of ours.
     pub(crate) stalls: AtomicU64,
+    /// Reloads that were completed, and that were undone.
+    pub(crate) reloads: [AtomicU64; 2],
     /// Attempts that were lost here and whose tasks run again.
     pub(crate) resumed: AtomicU64,
     /// Tasks that ended because an attempt gave other tokens than the one before it.
@@ -155,9 +163,11 @@ impl PoolShared {
     ) -> Result<Arc<Self>, ConfigError> {
         let id = PoolId::parse(&config.id)
             .map_err(|error| ConfigError { path: format!("pools[{position}].id"), message: error.to_string() })?;
+        let config = Arc::new(config);
+        let edition = Edition::first(&config);
         let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
             let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
-            replica.mask().map(|mask| ReplicaShared::new(replica_id, mask, config.slots))
+            replica.mask().map(|mask| ReplicaShared::new(replica_id, mask, config.slots, edition.clone()))
         };
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
@@ -167,7 +177,9 @@ impl PoolShared {
             position,
             mask: config.mask()?,
             id,
-            config: Arc::new(config),
+            config,
+            family: AtomicU64::new(edition.family()),
+            reloads: Mutex::new(Reloads::new(edition)),
             env,
             factory,
             replicas,
@@ -182,7 +194,7 @@ impl PoolShared {
             depth: Default::default(),
             wanted: AtomicU32::new(0),
             crowd: Mutex::default(),
-            siblings: OnceLock::new(),
+            others: OnceLock::new(),
             books,
             settlements: Mutex::default(),
             rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean, measured: false }),
@@ -240,8 +252,8 @@ impl PoolShared {
 
     /// Tells the pool which others there are.
     pub(crate) fn meet(self: &Arc<Self>, all: &[Arc<PoolShared>]) {
-        let others = all.iter().filter(|other| !Arc::ptr_eq(self, other) && self.config.is_sibling_of(&other.config));
-        let _ = self.siblings.set(others.map(Arc::downgrade).collect()); // Set already: the same pools.
+        let others = all.iter().filter(|other| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine);
+        let _ = self.others.set(others.map(Arc::downgrade).collect()); // Set already: the same pools.
     }
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
@@ -249,9 +261,11 @@ impl PoolShared {
         self.relatives().filter(|other| self.is_same_set(other))
     }
 
-    /// Every pool that the configuration makes one set with this one.
+    /// Every pool that is one set with this one as far as what they are to serve goes.
     pub(crate) fn relatives(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
-        self.siblings.get().into_iter().flatten().filter_map(Weak::upgrade)
+        let family = self.family.load(Relaxed);
+        let others = self.others.get().into_iter().flatten().filter_map(Weak::upgrade);
+        others.filter(move |other| other.family.load(Relaxed) == family)
     }
 
     /// Whether tasks wait in a sibling's queue that could use a slot.
@@ -263,7 +277,8 @@ impl PoolShared {
     pub(crate) fn is_in_set_with(&self, other: &PoolShared) -> bool {
         let ours = self.pinned.lock().clone(); // Never two pins locked at once.
         let same_ctx = self.ctx.load(Relaxed) == other.ctx.load(Relaxed);
-        same_ctx && self.config.is_sibling_of(&other.config) && ours == *other.pinned.lock()
+        let same_family = self.family.load(Relaxed) == other.family.load(Relaxed);
+        same_ctx && same_family && ours == *other.pinned.lock()
     }
 
     /// Whether the other pool gives the same tokens: one set, and their engines have said so.

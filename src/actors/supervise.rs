@@ -89,6 +89,14 @@ impl<K: Copy + PartialEq> Children<K> {
         self.env.trace(|| TraceKind::ActorStarted { actor: child.name.clone() });
     }
 
+    /// Gives a child that is dead, or about to be replaced, a clean record. Its delayed start, if one is due, is void.
+    pub(crate) fn renew(&mut self, key: K) {
+        if let Some(child) = self.table.iter_mut().find(|child| child.key == key) {
+            child.history = RestartHistory::new(*child.history.policy());
+            child.generation += 1;
+        }
+    }
+
     /// Whether a delayed start is still wanted.
     pub(crate) fn is_due(&self, key: K, generation: u64) -> bool {
         self.table.iter().any(|child| child.key == key && child.generation == generation && child.cell.is_none())
@@ -96,11 +104,7 @@ impl<K: Copy + PartialEq> Children<K> {
 
     /// The child that an event says is dead, if it is one of ours and of its newest life.
     pub(crate) fn dead(&mut self, event: &SupervisionEvent) -> Option<K> {
-        let (id, cause) = match event {
-            SupervisionEvent::ActorFailed(cell, error) => (cell.get_id(), error.to_string()),
-            SupervisionEvent::ActorTerminated(cell, _, reason) => (cell.get_id(), reason.clone().unwrap_or_default()),
-            _ => return None,
-        };
+        let (id, cause) = death(event)?;
         let child = self.table.iter_mut().find(|child| is_incarnation(child, id))?;
         child.cell = None;
         child.generation += 1;
@@ -158,6 +162,15 @@ impl Drop for KillInOrder {
         if std::thread::panicking() {
             self.kill();
         }
+    }
+}
+
+/// Who has died, and why, in words.
+pub(crate) fn death(event: &SupervisionEvent) -> Option<(ActorId, String)> {
+    match event {
+        SupervisionEvent::ActorFailed(cell, error) => Some((cell.get_id(), error.to_string())),
+        SupervisionEvent::ActorTerminated(cell, _, reason) => Some((cell.get_id(), reason.clone().unwrap_or_default())),
+        _ => None,
     }
 }
 

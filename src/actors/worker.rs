@@ -133,7 +133,8 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.set(ReplicaState::Preloading);
     let left_over = state.place().engine.lock().clone();
-    let was_loaded = state.place().identity.lock().is_some();
+    let generation = state.place().edition().generation;
+    let was_loaded = state.place().identity.lock().as_ref().is_some_and(|identity| identity.generation == generation);
     if let (Some(engine), true) = (left_over, was_loaded) {
         state.engine = Some(engine.clone());
         let (slots, limit) = (state.place().slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
@@ -151,7 +152,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let context = EngineContext {
         replica: state.place().id.clone(),
         mask: state.place().mask.clone(),
-        pool: state.pool.config.clone(),
+        pool: state.place().edition().config.clone(),
         env: state.pool.env.clone(),
     };
     let engine = (state.pool.factory)(&context);
@@ -170,10 +171,11 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
 /// Loads an engine, and lets it show what it can.
 async fn load(pool: &PoolShared, index: u16, engine: &dyn AnyEngine) -> Result<EngineInfo, EngineError> {
     let info = engine.preload().await?;
-    if pool.config.self_test {
+    let place = &pool.replicas[index as usize];
+    // A reload goes by the self-test, whether or not the pool asks for one at its start.
+    if pool.config.self_test || place.edition().generation > 0 {
         let stop = Duration::from_millis(pool.config.timeouts.stop_ms);
         let shown = self_test(engine, &pool.env, stop).await?;
-        let place = &pool.replicas[index as usize];
         if !shown.repeats {
             let replica_id = &place.id;
             tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
@@ -207,35 +209,45 @@ fn on_preloaded(
     Ok(())
 }
 
-/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first pins it.
+/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first of those with
+/// one model says what it is.
 fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
-    match (info.ctx, state.pool.config.ctx) {
+    let edition = state.place().edition();
+    match (info.ctx, edition.spec.ctx) {
         (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
             let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
             return Err(EngineError::Preload(text));
         }
-        (Some(ctx), None) => state.pool.ctx.store(ctx.0, Relaxed),
         _ => {}
     }
-    let identity = ReplicaIdentity {
+    let identity = Arc::new(ReplicaIdentity {
         replica: state.place().id.clone(),
         engine: state.pool.config.engine.clone(),
         engine_version: info.engine_version,
         model_digest: info.model_digest,
         process_id: info.process_id,
-    };
+        spec: edition.spec.clone(),
+        ctx: info.ctx.map(|ctx| ctx.0),
+        generation: edition.generation,
+    });
     let ours = Arc::new((identity.engine_version.clone(), identity.model_digest.clone()));
-    let mut pinned = state.pool.pinned.lock();
+    let is_served = state.pool.edition().generation == edition.generation;
+    let mut pinned = state.pool.pinned.lock(); // Over both, the look and the join: two loads cannot pass each other.
     let others = state.pool.replicas.iter().filter(|other| other.id != identity.replica);
-    let alone = others.into_iter().all(|other| other.identity.lock().is_none());
-    match &*pinned {
-        Some(theirs) if !alone && *theirs != ours => {
-            return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
-        }
-        _ => *pinned = Some(ours),
+    let theirs = others.filter_map(|other| other.identity.lock().clone());
+    let theirs = theirs.into_iter().find(|theirs| theirs.generation == edition.generation);
+    if let Some(theirs) = theirs.map(|theirs| (theirs.engine_version.clone(), theirs.model_digest.clone()))
+        && theirs != *ours
+    {
+        return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
     }
-    let identity = Arc::new(identity);
-    *state.place().identity.lock() = Some(identity.clone()); // Under the pin's lock: two loads cannot pass each other.
+    if is_served {
+        *pinned = Some(ours);
+        if let (Some(ctx), None) = (info.ctx, edition.spec.ctx) {
+            state.pool.ctx.store(ctx.0, Relaxed);
+        }
+    }
+    *state.place().identity.lock() = Some(identity.clone());
     Ok(identity)
 }
 

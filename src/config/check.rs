@@ -20,7 +20,7 @@ impl Config {
         }
         for (position, pool) in self.pools.iter().enumerate() {
             let path = format!("pools[{position}]");
-            pool_faults(pool, &path, &mut faults);
+            faults.append(&mut pool.faults(&path));
             if self.pools[..position].iter().any(|other| other.id == pool.id) {
                 faults.push(ConfigError::new(format!("{path}.id"), format!("{:?} is used twice", pool.id)));
             }
@@ -92,6 +92,15 @@ impl Config {
                 taken.push((mask, path));
             }
         }
+    }
+}
+
+impl PoolConfig {
+    /// What is wrong with this pool by itself; `path` is where it stands.
+    pub(crate) fn faults(&self, path: &str) -> Vec<ConfigError> {
+        let mut faults = Vec::new();
+        pool_faults(self, path, &mut faults);
+        faults
     }
 }
 

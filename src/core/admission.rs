@@ -2,12 +2,14 @@
 //!
 //! Every refusal says what is wrong, where, and what would be right.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::PoolState;
 use crate::core::limits::Exceeded;
+use crate::core::model::ModelSpec;
 use crate::core::seed::SEED_MAX;
 use crate::core::task::{STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
 use crate::core::units::{Tokens, millis_ceil};
@@ -19,14 +21,12 @@ pub struct PoolFacts<'a> {
     pub id: &'a PoolId,
     /// Its engine's name.
     pub engine: &'a str,
-    /// Its model's name.
-    pub model: &'a str,
+    /// What it serves now.
+    pub spec: Arc<ModelSpec>,
     /// Longest context of one task, prompt and generation together.
     pub ctx: Tokens,
     /// Bytes of prompt that make one token, on average, for the estimate of a prompt's length.
     pub bytes_per_token: u32,
-    /// The sampler profile that it pins.
-    pub sampler_profile_version: &'a str,
     /// Where it stands.
     pub state: PoolState,
     /// Whether its queue could take a task of this class in, or would make room for it.
@@ -70,14 +70,14 @@ pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, Ta
     check_request(request)?;
     let mut refused = None;
     let mut best: Option<Route> = None;
-    let mut model: Option<&str> = None;
+    let mut model: Option<&ModelSpec> = None;
     let (mut fitting, mut forbidden) = (0, None);
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool)) {
         if !pool.allowed {
             forbidden = Some(pool);
             continue;
         }
-        if *model.get_or_insert(pool.model) != pool.model {
+        if model.get_or_insert(&pool.spec).model != pool.spec.model {
             return Err(ambiguous(request, pools));
         }
         match check_budget(request, pool) {
@@ -150,16 +150,16 @@ fn serves(request: &TaskRequest, pool: &PoolFacts<'_>) -> bool {
 }
 
 /// One field by which a request chooses pools: its name, what the request wants, what a pool has.
-type Choice = (&'static str, fn(&TaskRequest) -> Option<&str>, for<'a> fn(&PoolFacts<'a>) -> &'a str);
+type Choice = (&'static str, fn(&TaskRequest) -> Option<&str>, for<'a> fn(&'a PoolFacts<'_>) -> &'a str);
 
 /// The fields by which a request chooses, in the order in which they narrow the choice.
 const FIELDS: [Choice; 3] = [
     ("engine", |request| request.engine.as_deref(), |pool| pool.engine),
-    ("model_ref", |request| request.model_ref.as_deref(), |pool| pool.model),
+    ("model_ref", |request| request.model_ref.as_deref(), |pool| &pool.spec.model),
     (
         "sampler_profile_version",
         |request| request.sampler_profile_version.as_deref(),
-        |pool| pool.sampler_profile_version,
+        |pool| &pool.spec.sampler_profile_version,
     ),
 ];
 
@@ -179,7 +179,7 @@ fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
 
 /// The refusal of a request that leaves the model out where several are served.
 fn ambiguous(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
-    let models = choices(pools.iter().filter(|pool| serves(request, pool)).map(|pool| pool.model).collect());
+    let models = choices(pools.iter().filter(|pool| serves(request, pool)).map(|pool| &*pool.spec.model).collect());
     invalid(format!("field 'model_ref': several models are served; {models}"))
 }
 
@@ -313,14 +313,18 @@ fn out_of_service(pool: &PoolFacts<'_>) -> TaskError {
 mod tests {
     use super::*;
 
+    fn spec(model: &str) -> Arc<ModelSpec> {
+        let (model, quant, profile) = (model.to_owned(), "none".to_owned(), "1".to_owned());
+        Arc::new(ModelSpec { model, quant, ctx: None, sampler_profile_version: profile })
+    }
+
     fn pool(id: &PoolId) -> PoolFacts<'_> {
         PoolFacts {
             id,
             engine: "sim",
-            model: "m",
+            spec: spec("m"),
             ctx: Tokens(100),
             bytes_per_token: 4,
-            sampler_profile_version: "1",
             state: PoolState::Ready,
             room: true,
             allowed: true,
@@ -446,7 +450,7 @@ mod tests {
         let out = PoolFacts { state: PoolState::Draining, ..full.clone() };
         let small = PoolFacts { ctx: Tokens(5), ..out.clone() };
         let forbidden = PoolFacts { allowed: false, ..small.clone() };
-        let other = PoolFacts { model: "n", ..forbidden.clone() };
+        let other = PoolFacts { spec: spec("n"), ..forbidden.clone() };
         for (facts, said) in [
             (pool(&a), None),
             (full, Some("its queue is full")),
@@ -528,7 +532,7 @@ mod tests {
     #[test]
     fn the_model_may_be_left_out_only_where_one_is_served() {
         let (a, b) = (id("a"), id("b"));
-        let other = PoolFacts { model: "n", ..pool(&b) };
+        let other = PoolFacts { spec: spec("n"), ..pool(&b) };
         let request = TaskRequest::completion("hello").max_tokens(8);
         let error = route(&request, &[pool(&a), other.clone()]).expect_err("ambiguous");
         assert!(error.message.contains("there is m, n"), "{error}");

@@ -17,6 +17,8 @@ pub enum ReplicaState {
     Ready,
     /// An attempt lost its engine: no new task until the engine has answered again.
     Suspect,
+    /// Its engine is well, and it takes no tasks: a reload is about to replace its model, or has done so and waits for others.
+    Reloading,
     /// It failed, and is started again at this moment.
     Backoff {
         /// When.
@@ -43,6 +45,7 @@ impl ReplicaState {
             ReplicaState::Preloading => "preloading",
             ReplicaState::Ready => "ready",
             ReplicaState::Suspect => "suspect",
+            ReplicaState::Reloading => "reloading",
             ReplicaState::Backoff { .. } => "backoff",
             ReplicaState::Broken { .. } => "broken",
             ReplicaState::Stopped => "stopped",
@@ -92,7 +95,7 @@ impl PoolState {
         for replica in replicas {
             let better = match replica {
                 ReplicaState::Ready => return PoolState::Ready,
-                ReplicaState::Preloading | ReplicaState::Suspect => PoolState::Preloading,
+                ReplicaState::Preloading | ReplicaState::Suspect | ReplicaState::Reloading => PoolState::Preloading,
                 ReplicaState::Backoff { .. } if state == PoolState::Broken => PoolState::Unready,
                 _ => state,
             };

@@ -361,6 +361,9 @@ pub enum Refusal {
     /// The attempt repeats what an earlier one gave, and does not give the same.
     #[error("token {0} is not the one that an earlier attempt gave")]
     Diverged(u32),
+    /// The attempt would repeat what another model, or another version of the engine, gave.
+    #[error("its first tokens came from another model or engine")]
+    OtherSource,
 }
 
 #[cfg(test)]

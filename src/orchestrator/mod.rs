@@ -4,6 +4,7 @@ mod builder;
 mod explain;
 mod handle;
 mod life;
+mod reload;
 mod submission;
 
 pub use builder::{Builder, StartError};

@@ -9,13 +9,16 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use utoipa::OpenApi;
 
 use crate::core::error::ErrorCode;
 use crate::core::id::ClientId;
 use crate::core::lifecycle::PoolState;
+use crate::core::model::ModelChange;
 use crate::orchestrator::Orchestrator;
+use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
 use crate::service::{api, metrics, pools, tasks};
 
@@ -35,6 +38,7 @@ const CLIENT_HEADER: &str = "x-client-id";
         pools::list,
         pools::health,
         pools::drain,
+        pools::reload,
         pools::replica_sets,
         pools::session,
         pools::end_session,
@@ -42,7 +46,7 @@ const CLIENT_HEADER: &str = "x-client-id";
         alive,
         ready,
     ),
-    components(schemas(api::SubmitBody, api::AcceptedBody, api::ErrorBody))
+    components(schemas(api::SubmitBody, api::AcceptedBody, api::ErrorBody, ModelChange))
 )]
 pub struct ApiDoc;
 
@@ -64,6 +68,7 @@ pub fn router(orchestrator: Orchestrator) -> Router {
         .route("/v1/pools", get(pools::list))
         .route("/v1/pools/{id}/health", get(pools::health))
         .route("/v1/pools/{id}/drain", post(pools::drain))
+        .route("/v1/pools/{id}/reload", post(pools::reload))
         .route("/v1/replicasets", get(pools::replica_sets))
         .route("/metrics", get(metrics::scrape))
         .route("/healthz", get(alive))
@@ -131,6 +136,31 @@ pub(crate) fn body_bytes(body: Result<Bytes, BytesRejection>) -> Result<Bytes, A
         }
         _ => ApiError::invalid(format!("the body cannot be read: {}", rejection.body_text())),
     })
+}
+
+/// A body as the JSON object that it should be; `wanted` names it in the error.
+pub(crate) fn json_body<T: DeserializeOwned>(body: &[u8], wanted: &str) -> Result<T, ApiError> {
+    // Else an array would be taken for an object, field by field in their order.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
+        let text = format!("the body is not {wanted}: a JSON object is expected (line 1 column 1)");
+        return Err(ApiError::invalid(text));
+    }
+    serde_json::from_slice(body).map_err(|error| what_is_wrong(&error, wanted))
+}
+
+/// What is wrong with a body: where, and the nearest right name for an unknown field.
+fn what_is_wrong(error: &serde_json::Error, wanted: &str) -> ApiError {
+    let text = error.to_string();
+    let (what, place) = text.split_once(" at line ").unwrap_or((&text, "1"));
+    let parts: Vec<&str> = what.split('`').collect();
+    let message = match parts.as_slice() {
+        ["unknown field ", field, _, known @ ..] => {
+            let known: Vec<&str> = known.iter().copied().step_by(2).collect();
+            format!("unknown field {field:?}{}", suggestion(field, &known))
+        }
+        _ => what.to_owned(),
+    };
+    ApiError::invalid(format!("the body is not {wanted}: {message} (line {place})"))
 }
 
 /// Whether the client wants the stream itself as the answer.

@@ -156,6 +156,11 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
     counter(encoder, "queue_stalls", "Times that tasks waited beside free slots for a second", stalls)?;
     let resumed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.resumed));
     counter(encoder, "tasks_resumed", "Attempts that were lost and whose tasks ran again", resumed)?;
+    let reloads = pools.iter().flat_map(|pool| {
+        let outcomes = ["done", "undone"].into_iter().zip(pool.reloads);
+        outcomes.map(|(outcome, count)| (pool_labels(pool, &[("outcome", outcome)]), count))
+    });
+    counter(encoder, "pool_reloads", "Reloads that were completed or undone", reloads)?;
     let diverged = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.diverged));
     counter(encoder, "tasks_diverged", "Tasks whose second attempt gave other tokens than the first", diverged)?;
     counter(encoder, "tasks_completed", "Tasks that ended as they should", completed)?;

@@ -1,6 +1,8 @@
 //! Pools, replica sets and sessions.
 
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -8,9 +10,10 @@ use serde_json::json;
 
 use crate::core::id::{PoolId, SessionId};
 use crate::core::lifecycle::PoolState;
+use crate::core::model::ModelChange;
 use crate::orchestrator::Orchestrator;
 use crate::service::error::ApiError;
-use crate::service::http::Client;
+use crate::service::http::{Client, body_bytes, json_body};
 use crate::views::{PoolView, ReplicaSetView};
 
 fn parse_pool(id: &str) -> Result<PoolId, ApiError> {
@@ -57,6 +60,29 @@ pub(crate) async fn drain(
     let id = parse_pool(&id)?;
     let state = orchestrator.drain(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "pool_id": id, "state": state }))).into_response())
+}
+
+/// Reload a pool with another model, or the same anew: replica by replica, and undone when the new model does not prove itself.
+///
+/// The answer says that it has begun; `GET /v1/pools` shows under `reload` how it goes and ends. Waiting tasks keep their places.
+#[utoipa::path(post, path = "/v1/pools/{id}/reload", params(("id" = String, Path)), request_body = ModelChange, responses(
+    (status = 202, description = "The reload is under way."),
+    (status = 400, description = "The change cannot be.", body = crate::service::api::ErrorBody),
+    (status = 404, description = "No such pool.", body = crate::service::api::ErrorBody),
+    (status = 503, description = "The pool drains, has stopped, or is being reloaded.", body = crate::service::api::ErrorBody),
+))]
+pub(crate) async fn reload(
+    State(orchestrator): State<Orchestrator>,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let id = parse_pool(&id)?;
+    orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
+    let body = body_bytes(body)?;
+    // No body is no change: the same model, loaded anew.
+    let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
+    let view = orchestrator.reload(&id, &change)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "pool_id": id, "reload": view }))).into_response())
 }
 
 /// Pools grouped by what makes their output the same.

@@ -12,9 +12,8 @@ use crate::actors::reader::TaskStream;
 use crate::core::id::TaskId;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::api::{AcceptedBody, SubmitBody};
-use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
-use crate::service::http::{Client, body_bytes, wants_stream};
+use crate::service::http::{Client, body_bytes, json_body, wants_stream};
 use crate::service::stream::event_stream;
 
 /// Submit a task. With `Accept: text/event-stream` the answer is the stream itself.
@@ -32,11 +31,7 @@ pub(crate) async fn submit(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = body_bytes(body)?;
-    // Else an array would be taken for an object, field by field in their order.
-    if body.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|byte| *byte != b'{') {
-        return Err(ApiError::invalid("the body is not a task: a JSON object is expected (line 1 column 1)"));
-    }
-    let body: SubmitBody = serde_json::from_slice(&body).map_err(|error| what_is_wrong(&error))?;
+    let body: SubmitBody = json_body(&body, "a task")?;
     let request = body.into_request(client).map_err(ApiError::invalid)?;
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
@@ -53,21 +48,6 @@ pub(crate) async fn submit(
         value.map(|value| response.headers_mut().insert(name, value));
     }
     Ok(response)
-}
-
-/// What is wrong with a body: where, and the nearest right name for an unknown field.
-fn what_is_wrong(error: &serde_json::Error) -> ApiError {
-    let text = error.to_string();
-    let (what, place) = text.split_once(" at line ").unwrap_or((&text, "1"));
-    let parts: Vec<&str> = what.split('`').collect();
-    let message = match parts.as_slice() {
-        ["unknown field ", field, _, known @ ..] => {
-            let known: Vec<&str> = known.iter().copied().step_by(2).collect();
-            format!("unknown field {field:?}{}", suggestion(field, &known))
-        }
-        _ => what.to_owned(),
-    };
-    ApiError::invalid(format!("the body is not a task: {message} (line {place})"))
 }
 
 fn parse_id(id: &str) -> Result<TaskId, ApiError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig, SimConfig, SimFaults};
 use orchestrator_core::core::{ClientId, PoolId, TaskId};
 use orchestrator_core::env::InjectedPanic;
+use orchestrator_core::gpu::EngineContext;
 use orchestrator_core::gpu::sim::{SimEngine, SimStats};
 use orchestrator_core::{Config, Env, Event, Orchestrator, TaskRequest, TaskStream};
 
@@ -43,6 +44,21 @@ pub fn pool(id: &str, replicas: u32, slots: u32, sim: SimConfig) -> PoolConfig {
     PoolConfig { slots, replicas, sim: Some(sim), self_test: false, ..PoolConfig::new(id, "sim", "tiny") }
 }
 
+/// A model whose name begins with `dies` kills its engine at the first token, one with `hangs` never gives a token; with `-on-1` at
+/// the end only on the second replica. For reloads.
+fn with_manners(context: &EngineContext) -> EngineContext {
+    let mut context = context.clone();
+    let (model, index) = (context.pool.model.clone(), context.replica.index.to_string());
+    let (manner, on) = model.split_once("-on-").unwrap_or((&model, &index));
+    if on == index && ["dies", "hangs"].contains(&manner) {
+        let mut sim = context.pool.sim.clone().unwrap_or_default();
+        let rate = if manner == "dies" { &mut sim.faults.die_ppm } else { &mut sim.faults.hang_first_ppm };
+        *rate = 1_000_000;
+        context.pool = Arc::new(PoolConfig { sim: Some(sim), ..(*context.pool).clone() });
+    }
+    context
+}
+
 /// A runtime of simulated pools, and what their workers have done: by pool, then by replica.
 pub struct World {
     pub orchestrator: Orchestrator,
@@ -60,8 +76,9 @@ pub async fn start_with(env: Env, config: Config, pools: Vec<PoolConfig>) -> Wor
     for pool in pools {
         let of_pool: Vec<Arc<SimStats>> = pool.replicas.iter().map(|_| Arc::default()).collect();
         stats.push(of_pool.clone());
-        builder = builder
-            .pool(pool, move |context| SimEngine::with_stats(context, of_pool[context.replica.index as usize].clone()));
+        builder = builder.pool(pool, move |context| {
+            SimEngine::with_stats(&with_manners(context), of_pool[context.replica.index as usize].clone())
+        });
     }
     World { orchestrator: builder.start().await.expect("starts"), stats }
 }

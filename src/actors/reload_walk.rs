@@ -1,0 +1,132 @@
+//! How a pool's supervisor carries out a reload: it looks which step is next, takes it, and looks again a moment later.
+//!
+//! Nothing of a reload lives here but which workers have been told to end: a supervisor that dies is followed by one that sees the
+//! same facts and goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use ractor::ActorProcessingErr;
+
+use crate::actors::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
+use crate::actors::queue::QueueMsg;
+use crate::actors::record::TaskRecord;
+use crate::actors::reload::{Edition, Plan};
+use crate::actors::supervise::{Next, STOPPED, Supervisor};
+use crate::core::error::ErrorCode;
+use crate::core::lifecycle::{Intent, ReplicaState};
+use crate::core::reload::Step;
+use crate::core::task::{Phase, Terminal};
+
+/// Time between two looks at a reload that waits for something.
+const LOOK_PERIOD: Duration = Duration::from_millis(20);
+
+/// Takes every step of the reload under way, if there is one, that can be taken now.
+///
+/// # Errors
+/// When a worker cannot be started and the restart rule says to escalate.
+pub(super) async fn walk(state: &mut PoolSupervisorState) -> Result<(), ActorProcessingErr> {
+    loop {
+        let Some(plan) = state.pool.reload_plan(|index| state.ending.contains(&index)) else { return Ok(()) };
+        if state.pool.intent() != Intent::Serve {
+            give_up(state, &plan.goal);
+            return Ok(());
+        }
+        match plan.step {
+            // Whoever is giving it a task at this moment is seen at the next look.
+            Step::TakeOut(index) => {
+                state.pool.set_in_service(index, false);
+                break;
+            }
+            Step::PutBack(index) => state.pool.set_in_service(index, true),
+            Step::Replace(index) => replace(state, index, &plan).await?,
+            Step::ChangeOver => {
+                state.pool.change_over(&plan.goal);
+                turn_out_misfits(state, &plan.goal);
+                break;
+            }
+            Step::WaitForTasks(index) if !plan.is_way_back && is_late(state) => {
+                let (replica, limit) = (&state.pool.replicas[index as usize], state.pool.config.timeouts.drain_ms);
+                let (id, used) = (&replica.id, replica.slots.used());
+                state.pool.fail_reload(format!("{used} tasks still ran on replica {id} after {limit} ms"));
+            }
+            Step::WaitForTasks(_) | Step::WaitForLoad(_) => {
+                look_again(state);
+                return Ok(());
+            }
+            Step::Done => {
+                state.pool.end_reload();
+                return Ok(());
+            }
+        }
+        state.pool.note_reload_step();
+    }
+    state.pool.note_reload_step();
+    look_again(state);
+    Ok(())
+}
+
+/// Whether the tasks that the reload waits for have had their time.
+fn is_late(state: &PoolSupervisorState) -> bool {
+    let limit = Duration::from_millis(state.pool.config.timeouts.drain_ms);
+    state.pool.env.now() >= state.pool.reload_progress_at().after(limit)
+}
+
+fn look_again(state: &mut PoolSupervisorState) {
+    if !std::mem::replace(&mut state.looks_again, true) {
+        state.myself.send_after(LOOK_PERIOD, || PoolSupervisorMsg::LookAtReload);
+    }
+}
+
+/// Ends a worker that has no task, so that its next life loads the goal's model. One that is down is started at once.
+async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Result<(), ActorProcessingErr> {
+    let (place, child) = (&state.pool.replicas[index as usize], PoolChild::Worker(index));
+    *place.part.edition.lock() = plan.goal.clone();
+    let living = state.children.living(|other| other == child).pop();
+    place.part.in_service.store(living.is_none() && plan.is_served, SeqCst);
+    state.pool.set_replica_state(index, ReplicaState::Preloading);
+    state.children.renew(child);
+    match living {
+        Some(worker) => {
+            state.ending.insert(index);
+            worker.stop(Some(STOPPED.into()));
+            Ok(())
+        }
+        None => {
+            place.discard_engine();
+            state.bring_back(Next::Start(child)).await
+        }
+    }
+}
+
+/// A worker that a reload told to end has done so: the next one loads the goal's model.
+pub(super) async fn after_end(state: &mut PoolSupervisorState, index: u16) -> Result<(), ActorProcessingErr> {
+    let place = &state.pool.replicas[index as usize];
+    let is_served = place.edition().generation == state.pool.edition().generation;
+    place.part.in_service.store(is_served, SeqCst);
+    state.children.renew(PoolChild::Worker(index));
+    state.bring_back(Next::Start(PoolChild::Worker(index))).await?;
+    walk(state).await
+}
+
+/// Ends the waiting tasks that name something which the pool does not serve any more. All others keep their places.
+fn turn_out_misfits(state: &PoolSupervisorState, goal: &Edition) {
+    let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued;
+    for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(waits) {
+        let Err(why) = goal.spec.fits(&record.request) else { continue };
+        let text = format!("pool {} was reloaded: {why}", state.pool.id);
+        let _ = state.runtime.ledger.seal(&record, None, Terminal::error(ErrorCode::PoolUnavailable, text));
+        state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
+    }
+}
+
+/// A pool that is drained is not reloaded: who still serves what the pool serves finishes what there is.
+fn give_up(state: &PoolSupervisorState, goal: &Edition) {
+    state.pool.fail_reload(format!("the pool was drained before it had {:?} on all replicas", goal.spec.model));
+    let serving = state.pool.edition().generation;
+    for (index, replica) in (0..).zip(&state.pool.replicas) {
+        state.pool.set_in_service(index, replica.edition().generation == serving && !state.ending.contains(&index));
+    }
+    state.pool.end_reload();
+}
