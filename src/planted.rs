@@ -83,12 +83,20 @@ pub enum Bug {
     NoAttemptBound,
     /// Attempts live on when their worker has died.
     OrphanAttempts,
+    /// A reload leaves replicas with the old model in service.
+    TwoModels,
+    /// A reload ends when it has changed over.
+    HalfReload,
+    /// A task that has tokens is run again by another model.
+    ResumeAnywhere,
+    /// A task runs on a model that it did not ask for.
+    RunMisfits,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 22] = [
         Bug::LeakSlot,
         Bug::SlotTwice,
         Bug::LeakPermit,
@@ -107,5 +115,9 @@ impl Bug {
         Bug::IgnoreQuota,
         Bug::NoAttemptBound,
         Bug::OrphanAttempts,
+        Bug::TwoModels,
+        Bug::HalfReload,
+        Bug::ResumeAnywhere,
+        Bug::RunMisfits,
     ];
 }

@@ -45,6 +45,8 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         all.evicted,
         all.refused,
         all.panics,
+        all.reloaded,
+        all.reloads_undone,
     ];
     assert!(only.is_some() || each_happened.iter().all(|count| *count > 50), "the faults strike: {all:?}");
 }

@@ -15,7 +15,9 @@ use crate::core::error::{ErrorCode, TaskError};
 use crate::core::lifecycle::Intent;
 use crate::core::model::{ModelChange, ModelSpec};
 use crate::core::reload::{Seen, Step, next};
+use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, millis_ceil};
+use crate::planted::planted;
 
 /// A model as a pool has it. Each reload makes a new one, with a number of its own.
 pub(crate) struct Edition {
@@ -229,6 +231,7 @@ impl PoolShared {
         let seen: Vec<Seen> = seen.collect();
         let step = next(goal.generation, serving, is_way_back, &seen);
         let is_served = serving == goal.generation;
+        let step = if planted!(HalfReload) && is_served { Step::Done } else { step };
         Some(Plan { step, goal, is_way_back, is_served })
     }
 
@@ -277,11 +280,12 @@ impl PoolShared {
         let has_goal = |replica: &&ReplicaShared| replica.edition().generation == goal.generation;
         let identity = self.replicas.iter().filter(has_goal).find_map(|replica| replica.identity.lock().clone());
         *self.pinned.lock() = None; // Siblings lend nothing until it is known what they would lend to.
-        for replica in self.replicas.iter().filter(|replica| !has_goal(replica)) {
+        for replica in self.replicas.iter().filter(|replica| !has_goal(replica) && !planted!(TwoModels)) {
             replica.part.in_service.store(false, SeqCst);
         }
         self.reloads.lock().serving = goal.clone();
         self.family.store(goal.family(), SeqCst);
+        self.env.trace(|| TraceKind::ChangedOver { pool: self.position, generation: goal.generation });
         if let Some(identity) = identity {
             let ctx = goal.spec.ctx.or(identity.ctx).unwrap_or(CTX_DEFAULT);
             self.ctx.store(ctx, SeqCst);

@@ -48,6 +48,8 @@ pub enum TraceKind {
         pool: u16,
         /// On which of its replicas.
         replica: u16,
+        /// Which of the pool's models, by the number of its reload.
+        generation: u64,
     },
     /// A token was appended.
     Token {
@@ -69,6 +71,13 @@ pub enum TraceKind {
         seq: TaskSeq,
         /// Why.
         code: ErrorCode,
+    },
+    /// A pool serves another model from here on.
+    ChangedOver {
+        /// Which, by position.
+        pool: u16,
+        /// The number of the model's reload.
+        generation: u64,
     },
     /// An actor was started, for the first time or again.
     ActorStarted {

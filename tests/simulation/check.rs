@@ -33,6 +33,8 @@ struct Task {
     phase: Phase,
     epoch: Epoch,
     attempts: u32,
+    /// The step at which it last left its queue.
+    sent: usize,
     /// Tokens of the newest attempt, and of all.
     tokens: [u32; 2],
     lane: Option<Lane>,
@@ -48,14 +50,20 @@ pub struct Checker<'a> {
     arrivals: usize,
     /// Of each pool, how many may wait: its bound, or more while tasks have come back that were counted when they came.
     room: Vec<usize>,
+    /// Which model each pool serves since which step, in order; the first of each since ever.
+    served: Vec<(usize, u16, u64)>,
+    /// Steps so far.
+    steps: usize,
 }
 
 impl<'a> Checker<'a> {
     /// Checks a whole trace; the first event that breaks a rule comes back with what it breaks.
     pub fn check(law: &'a Law, trace: &[TraceEvent]) -> Result<(), (usize, String)> {
         let room = law.capacity.iter().map(|capacity| *capacity as usize).collect();
-        let mut checker = Checker { law, tasks: BTreeMap::new(), arrivals: 0, room };
+        let served = (0..law.capacity.len() as u16).map(|pool| (0, pool, 0)).collect();
+        let mut checker = Checker { law, tasks: BTreeMap::new(), arrivals: 0, room, served, steps: 0 };
         for (step, event) in trace.iter().enumerate() {
+            checker.steps = step;
             checker.step(&event.kind).map_err(|broken| (step, broken))?;
         }
         let open = checker.tasks.iter().find(|(_, task)| task.phase != Phase::Over);
@@ -69,6 +77,7 @@ impl<'a> Checker<'a> {
                     phase: Phase::Submitted,
                     epoch: Epoch(0),
                     attempts: 0,
+                    sent: 0,
                     tokens: [0; 2],
                     lane: None,
                     in_session: false,
@@ -80,7 +89,8 @@ impl<'a> Checker<'a> {
                 self.queued(*seq, (*pool, *class, client.clone()), *in_session)
             }
             TraceKind::Assigned { seq, epoch } => self.assigned(*seq, *epoch),
-            TraceKind::Begun { seq, .. } => {
+            TraceKind::Begun { seq, pool, generation, .. } => {
+                self.served_while_sent(*seq, *pool, *generation)?;
                 let most = self.law.attempts_max;
                 let task = self.task(*seq, &[Phase::Assigned], kind)?;
                 (task.phase, task.tokens[0], task.attempts) = (Phase::Running, 0, task.attempts + 1);
@@ -102,6 +112,10 @@ impl<'a> Checker<'a> {
                 self.task(*seq, &live, kind)?.phase = Phase::Over;
                 Ok(())
             }
+            TraceKind::ChangedOver { pool, generation } => {
+                self.served.push((self.steps, *pool, *generation));
+                Ok(())
+            }
             TraceKind::ActorStarted { .. } | TraceKind::ActorDied { .. } => Ok(()),
         }
     }
@@ -111,6 +125,17 @@ impl<'a> Checker<'a> {
         let phase = task.phase;
         hold(phases.contains(&phase), || format!("task {} is {phase:?} and has {kind:?}", seq.0))?;
         Ok(task)
+    }
+
+    /// A task begins on a model that its pool served at some moment since the task left its queue.
+    fn served_while_sent(&self, seq: TaskSeq, pool: u16, generation: u64) -> Result<(), String> {
+        let sent = self.tasks.get(&seq).map_or(0, |task| task.sent);
+        let of_pool: Vec<_> = self.served.iter().filter(|(_, other, _)| *other == pool).collect();
+        let until = |index: usize| of_pool.get(index + 1).map_or(usize::MAX, |(next, ..)| *next);
+        let served =
+            |(index, (_, _, known)): (usize, &&(usize, u16, u64))| *known == generation && until(index) >= sent;
+        let is_served = of_pool.iter().enumerate().any(served);
+        hold(is_served, || format!("task {} begins on model {generation} of pool {pool}, which serves another", seq.0))
     }
 
     fn waiting(&self) -> impl Iterator<Item = (&TaskSeq, &Task)> {
@@ -142,7 +167,9 @@ impl<'a> Checker<'a> {
 
     fn assigned(&mut self, seq: TaskSeq, epoch: Epoch) -> Result<(), String> {
         let kind = TraceKind::Assigned { seq, epoch };
+        let steps = self.steps;
         let task = self.task(seq, &[Phase::Waiting], &kind)?;
+        task.sent = steps;
         let expected = Epoch(task.epoch.0 + 1);
         (task.phase, task.epoch) = (Phase::Assigned, epoch);
         hold(epoch == expected, || format!("task {} is in epoch {} and not {}", seq.0, epoch.0, expected.0))?;

@@ -10,17 +10,20 @@ use orchestrator_core::config::{
 };
 use orchestrator_core::core::SessionId;
 use orchestrator_core::core::full::FullPolicy;
+use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
 use orchestrator_core::env::InjectedPanic;
 use orchestrator_core::gpu::sim::undisturbed;
-use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
+use orchestrator_core::{Config, Env, ErrorCode, Event, ModelChange, Orchestrator, Priority, TaskRequest};
 
 use super::check::{Checker, Law};
 use super::support::{World, client as client_id, is_idle, pool, pool_id, read_whole, start_with, task_id};
 
 const TASKS: u64 = 60;
+/// What pools are reloaded with. The first two are good, all others come to grief while faults strike.
+const MODELS: [&str; 5] = ["tiny", "other", "dies", "dies-on-1", "hangs-on-0"];
 /// Events of one run. The longest of the first two thousand has a twentieth.
 const EVENTS_MAX: usize = 100_000;
 /// Virtual time after which a task that has not ended never will: the wall timeout of all its attempts, and every wait.
@@ -40,6 +43,8 @@ pub struct Tally {
     pub evicted: u64,
     pub turned_out: u64,
     pub panics: u64,
+    pub reloaded: u64,
+    pub reloads_undone: u64,
     pub events: usize,
 }
 
@@ -56,6 +61,8 @@ impl std::ops::AddAssign for Tally {
         self.evicted += other.evicted;
         self.turned_out += other.turned_out;
         self.panics += other.panics;
+        self.reloaded += other.reloaded;
+        self.reloads_undone += other.reloads_undone;
         self.events += other.events;
     }
 }
@@ -98,7 +105,8 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
         pool.replicas.iter_mut().for_each(shift);
     }
     pool.queue = QueueConfig { capacity: dice.one_of(&[2, 8, 64]), full_policy: policy, ..QueueConfig::default() };
-    pool.timeouts = TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, ..TimeoutConfig::default() };
+    pool.timeouts =
+        TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, preload_ms: 2_000, drain_ms: 500, ..TimeoutConfig::default() };
     pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
     pool.self_test = dice.below(2) == 0;
     pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
@@ -129,15 +137,19 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
     let request = TaskRequest {
         task_id: Some(task_id(&format!("t{number}"))),
         session_id: session.map(|id| SessionId::parse(&id).unwrap()),
+        model_ref: (dice.below(5) == 0).then(|| dice.one_of(&MODELS[..2]).to_owned()),
         ..TaskRequest::completion(format!("prompt {number}")).max_tokens(max_tokens)
     };
+    let named = request.model_ref.clone();
     let priority = dice.one_of(&Priority::ALL);
     let request = TaskRequest { on_disconnect: dice.one_of(&[OnDisconnect::Cancel, OnDisconnect::Keep]), ..request };
     let request = request.priority(priority).client(client_id(["a", "b", "c", "d"][dice.below(4) as usize]));
     let submitted = match orchestrator.submit(request).await {
         Ok(submitted) => submitted,
         Err(error) => {
-            assert!(error.retry_after_ms.is_some(), "a refusal says when to come back: {error}");
+            // What is served may be another model, or several, or this one only where the client may not go.
+            let is_misfit = error.code == ErrorCode::InvalidParams && error.message.contains("serve");
+            assert!(is_misfit || error.retry_after_ms.is_some(), "a refusal says when to come back: {error}");
             tally.refused += 1;
             return tally;
         }
@@ -160,8 +172,10 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
     }
     let (text, end) = reader.await.unwrap();
     let task = orchestrator.task(&submitted.task_id).expect("it is remembered");
-    let whole = undisturbed(&format!("prompt {number}"), task.seed, max_tokens, "1", "tiny");
-    assert!(whole.starts_with(&text), "t{number} says {text:?} and not {whole:?}");
+    let models = MODELS.into_iter().filter(|model| named.as_ref().is_none_or(|named| named == model));
+    let wholes = models.map(|model| undisturbed(&format!("prompt {number}"), task.seed, max_tokens, "1", model));
+    let whole = wholes.into_iter().find(|whole| whole.starts_with(&text));
+    let whole = whole.unwrap_or_else(|| panic!("t{number} says {text:?}, which no model says that it asked for"));
     match end {
         Event::End(end) if end.finish_reason == FinishReason::Canceled => tally.canceled += 1,
         Event::End(_) => {
@@ -178,6 +192,21 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
         other => panic!("not terminal: {other:?}"),
     }
     tally
+}
+
+/// Reloads a pool at some moment, and waits for the end of it.
+async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Dice) {
+    tokio::time::sleep(Duration::from_millis(dice.below(2_000))).await;
+    let pool = pool_id(["a", "b"][dice.below(pools) as usize]);
+    let change = ModelChange { undo: dice.below(8) == 0, ..ModelChange::default() };
+    let change = if change.undo {
+        change
+    } else {
+        ModelChange::to_model(if dice.below(2) == 0 { dice.one_of(&MODELS) } else { MODELS[1] })
+    };
+    if orchestrator.reload(&pool, &change).is_ok() {
+        orchestrator.until_reloaded(&pool).await.expect("there was one");
+    }
 }
 
 /// What a run has shown.
@@ -260,6 +289,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         ENV.set(Some(env.clone()));
         let pools: Vec<PoolConfig> =
             (0..1 + dice.below(2)).map(|index| world(&mut dice, ["a", "b"][index as usize])).collect();
+        let pools_count = pools.len() as u64;
         let capacity = pools.iter().map(|pool| pool.queue.capacity).collect();
         let attempts_max = pools.iter().map(|pool| pool.resume.attempts_max).max().unwrap_or_default();
         let law = Law { capacity, attempts_max, narrow: client_id("b") };
@@ -269,6 +299,9 @@ fn run_world(seed: u64) -> (Law, Tally) {
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
             .map(|number| tokio::spawn(client(orchestrator.clone(), number, Dice(dice.0.fork()), 2_000)))
+            .collect();
+        let operators: Vec<_> = (0..dice.below(6))
+            .map(|_| tokio::spawn(operator(orchestrator.clone(), pools_count, Dice(dice.0.fork()))))
             .collect();
         let mut tally = Tally::default();
         // Faults go on while tasks come; then they stop, and everything that was accepted must come to its end.
@@ -283,7 +316,18 @@ fn run_world(seed: u64) -> (Law, Tally) {
             let one = tokio::time::timeout(LIVENESS, client).await.expect("every task ends");
             tally += one.expect("a client found nothing wrong");
         }
+        for operator in operators {
+            tokio::time::timeout(LIVENESS, operator)
+                .await
+                .expect("every reload ends")
+                .expect("and finds nothing wrong");
+        }
         tokio::time::sleep(Duration::from_secs(10)).await;
+        for pool in orchestrator.pools().iter().filter(|pool| pool.state == PoolState::Ready) {
+            let (first, rest) = pool.replicas.split_first().expect("it has replicas");
+            assert!(rest.iter().all(|replica| replica.model_digest == first.model_digest), "one model: {pool:?}");
+            assert!(pool.replicas.iter().all(|replica| replica.state == ReplicaState::Ready), "all serve: {pool:?}");
+        }
         assert!(orchestrator.pools().iter().all(|pool| pool.unsettled == 0), "every charge is settled");
         assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
         for replica in stats.iter().flatten() {
@@ -302,6 +346,9 @@ fn run_world(seed: u64) -> (Law, Tally) {
             orchestrator.pools().iter().flat_map(|pool| &pool.replicas).map(|replica| replica.slot_leaks).sum();
         assert_eq!(leaks, 0, "no engine computes for nobody");
         tally.panics = env.panics_fired();
+        for [done, undone] in orchestrator.pools().iter().map(|pool| pool.reloads) {
+            (tally.reloaded, tally.reloads_undone) = (tally.reloaded + done, tally.reloads_undone + undone);
+        }
         tally.events = env.recorded().len();
         (law, tally)
     })
