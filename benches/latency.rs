@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use orchestrator_core::config::{Config, DeviceRef, PoolConfig, ReplicaConfig, RestartConfig, SimConfig};
-use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, SimEngine, TokenOutput};
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Exit, Finish, Job, SimEngine, TokenOutput};
 use orchestrator_core::{Event, Orchestrator, TaskRequest, TaskStream};
 use tokio::sync::Notify;
 
@@ -61,7 +61,7 @@ impl Engine for Mortal {
     }
     async fn failure(&self) -> EngineError {
         self.0.notified().await;
-        EngineError::Exited("signal 9".into())
+        EngineError::Exited { how: Exit::Signal(9), said: String::new() }
     }
 }
 

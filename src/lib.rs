@@ -40,10 +40,11 @@ pub use actors::self_test::SelfTest;
 pub use actors::sessions::SessionView;
 pub use actors::task_view::TaskView;
 pub use config::Config;
+pub use core::failure::Cause;
 pub use core::model::{ModelChange, ModelSpec};
 pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
 pub use env::Env;
 pub use orchestrator::{
     Builder, CancelOutcome, Explanation, Orchestrator, PoolConsidered, ReplicaConsidered, StartError, Submitted,
 };
-pub use views::{PoolView, ReplicaSetView, ReplicaView, RuntimeView};
+pub use views::{DeathView, PoolView, ReplicaSetView, ReplicaView, RuntimeView};

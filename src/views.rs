@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
@@ -12,8 +12,10 @@ use crate::actors::replica::ReplicaShared;
 use crate::actors::self_test::SelfTest;
 use crate::actors::shared::{LIMITS, PoolShared};
 use crate::core::error::ErrorCode;
+use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::units::{Timestamp, millis_ceil};
 use crate::orchestrator::Orchestrator;
 
 /// One pool.
@@ -115,10 +117,28 @@ pub struct ReplicaView {
     pub preload_failures: u64,
     /// Times that its worker died.
     pub restarts: u64,
+    /// What its workers died of.
+    pub deaths: BTreeMap<Cause, u64>,
+    /// What attempts on it failed of, those among them that ran again included. `client` is a request that the engine refused.
+    pub attempts_failed: BTreeMap<Cause, u64>,
+    /// What its last worker died of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_death: Option<DeathView>,
     /// Runs whose engine did not confirm in time that it had stopped.
     pub stop_timeouts: u64,
     /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
     pub slot_leaks: u64,
+}
+
+/// What a worker died of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeathView {
+    /// The cause.
+    pub cause: Cause,
+    /// In words, with the engine's own last ones.
+    pub message: String,
+    /// How long ago, in milliseconds.
+    pub ago_ms: u64,
 }
 
 /// The pools whose identity is the same (ORCH-3007).
@@ -162,8 +182,9 @@ pub struct RuntimeView {
 impl PoolView {
     fn of(pool: &PoolShared) -> Self {
         let counters = &pool.counters;
+        let now = pool.env.now();
         let deserted = counters.deserted.load(Relaxed);
-        let replicas: Vec<ReplicaView> = pool.replicas.iter().map(ReplicaView::of).collect();
+        let replicas: Vec<ReplicaView> = pool.replicas.iter().map(|replica| ReplicaView::of(replica, now)).collect();
         PoolView {
             pool_id: pool.id.clone(),
             engine: pool.config.engine.clone(),
@@ -195,8 +216,14 @@ impl PoolView {
     }
 }
 
+/// The causes that have struck.
+fn by_cause(counts: &[AtomicU64; Cause::ALL.len()]) -> BTreeMap<Cause, u64> {
+    let counts = Cause::ALL.into_iter().zip(counts.each_ref().map(|count| count.load(Relaxed)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
 impl ReplicaView {
-    fn of(replica: &ReplicaShared) -> Self {
+    fn of(replica: &ReplicaShared, now: Timestamp) -> Self {
         let identity = replica.identity.lock().clone();
         let telemetry = *replica.telemetry.lock();
         ReplicaView {
@@ -217,6 +244,13 @@ impl ReplicaView {
             self_test: *replica.self_test.lock(),
             preload_failures: replica.preload_failures.load(Relaxed),
             restarts: replica.restarts.load(Relaxed),
+            deaths: by_cause(&replica.deaths),
+            attempts_failed: by_cause(&replica.attempts_failed),
+            last_death: replica.last_death.lock().as_ref().map(|(at, cause, message)| DeathView {
+                cause: *cause,
+                message: message.clone(),
+                ago_ms: millis_ceil(now.since(*at)),
+            }),
             stop_timeouts: replica.stop_timeouts.load(Relaxed),
             slot_leaks: replica.slot_leaks.load(Relaxed),
         }

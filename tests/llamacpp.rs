@@ -7,10 +7,11 @@
 
 mod support;
 
+use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::core::task::{FinishReason, Phase};
 use orchestrator_core::gpu::llamacpp::LlamaCpp;
-use orchestrator_core::{CancelOutcome, ErrorCode, Event, Orchestrator, TaskId, TaskRequest};
+use orchestrator_core::{CancelOutcome, Cause, ErrorCode, Event, Orchestrator, TaskId, TaskRequest};
 use support::llama::{lives, pids, pool, port, prompt, server, start};
 use support::{eventually, exchange, is_idle, kill, pool_id, read_whole};
 
@@ -97,7 +98,13 @@ async fn a_killed_engine_costs_nobody_a_token_and_comes_back() {
     assert!((1..=2).contains(&view[0].resumed), "{}", view[0].resumed);
     assert_eq!((view[0].diverged, view[0].failed.values().sum::<u64>()), (0, 0));
     assert_eq!((after[1], view[0].replicas[1].restarts), (before[1], 0), "the other engine was not touched");
-    assert!(view[0].replicas[0].restarts >= 1);
+    let killed = &view[0].replicas[0];
+    assert_eq!((killed.restarts, killed.deaths.get(&Cause::Signal)), (1, Some(&1)), "{:?}", killed.deaths);
+    assert!(
+        killed.last_death.as_ref().is_some_and(|death| death.message.contains("signal 9")),
+        "{:?}",
+        killed.last_death
+    );
     assert_ne!(after[0], before[0]);
     eventually("no slot is lost", || is_idle(&watched)).await;
     println!("8 of 8 streams equal, {} resumed, engine {} -> {}", view[0].resumed, before[0], after[0]);
@@ -162,11 +169,26 @@ async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
     }
     orchestrator.stop().await;
 
-    let mut wrong = pool(&server, 1, 1);
-    wrong.command = Some(vec!["sh".into(), "-c".into(), "echo no such model >&2; exit 3 # {port}".into()]);
+    for (script, cause) in [
+        ("echo no such model >&2; exit 3", Cause::ExitCode),
+        ("echo 'ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer' >&2; exit 1", Cause::OutOfMemory),
+        ("echo so long >&2; kill -TERM $$", Cause::Signal),
+    ] {
+        let mut wrong = pool(&server, 1, 1);
+        wrong.command = Some(vec!["sh".into(), "-c".into(), format!("{script} # {{port}}")]);
+        cannot_start(wrong, cause, script).await;
+    }
+}
+
+async fn cannot_start(wrong: PoolConfig, cause: Cause, script: &str) {
     let orchestrator = Orchestrator::builder().pool(wrong, LlamaCpp::new).start().await.unwrap();
     let pools = orchestrator.clone();
-    eventually("the load has failed", || pools.pools()[0].replicas[0].preload_failures > 0).await;
+    eventually("the load has failed", || pools.pools()[0].replicas[0].last_death.is_some()).await;
+    let replica = pools.pools()[0].replicas[0].clone();
+    assert!(replica.deaths.keys().eq([&cause]), "{script}: {:?}", replica.deaths);
+    let words =
+        script.split(['\'', ';', '>']).find(|words| words.len() > 8).unwrap().trim_start_matches("echo ").trim();
+    assert!(replica.last_death.unwrap().message.contains(words), "its last words are kept: {words}");
     orchestrator.until_pool(&pool_id("tiny"), |state| state == PoolState::Unready).await;
     let error = orchestrator.submit(TaskRequest::completion("x")).await.err().unwrap();
     assert_eq!(error.code, ErrorCode::PoolUnready);

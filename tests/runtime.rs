@@ -7,6 +7,8 @@ mod support;
 mod admission;
 #[path = "runtime/cancel.rs"]
 mod cancel;
+#[path = "runtime/causes.rs"]
+mod causes;
 #[path = "runtime/drain.rs"]
 mod drain;
 #[path = "runtime/panics.rs"]

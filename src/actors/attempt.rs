@@ -21,6 +21,7 @@ use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::task_view::SealedTask;
 use crate::actors::worker::WorkerMsg;
 use crate::core::error::{ErrorCode, TaskError};
+use crate::core::failure::Cause;
 use crate::core::id::Epoch;
 use crate::core::task::{FinishReason, Refusal, Terminal};
 use crate::core::trace::TraceKind;
@@ -151,7 +152,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         Outcome::SealedElsewhere => return,
         Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
         Outcome::Hung(text) => {
-            attempt.suspect(EngineError::Lost(text.clone()));
+            attempt.suspect(record, EngineError::Hung(text.clone()));
             if attempt.runs_again(record) {
                 return attempt.give_back(record, epoch);
             }
@@ -168,10 +169,11 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             Terminal::End { reason: FinishReason::Length, tokens_in: None }
         }
         Outcome::Returned(Err(EngineError::Refused(text))) => {
+            attempt.note_failed(record, Cause::Client); // The engine is well: nothing is suspected, nothing restarts.
             Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
         }
         Outcome::Returned(Err(error)) => {
-            attempt.suspect(error.clone());
+            attempt.suspect(record, error.clone());
             if attempt.runs_again(record) {
                 return attempt.give_back(record, epoch);
             }
@@ -216,16 +218,22 @@ async fn confirm_stopped(attempt: &Attempt) {
     if timeout(limit, attempt.engine.released(attempt.lease.slot)).await.is_err() {
         attempt.pool.replicas[attempt.lease.replica as usize].stop_timeouts.fetch_add(1, Relaxed);
         let text = format!("slot {} was not left within {limit:?}", attempt.lease.slot);
-        let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Lost(text))); // Gone: so is its engine.
+        let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
     }
 }
 
 impl Attempt {
     /// Takes the replica out of service until its engine has been looked at. Before the task goes back to its queue: else
     /// it would be sent here again at once.
-    fn suspect(&self, cause: EngineError) {
+    fn suspect(&self, record: &TaskRecord, cause: EngineError) {
+        self.note_failed(record, cause.cause());
         self.pool.suspect_replica(self.lease.replica);
         let _ = self.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the engine is known lost.
+    }
+
+    fn note_failed(&self, record: &TaskRecord, cause: Cause) {
+        record.note_lost_to(cause);
+        self.pool.replicas[self.lease.replica as usize].note_attempt_failed(cause);
     }
 
     /// Whether the task, having lost this attempt, has another one.
@@ -261,6 +269,8 @@ impl Drop for AttemptGuard<'_> {
         if !self.armed {
             return;
         }
+        let cause = self.attempt.pool.replicas[self.attempt.lease.replica as usize].dying_of();
+        self.attempt.note_failed(self.record, cause);
         if self.attempt.runs_again(self.record) {
             return self.attempt.give_back(self.record, self.epoch);
         }

@@ -208,11 +208,12 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
     let identity = sealed.identity.as_deref();
     let served = pool.map(|pool| pool.edition().spec.clone());
     let spec = identity.map(|identity| &identity.spec).or(served.as_ref());
-    let (outcome, oom_events, eviction_events) = match kind {
-        TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0, 0),
-        TraceKind::Ended { .. } => ("completed", 0, 0),
-        TraceKind::Failed { code, .. } => (code.as_str(), 0, u32::from(code.as_str() == "QUEUE_FULL_DROP_LRU")),
-        _ => ("", 0, 0),
+    let [oom_events, driver_reset_events] = sealed.lost_to;
+    let (outcome, eviction_events) = match kind {
+        TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0),
+        TraceKind::Ended { .. } => ("completed", 0),
+        TraceKind::Failed { code, .. } => (code.as_str(), u32::from(code.as_str() == "QUEUE_FULL_DROP_LRU")),
+        _ => ("", 0),
     };
     tracing::info!(
         target: "task",
@@ -235,7 +236,7 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
         tokens_out = sealed.tokens_out,
         eviction_events,
         oom_events,
-        driver_reset_events = 0,
+        driver_reset_events,
         outcome,
         "task ended"
     );

@@ -240,8 +240,10 @@ async fn on_worker_died(
 ) -> Result<(), ActorProcessingErr> {
     let place = &state.pool.replicas[index as usize];
     place.restarts.fetch_add(1, Relaxed);
+    let cause = cause.unwrap_or_default();
+    place.note_death(state.pool.env.now(), cause.clone());
     if state.pool.is_being_tried(place.edition().generation) {
-        state.pool.fail_reload(format!("replica {}: {}", place.id, cause.unwrap_or_default()));
+        state.pool.fail_reload(format!("replica {}: {cause}", place.id));
         return walk(state).await;
     }
     let next = state.children.after_death(PoolChild::Worker(index));

@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) claim: Option<Claim>,
     /// The replica that served the task's session last.
     pub(super) affinity: Option<Arc<ReplicaIdentity>>,
+    /// Attempts lost to memory, and to a device.
+    pub(super) lost_to: [u32; 2],
     pub(super) queue_position: u64,
     pub(super) predicted_start: Duration,
     /// Begin of the first attempt, from which on the task may run for so long.
@@ -98,6 +100,7 @@ impl TaskRecord {
             runs_in: None,
             claim: None,
             affinity: None,
+            lost_to: [0; 2],
             queue_position: 0,
             predicted_start: Duration::ZERO,
             first_begun_at: None,
@@ -304,6 +307,7 @@ impl TaskRecord {
             ran_in: state.runs_in.clone(),
             identity: state.identity.clone(),
             kv_warmth: state.kv_warmth,
+            lost_to: state.lost_to,
             deserted: state.deserted,
             timing,
             tokens_in,

@@ -229,7 +229,12 @@ impl PoolShared {
             seen => seen,
         });
         let seen: Vec<Seen> = seen.collect();
-        let step = next(goal.generation, serving, is_way_back, &seen);
+        let ending = (0..seen.len() as u16).find(|index| is_ending(*index));
+        let step = match (next(goal.generation, serving, is_way_back, &seen), ending) {
+            // Its next life is put back into service first: else nobody would, should the supervisor die before that.
+            (Step::Done, Some(ending)) => Step::WaitForLoad(ending),
+            (step, _) => step,
+        };
         let is_served = serving == goal.generation;
         let step = if planted!(HalfReload) && is_served { Step::Done } else { step };
         Some(Plan { step, goal, is_way_back, is_served })

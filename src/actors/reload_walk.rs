@@ -126,7 +126,7 @@ fn give_up(state: &PoolSupervisorState, goal: &Edition) {
     state.pool.fail_reload(format!("the pool was drained before it had {:?} on all replicas", goal.spec.model));
     let serving = state.pool.edition().generation;
     for (index, replica) in (0..).zip(&state.pool.replicas) {
-        state.pool.set_in_service(index, replica.edition().generation == serving && !state.ending.contains(&index));
+        state.pool.set_in_service(index, replica.edition().generation == serving);
     }
     state.pool.end_reload();
 }

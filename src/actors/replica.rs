@@ -1,7 +1,7 @@
 //! One worker's place: what of a replica outlives its worker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
@@ -11,11 +11,12 @@ use crate::actors::lease::SlotTable;
 use crate::actors::reload::{Edition, Part};
 use crate::actors::self_test::SelfTest;
 use crate::actors::worker::WorkerMsg;
+use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::lifecycle::ReplicaState;
 use crate::core::placement::Candidate;
 use crate::core::units::{Timestamp, VramBytes};
-use crate::gpu::engine::{AnyEngine, Telemetry};
+use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
 
 /// One worker's place. Its slots and its engine outlive the actors around them.
 pub(crate) struct ReplicaShared {
@@ -44,6 +45,13 @@ pub(crate) struct ReplicaShared {
     pub(crate) preload_successes: AtomicU64,
     pub(crate) preload_failures: AtomicU64,
     pub(crate) restarts: AtomicU64,
+    /// Why the worker's current life is about to end, as far as it knows. Written by it.
+    pub(crate) failing: Mutex<Option<EngineError>>,
+    /// What the last life died of. Written by the supervisor.
+    pub(crate) last_death: Mutex<Option<(Timestamp, Cause, String)>>,
+    /// Deaths of its workers, and attempts that failed on it, by [`Cause::ALL`].
+    pub(crate) deaths: [AtomicU64; Cause::ALL.len()],
+    pub(crate) attempts_failed: [AtomicU64; Cause::ALL.len()],
     /// Runs whose engine did not confirm in time that it had stopped.
     pub(crate) stop_timeouts: AtomicU64,
     /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
@@ -70,6 +78,10 @@ impl ReplicaShared {
             preload_successes: AtomicU64::new(0),
             preload_failures: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            failing: Mutex::default(),
+            last_death: Mutex::default(),
+            deaths: Default::default(),
+            attempts_failed: Default::default(),
             stop_timeouts: AtomicU64::new(0),
             slot_leaks: AtomicU64::new(0),
         }
@@ -100,6 +112,24 @@ impl ReplicaShared {
             vram_free: VramBytes(0),
             tokens_per_s: 0,
         }
+    }
+
+    /// What the worker's life has just ended of: what it said itself, else a bug. `event` is how ractor puts it.
+    pub(crate) fn note_death(&self, now: Timestamp, event: String) {
+        let said = self.failing.lock().clone();
+        let cause = self.dying_of();
+        self.deaths[cause.index()].fetch_add(1, Relaxed);
+        *self.last_death.lock() = Some((now, cause, said.map_or(event, |error| error.to_string())));
+    }
+
+    /// What the worker's life is ending of, as far as anybody knows.
+    pub(crate) fn dying_of(&self) -> Cause {
+        self.failing.lock().as_ref().map_or(Cause::Bug, EngineError::cause)
+    }
+
+    /// An attempt on it has failed.
+    pub(crate) fn note_attempt_failed(&self, cause: Cause) {
+        self.attempts_failed[cause.index()].fetch_add(1, Relaxed);
     }
 
     /// Lets the engine go: its process ends when the last run that uses it has.

@@ -9,6 +9,7 @@ use crate::actors::event_log::{End, EventRef, ReplicaIdentity};
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::error::TaskError;
+use crate::core::failure::Cause;
 use crate::core::fairness::Served;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::{Phase, Priority};
@@ -74,6 +75,8 @@ pub(crate) struct SealedTask {
     pub(crate) ran_in: Option<Arc<PoolShared>>,
     pub(crate) identity: Option<Arc<ReplicaIdentity>>,
     pub(crate) kv_warmth: bool,
+    /// Attempts that were lost because an engine had no memory left, and because a device was lost.
+    pub(crate) lost_to: [u32; 2],
     /// All its readers had left for good.
     pub(crate) deserted: bool,
     pub(crate) timing: Timing,
@@ -84,6 +87,16 @@ pub(crate) struct SealedTask {
 }
 
 impl TaskRecord {
+    /// Notes what an attempt was lost to, for the task's log line (ORCH-3027).
+    pub(crate) fn note_lost_to(&self, cause: Cause) {
+        let row = match cause {
+            Cause::OutOfMemory => 0,
+            Cause::DeviceLost => 1,
+            _ => return,
+        };
+        self.state.lock().lost_to[row] += 1;
+    }
+
     /// The task as a client sees it.
     pub(crate) fn view(&self) -> TaskView {
         let state = self.state.lock();

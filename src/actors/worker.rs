@@ -108,7 +108,7 @@ impl Actor for Worker {
             WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
             WorkerMsg::Probed(result) => return on_probed(state, result),
-            WorkerMsg::EngineFailed(cause) => return Err(cause.into()),
+            WorkerMsg::EngineFailed(cause) => return state.fail(cause),
         }
         Ok(())
     }
@@ -131,6 +131,7 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
 }
 
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+    *state.place().failing.lock() = None;
     state.set(ReplicaState::Preloading);
     let left_over = state.place().engine.lock().clone();
     let generation = state.place().edition().generation;
@@ -195,7 +196,7 @@ fn on_preloaded(
         Ok(identity) => identity,
         Err(error) => {
             state.place().preload_failures.fetch_add(1, Relaxed);
-            return Err(error.into());
+            return state.fail(error);
         }
     };
     state.place().preload_successes.fetch_add(1, Relaxed);
@@ -287,13 +288,21 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
 }
 
 fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result<(), ActorProcessingErr> {
-    result?;
+    if let Err(cause) = result {
+        return state.fail(cause);
+    }
     state.suspected = false;
     state.set(ReplicaState::Ready);
     Ok(())
 }
 
 impl WorkerState {
+    /// Fails, and leaves word why: ractor passes nothing on but a text.
+    fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
+        *self.place().failing.lock() = Some(cause.clone());
+        Err(cause.into())
+    }
+
     fn place(&self) -> &ReplicaShared {
         &self.pool.replicas[self.index as usize]
     }

@@ -8,6 +8,7 @@ mod chain;
 mod class;
 mod cost;
 pub mod error;
+pub mod failure;
 pub mod fairness;
 pub mod full;
 pub mod hash;

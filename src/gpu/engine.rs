@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::config::PoolConfig;
+use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, ReplicaId, TaskId};
 use crate::core::task::{FinishReason, TaskRequest};
 use crate::core::units::Tokens;
@@ -89,6 +90,51 @@ pub struct Finish {
     pub tokens_in: Option<Tokens>,
 }
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody can say.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+            Exit::Unknown => f.write_str("its end cannot be known"),
+        }
+    }
+}
+
+fn said_last(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!("; it said last: {said}") }
+}
+
+impl EngineError {
+    /// What an attempt was lost to, or a worker died of.
+    pub fn cause(&self) -> Cause {
+        match self {
+            EngineError::Preload(text) => Cause::of_words(text).unwrap_or(Cause::Load),
+            EngineError::Unreachable(_) => Cause::Unreachable,
+            EngineError::Lost(text) => Cause::of_words(text).unwrap_or(Cause::Lost),
+            EngineError::Garbled(_) => Cause::Garbled,
+            EngineError::Refused(_) | EngineError::Stopped(_) => Cause::Client,
+            EngineError::OutOfMemory(_) => Cause::OutOfMemory,
+            EngineError::DeviceLost(_) => Cause::DeviceLost,
+            EngineError::Hung(_) => Cause::Hung,
+            EngineError::Exited { how, said } => Cause::of_words(said).unwrap_or(match how {
+                Exit::Signal(_) => Cause::Signal,
+                Exit::Code(_) | Exit::Unknown => Cause::ExitCode,
+            }),
+        }
+    }
+}
+
 /// What went wrong in an engine, told apart by whose fault it is and what may follow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -107,9 +153,23 @@ pub enum EngineError {
     /// It does not take this request, and would not take it again.
     #[error("the engine refuses the request: {0}")]
     Refused(String),
+    /// It has no memory left, on its device or on the host.
+    #[error("the engine is out of memory: {0}")]
+    OutOfMemory(String),
+    /// Its device is lost.
+    #[error("the engine's device is lost: {0}")]
+    DeviceLost(String),
+    /// It does not go on, or does not stop.
+    #[error("the engine hangs: {0}")]
+    Hung(String),
     /// Its process has ended.
-    #[error("the engine's process has ended: {0}")]
-    Exited(String),
+    #[error("the engine's process has ended: {how}{}", said_last(.said))]
+    Exited {
+        /// With an exit code, or by a signal.
+        how: Exit,
+        /// The last lines that it wrote.
+        said: String,
+    },
     /// The output wanted no more.
     #[error(transparent)]
     Stopped(#[from] Stopped),

@@ -258,7 +258,7 @@ impl Engine for LlamaCpp {
                 None => sleep(HEALTH_PERIOD).await,
                 Some(process) => tokio::select! {
                     biased;
-                    how = process.ended() => return Err(EngineError::Preload(format!("the server ended: {how}"))),
+                    ended = process.ended() => return Err(ended),
                     () = sleep(HEALTH_PERIOD) => {}
                 },
             }
@@ -338,7 +338,7 @@ impl Engine for LlamaCpp {
     async fn failure(&self) -> EngineError {
         let mut place = self.process.lock().await;
         match place.as_mut() {
-            Some(process) => EngineError::Exited(process.ended().await),
+            Some(process) => process.ended().await,
             None => std::future::pending().await,
         }
     }

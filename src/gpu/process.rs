@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::core::id::{DeviceMask, ReplicaId};
+use crate::gpu::engine::{EngineError, Exit};
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
 const LINE_BYTES_MAX: usize = 2048;
@@ -60,26 +61,23 @@ impl EngineProcess {
         self.child.id()
     }
 
-    /// Waits for its end and says how it ended: exit code and signal are told apart, its last words are quoted.
+    /// Waits for its end: [`EngineError::Exited`], with exit code and signal told apart and its last words.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
-    pub(crate) async fn ended(&mut self) -> String {
+    pub(crate) async fn ended(&mut self) -> EngineError {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait().await;
         self.kill_group(); // What it had started must not outlive it.
         // What it said last may still lie in the pipes; whoever keeps them open from outside the group is not waited for.
         let _ = timeout(LAST_WORDS_TIMEOUT, async { while self.readers.join_next().await.is_some() {} }).await;
-        let how = match status {
-            Err(error) => format!("its end cannot be known: {error}"),
-            Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => format!("exit code {code}"),
-                (None, Some(signal)) => format!("signal {signal}"),
-                (None, None) => status.to_string(),
-            },
-        };
-        let last: Vec<String> = self.last_lines.lock().iter().cloned().collect();
-        if last.is_empty() { how } else { format!("{how}; it said last: {}", last.join(" | ")) }
+        let how = status.map_or(Exit::Unknown, |status| match (status.code(), status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) => Exit::Unknown,
+        });
+        let said: Vec<String> = self.last_lines.lock().iter().cloned().collect();
+        EngineError::Exited { how, said: said.join(" | ") }
     }
 }
 

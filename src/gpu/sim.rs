@@ -16,7 +16,7 @@ use crate::config::{CTX_DEFAULT, SimConfig};
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 use crate::env::Env;
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Telemetry, TokenOutput};
 
 const WORDS: [&str; 64] = [
     " the",
@@ -312,7 +312,7 @@ impl Engine for SimEngine {
 
     async fn failure(&self) -> EngineError {
         self.until_dead().await;
-        EngineError::Exited("the simulated engine died".into())
+        EngineError::Exited { how: Exit::Unknown, said: "the simulated engine died".into() }
     }
 }
 

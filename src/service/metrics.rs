@@ -1,6 +1,7 @@
 //! `/metrics`: the runtime's counters in Prometheus' text format (ORCH-3028). Nothing is counted here: each scrape reads
 //! the views, so a figure cannot differ from what the API says.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use axum::extract::State;
@@ -13,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::actors::latency::{BUCKETS_MS, Stage, StageView};
 use crate::core::error::TaskError;
+use crate::core::failure::Cause;
 use crate::core::task::Priority;
 use crate::orchestrator::Orchestrator;
 use crate::service::error::ApiError;
@@ -198,6 +200,17 @@ fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fm
     counter(encoder, "tokens_in", "Prompt tokens", by_replica(pools, |replica| replica.tokens_in))?;
     counter(encoder, "tokens_out", "Generated tokens", by_replica(pools, |replica| replica.tokens_out))?;
     counter(encoder, "worker_restarts", "Workers that died", by_replica(pools, |replica| replica.restarts))?;
+    let of_causes = |of: fn(&ReplicaView) -> &BTreeMap<Cause, u64>| {
+        pools.iter().flat_map(move |pool| {
+            pool.replicas.iter().flat_map(move |replica| {
+                let labels = |cause: &Cause| replica_labels(pool, replica, &[("cause", cause.as_str())]);
+                of(replica).iter().map(move |(cause, count)| (labels(cause), *count))
+            })
+        })
+    };
+    counter(encoder, "worker_deaths", "Workers that died, by cause", of_causes(|replica| &replica.deaths))?;
+    let failed = of_causes(|replica| &replica.attempts_failed);
+    counter(encoder, "attempts_failed", "Attempts that failed, by cause; most tasks ran again", failed)?;
     counter(
         encoder,
         "slot_stop_timeouts",

@@ -7,7 +7,7 @@ use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::FinishReason;
 use orchestrator_core::gpu::sim::SimEngine;
-use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, Stopped, TokenOutput};
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Exit, Finish, Job, Stopped, TokenOutput};
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use crate::support::{hush_planned_panics, millisecond, pool, read_whole, request, until_idle};
@@ -102,7 +102,7 @@ impl Engine for Mortal {
 
     async fn failure(&self) -> EngineError {
         self.exited.notified().await;
-        EngineError::Exited("signal 9".into())
+        EngineError::Exited { how: Exit::Signal(9), said: String::new() }
     }
 }
 

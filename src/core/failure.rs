@@ -1,0 +1,126 @@
+//! Why attempts are lost and workers die, told apart by whose fault it is and what helps.
+
+use serde::{Deserialize, Serialize};
+
+/// What an attempt was lost to, or a worker died of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A panic of ours, or of an engine that runs in our process.
+    Bug,
+    /// The engine could not be loaded: a wrong configuration, a missing file, a failed self-test.
+    Load,
+    /// Its process ended with an exit code.
+    ExitCode,
+    /// Its process was ended by a signal.
+    Signal,
+    /// It had no memory left, on its device or on the host.
+    OutOfMemory,
+    /// Its device was lost.
+    DeviceLost,
+    /// It could not be reached.
+    Unreachable,
+    /// Its connection broke, or it failed in the middle of a run without a word about why.
+    Lost,
+    /// It said something that its protocol does not have.
+    Garbled,
+    /// It did not go on, or did not stop, within its time.
+    Hung,
+    /// The client asked for something that the engine does not take. Never a reason to restart anything.
+    Client,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Cause; 11] = [
+        Cause::Bug,
+        Cause::Load,
+        Cause::ExitCode,
+        Cause::Signal,
+        Cause::OutOfMemory,
+        Cause::DeviceLost,
+        Cause::Unreachable,
+        Cause::Lost,
+        Cause::Garbled,
+        Cause::Hung,
+        Cause::Client,
+    ];
+
+    /// The cause as it is written in JSON, logs and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cause::Bug => "bug",
+            Cause::Load => "load",
+            Cause::ExitCode => "exit_code",
+            Cause::Signal => "signal",
+            Cause::OutOfMemory => "out_of_memory",
+            Cause::DeviceLost => "device_lost",
+            Cause::Unreachable => "unreachable",
+            Cause::Lost => "lost",
+            Cause::Garbled => "garbled",
+            Cause::Hung => "hung",
+            Cause::Client => "client",
+        }
+    }
+
+    /// The cause's place in a table with one row for each.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The cause that an engine's own words give away: what it said before it ended, or in an error. `None` when they say nothing
+    /// of the kind. Engines have no common codes for these; the words are those of llama.cpp, PyTorch, CUDA and glibc.
+    pub fn of_words(text: &str) -> Option<Cause> {
+        const DEVICE_LOST: [&str; 6] = [
+            "gpu is lost",
+            "device lost",
+            "fallen off the bus",
+            "uncorrectable ecc",
+            "unspecified launch failure",
+            "cuda_error_device_unavailable",
+        ];
+        const OUT_OF_MEMORY: [&str; 7] = [
+            "out of memory",
+            "outofmemory",
+            "out_of_memory",
+            "cannot allocate memory",
+            "bad_alloc",
+            "failed to allocate",
+            "unable to allocate",
+        ];
+        let text = text.to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if says(&DEVICE_LOST) {
+            return Some(Cause::DeviceLost);
+        }
+        says(&OUT_OF_MEMORY).then_some(Cause::OutOfMemory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_words_are_understood() {
+        let cases = [
+            ("CUDA error: out of memory", Some(Cause::OutOfMemory)),
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", Some(Cause::OutOfMemory)),
+            ("ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer", Some(Cause::OutOfMemory)),
+            ("terminate called after throwing an instance of 'std::bad_alloc'", Some(Cause::OutOfMemory)),
+            ("NVRM: Xid 79, GPU has fallen off the bus.", Some(Cause::DeviceLost)),
+            ("CUDA error: uncorrectable ECC error encountered, out of memory", Some(Cause::DeviceLost)),
+            ("no such file: model.gguf", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(Cause::of_words(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn each_cause_has_a_name_and_a_row_of_its_own() {
+        assert!(Cause::ALL.iter().enumerate().all(|(row, cause)| cause.index() == row));
+        let names: std::collections::BTreeSet<_> = Cause::ALL.iter().map(|cause| cause.as_str()).collect();
+        assert_eq!(names.len(), Cause::ALL.len());
+    }
+}
