@@ -169,25 +169,23 @@ async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
     }
     orchestrator.stop().await;
 
-    for (script, cause) in [
-        ("echo no such model >&2; exit 3", Cause::ExitCode),
-        ("echo 'ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer' >&2; exit 1", Cause::OutOfMemory),
-        ("echo so long >&2; kill -TERM $$", Cause::Signal),
+    for (words, end, cause) in [
+        ("no such model", "exit 3", Cause::ExitCode),
+        ("ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer", "exit 1", Cause::OutOfMemory),
+        ("so long", "kill -TERM $$", Cause::Signal),
     ] {
         let mut wrong = pool(&server, 1, 1);
-        wrong.command = Some(vec!["sh".into(), "-c".into(), format!("{script} # {{port}}")]);
-        cannot_start(wrong, cause, script).await;
+        wrong.command = Some(vec!["sh".into(), "-c".into(), format!("echo '{words}' >&2; {end} # {{port}}")]);
+        cannot_start(wrong, cause, words).await;
     }
 }
 
-async fn cannot_start(wrong: PoolConfig, cause: Cause, script: &str) {
+async fn cannot_start(wrong: PoolConfig, cause: Cause, words: &str) {
     let orchestrator = Orchestrator::builder().pool(wrong, LlamaCpp::new).start().await.unwrap();
     let pools = orchestrator.clone();
     eventually("the load has failed", || pools.pools()[0].replicas[0].last_death.is_some()).await;
     let replica = pools.pools()[0].replicas[0].clone();
-    assert!(replica.deaths.keys().eq([&cause]), "{script}: {:?}", replica.deaths);
-    let words =
-        script.split(['\'', ';', '>']).find(|words| words.len() > 8).unwrap().trim_start_matches("echo ").trim();
+    assert!(replica.deaths.keys().eq([&cause]), "{words}: {:?}", replica.deaths);
     assert!(replica.last_death.unwrap().message.contains(words), "its last words are kept: {words}");
     orchestrator.until_pool(&pool_id("tiny"), |state| state == PoolState::Unready).await;
     let error = orchestrator.submit(TaskRequest::completion("x")).await.err().unwrap();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
@@ -23,6 +23,9 @@ use crate::actors::self_test::self_test;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::lifecycle::ReplicaState;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
+
+/// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
+const OWN_WORD_GRACE: Duration = Duration::from_millis(250);
 
 /// All that the actor needs.
 pub(crate) struct WorkerArgs {
@@ -283,7 +286,11 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
     tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
     state.set(ReplicaState::Suspect);
     state.tasks.spawn(async move {
-        let _ = myself.cast(WorkerMsg::Probed(probe(&*engine).await.map(drop)));
+        let result = probe(&*engine).await.map(drop);
+        if result.is_err() {
+            sleep(OWN_WORD_GRACE).await; // `EngineFailed` comes first, if the engine has a word of its own.
+        }
+        let _ = myself.cast(WorkerMsg::Probed(result));
     });
 }
 
