@@ -295,7 +295,8 @@ section! {
         pub preload_ms: u64 = 120_000,
         /// Longest drain; what still runs then is ended.
         pub drain_ms: u64 = 30_000,
-        /// Longest wait until an engine confirms that a stopped task has left its slot; then the engine is restarted.
+        /// Longest wait until an engine confirms that a stopped task has left its slot. Then the slot is quarantined until the engine
+        /// does, and the engine is restarted when nothing else runs on it, at the latest after ten times this.
         pub stop_ms: u64 = 5_000,
         /// A task's expected run while none has been measured, for predictions only.
         pub run_guess_ms: u64 = 2_000,
@@ -366,6 +367,8 @@ section! {
         pub die_ppm: u32 = 0,
         /// Tokens that come garbled.
         pub garble_ppm: u32 = 0,
+        /// Stopped runs that go on in their slot: half of them for up to 20 seconds, the others for ever.
+        pub stick_ppm: u32 = 0,
     }
 }
 

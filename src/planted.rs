@@ -83,6 +83,8 @@ pub enum Bug {
     NoAttemptBound,
     /// Attempts live on when their worker has died.
     OrphanAttempts,
+    /// A slot counts as free before its engine has left it.
+    FreeUnconfirmed,
     /// A reload leaves replicas with the old model in service.
     TwoModels,
     /// A reload ends when it has changed over.
@@ -96,7 +98,7 @@ pub enum Bug {
 #[cfg(feature = "planted-bugs")]
 impl Bug {
     /// Every bug.
-    pub const ALL: [Bug; 22] = [
+    pub const ALL: [Bug; 23] = [
         Bug::LeakSlot,
         Bug::SlotTwice,
         Bug::LeakPermit,
@@ -115,6 +117,7 @@ impl Bug {
         Bug::IgnoreQuota,
         Bug::NoAttemptBound,
         Bug::OrphanAttempts,
+        Bug::FreeUnconfirmed,
         Bug::TwoModels,
         Bug::HalfReload,
         Bug::ResumeAnywhere,

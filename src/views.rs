@@ -126,6 +126,8 @@ pub struct ReplicaView {
     pub last_death: Option<DeathView>,
     /// Runs whose engine did not confirm in time that it had stopped.
     pub stop_timeouts: u64,
+    /// Slots whose engine has still not confirmed that. They come back when it does, or with its restart.
+    pub slots_quarantined: u32,
     /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
     pub slot_leaks: u64,
 }
@@ -252,6 +254,7 @@ impl ReplicaView {
                 ago_ms: millis_ceil(now.since(*at)),
             }),
             stop_timeouts: replica.stop_timeouts.load(Relaxed),
+            slots_quarantined: replica.quarantined.load(Relaxed),
             slot_leaks: replica.slot_leaks.load(Relaxed),
         }
     }

@@ -13,6 +13,8 @@ mod causes;
 mod drain;
 #[path = "runtime/panics.rs"]
 mod panics;
+#[path = "runtime/quarantine.rs"]
+mod quarantine;
 #[path = "runtime/queue_policies.rs"]
 mod queue_policies;
 #[path = "runtime/reload.rs"]

@@ -47,6 +47,7 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         all.panics,
         all.reloaded,
         all.reloads_undone,
+        all.stuck,
     ];
     assert!(only.is_some() || each_happened.iter().all(|count| *count > 50), "the faults strike: {all:?}");
 }

@@ -16,6 +16,7 @@ use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::latency::Sample;
 use crate::actors::lease::{Assignment, SlotLease, return_to_queue};
 use crate::actors::record::TaskRecord;
+use crate::actors::replica::ReplicaShared;
 use crate::actors::sessions::SessionsMsg;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::task_view::SealedTask;
@@ -211,14 +212,61 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     }
 }
 
-/// Holds the slot until the engine has really left it. An engine that does not, within its time, is suspected and the
-/// worker restarts it: a slot is never given to another task while it may still compute.
+/// Holds the slot until the engine has really left it: a slot is never given to another task while it may still compute.
+///
+/// A slot that is not left in time is quarantined. The engine's own view of it decides when it is free; should it never be, the
+/// engine is restarted, as soon as that costs no other task anything, and in the end without waiting for such a moment.
 async fn confirm_stopped(attempt: &Attempt) {
+    if planted!(FreeUnconfirmed) {
+        return;
+    }
     let limit = Duration::from_millis(attempt.pool.config.timeouts.stop_ms);
-    if timeout(limit, attempt.engine.released(attempt.lease.slot)).await.is_err() {
-        attempt.pool.replicas[attempt.lease.replica as usize].stop_timeouts.fetch_add(1, Relaxed);
-        let text = format!("slot {} was not left within {limit:?}", attempt.lease.slot);
-        let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
+    let released = attempt.engine.released(attempt.lease.slot);
+    tokio::pin!(released);
+    if timeout(limit, &mut released).await.is_ok() {
+        return;
+    }
+    let place = &attempt.pool.replicas[attempt.lease.replica as usize];
+    let quarantine = Quarantine::begin(place);
+    let slot = attempt.lease.slot;
+    tracing::warn!(replica_id = %place.id, slot, ?limit, "a slot was not left in time and is quarantined");
+    for periods in 1_u32.. {
+        let text = format!("slot {slot} was not left within {:?}", limit * periods);
+        if quarantine.is_all_that_runs() {
+            let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
+        } else if periods == QUARANTINE_PERIODS_MAX {
+            // Nothing new from here on; what runs may end.
+            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text)));
+        }
+        if timeout(limit, &mut released).await.is_ok() {
+            tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
+            return;
+        }
+    }
+}
+
+/// Times `stop_ms` that a slot may be quarantined before its replica gets no more tasks.
+const QUARANTINE_PERIODS_MAX: u32 = 10;
+
+/// A slot that its engine has not left in time, counted while it is held.
+struct Quarantine<'a>(&'a ReplicaShared);
+
+impl<'a> Quarantine<'a> {
+    fn begin(place: &'a ReplicaShared) -> Self {
+        place.stop_timeouts.fetch_add(1, Relaxed);
+        place.quarantined.fetch_add(1, Relaxed);
+        Quarantine(place)
+    }
+
+    /// Whether a restart of the engine would cost no task anything.
+    fn is_all_that_runs(&self) -> bool {
+        self.0.slots.used() <= self.0.quarantined.load(Relaxed)
+    }
+}
+
+impl Drop for Quarantine<'_> {
+    fn drop(&mut self) {
+        self.0.quarantined.fetch_sub(1, Relaxed);
     }
 }
 

@@ -1,7 +1,7 @@
 //! One worker's place: what of a replica outlives its worker.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
@@ -54,6 +54,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) attempts_failed: [AtomicU64; Cause::ALL.len()],
     /// Runs whose engine did not confirm in time that it had stopped.
     pub(crate) stop_timeouts: AtomicU64,
+    /// Slots whose engine has still not left them behind such a run. Written by their attempts.
+    pub(crate) quarantined: AtomicU32,
     /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
     pub(crate) slot_leaks: AtomicU64,
 }
@@ -83,6 +85,7 @@ impl ReplicaShared {
             deaths: Default::default(),
             attempts_failed: Default::default(),
             stop_timeouts: AtomicU64::new(0),
+            quarantined: AtomicU32::new(0),
             slot_leaks: AtomicU64::new(0),
         }
     }

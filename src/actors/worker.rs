@@ -50,6 +50,8 @@ pub(crate) enum WorkerMsg {
     EngineSuspected(EngineError),
     /// A suspected engine has answered, or has not.
     Probed(Result<(), EngineError>),
+    /// A slot of the engine is not left, and other tasks still run.
+    EngineStuck(EngineError),
     /// The engine as a whole has failed.
     EngineFailed(EngineError),
 }
@@ -67,6 +69,8 @@ pub(crate) struct WorkerState {
     identity: Option<Arc<ReplicaIdentity>>,
     /// A look at the engine is under way.
     suspected: bool,
+    /// It waits for its last task, and is restarted then.
+    is_stuck: bool,
     attempts: Attempts,
     /// Background tasks; aborted with the worker.
     tasks: JoinSet<()>,
@@ -92,6 +96,7 @@ impl Actor for Worker {
             engine: None,
             identity: None,
             suspected: false,
+            is_stuck: false,
             attempts,
             tasks: JoinSet::new(),
         })
@@ -110,6 +115,7 @@ impl Actor for Worker {
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
             WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
+            WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
             WorkerMsg::Probed(result) => return on_probed(state, result),
             WorkerMsg::EngineFailed(cause) => return state.fail(cause),
         }
@@ -294,12 +300,23 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
     });
 }
 
+/// Takes the replica out of service until it is restarted: what runs on it may end, nothing new begins.
+fn on_stuck(state: &mut WorkerState, cause: &EngineError) {
+    if state.identity.is_some() {
+        tracing::warn!(replica_id = %state.place().id, %cause, "an engine is given no more tasks");
+        state.is_stuck = true;
+        state.set(ReplicaState::Suspect);
+    }
+}
+
 fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result<(), ActorProcessingErr> {
     if let Err(cause) = result {
         return state.fail(cause);
     }
     state.suspected = false;
-    state.set(ReplicaState::Ready);
+    if !state.is_stuck {
+        state.set(ReplicaState::Ready);
+    }
     Ok(())
 }
 

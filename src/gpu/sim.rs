@@ -4,17 +4,19 @@
 //! misbehaviour from [`SimConfig`]. It is what `orchestratord` serves without a configuration, and what tests and
 //! simulations run on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::config::{CTX_DEFAULT, SimConfig};
 use crate::core::task::FinishReason;
-use crate::core::units::Tokens;
+use crate::core::units::{Timestamp, Tokens};
 use crate::env::Env;
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Telemetry, TokenOutput};
 
@@ -85,6 +87,9 @@ const WORDS: [&str; 64] = [
     ",",
 ];
 
+/// Longest time that a stopped run goes on, of those that do not for ever, in milliseconds.
+const STICK_MS_MAX: u64 = 20_000;
+
 /// What one simulated worker has done, over all its lives. For tests and benches.
 #[derive(Debug, Default)]
 pub struct SimStats {
@@ -118,6 +123,8 @@ pub struct SimEngine {
     died: Notify,
     kv_tokens: AtomicU64,
     slots: Vec<AtomicBool>,
+    /// Slots whose stopped run goes on, and until when.
+    stuck: Mutex<BTreeMap<u32, Timestamp>>,
     stats: Arc<SimStats>,
 }
 
@@ -144,6 +151,7 @@ impl SimEngine {
             died: Notify::new(),
             kv_tokens: AtomicU64::new(0),
             slots: (0..context.pool.slots).map(|_| AtomicBool::new(false)).collect(),
+            stuck: Mutex::default(),
             stats,
         }
     }
@@ -247,6 +255,8 @@ impl SimText {
 struct Occupied<'a> {
     engine: &'a SimEngine,
     slot: u32,
+    /// The run came to an end by itself.
+    returned: bool,
 }
 
 impl<'a> Occupied<'a> {
@@ -261,13 +271,21 @@ impl<'a> Occupied<'a> {
         }
         let active = stats.active.fetch_add(1, Relaxed) + 1;
         stats.active_max.fetch_max(active, Relaxed);
-        Occupied { engine, slot }
+        Occupied { engine, slot, returned: false }
     }
 }
 
 impl Drop for Occupied<'_> {
     fn drop(&mut self) {
-        self.engine.slots[self.slot as usize].store(false, Relaxed);
+        let sticks = !self.returned && self.engine.strikes(self.engine.config.faults.stick_ppm);
+        if sticks {
+            let (now, roll) = (self.engine.env.now(), self.engine.env.random());
+            let ever = Duration::from_secs(1_000_000_000);
+            let still = if roll % 2 == 0 { ever } else { Duration::from_millis(roll % STICK_MS_MAX) };
+            self.engine.stuck.lock().insert(self.slot, now.after(still));
+        } else {
+            self.engine.slots[self.slot as usize].store(false, Relaxed);
+        }
         if self.engine.stats.active.fetch_sub(1, Relaxed) == 1 {
             // Nobody computes, so nothing is cached that counts.
             self.engine.kv_tokens.store(0, Relaxed);
@@ -293,11 +311,22 @@ impl Engine for SimEngine {
         if self.dead.load(Relaxed) {
             return Err(EngineError::Unreachable("the simulated engine is dead".into()));
         }
-        let _occupied = Occupied::new(self, job.slot);
-        tokio::select! {
+        let mut occupied = Occupied::new(self, job.slot);
+        let result = tokio::select! {
             biased;
             result = self.write(job, out) => result,
             () = self.until_dead() => Err(EngineError::Lost("the simulated engine died".into())),
+        };
+        occupied.returned = true;
+        result
+    }
+
+    async fn released(&self, slot: u32) {
+        let until = self.stuck.lock().get(&slot).copied();
+        if let Some(until) = until {
+            self.env.sleep_until(until).await;
+            self.stuck.lock().remove(&slot);
+            self.slots[slot as usize].store(false, Relaxed);
         }
     }
 
@@ -307,7 +336,8 @@ impl Engine for SimEngine {
         }
         let used = self.kv_tokens.load(Relaxed).min(self.kv_tokens_max);
         let kv_usage = Some(used as f64 / self.kv_tokens_max.max(1) as f64);
-        Ok(Telemetry { kv_usage, slots_busy: Some(self.stats.active.load(Relaxed)) })
+        let busy = self.slots.iter().filter(|slot| slot.load(Relaxed)).count();
+        Ok(Telemetry { kv_usage, slots_busy: Some(busy as u32) })
     }
 
     async fn failure(&self) -> EngineError {

@@ -228,6 +228,8 @@ fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fm
     counter(encoder, "preloads", "Loads of a model", preloads)?;
     let kv = by_replica(pools, |replica| replica.kv_usage).filter_map(|(labels, usage)| Some((labels, usage?)));
     gauge(encoder, "kv_cache_usage_ratio", "Share of the KV cache that is used", kv)?;
+    let quarantined = by_replica(pools, |replica| f64::from(replica.slots_quarantined));
+    gauge(encoder, "slots_quarantined", "Slots that their engine has not left behind a stop", quarantined)?;
     gauge(encoder, "slots_used", "Slots that are taken", by_replica(pools, |replica| f64::from(replica.slots_used)))?;
     gauge(encoder, "slots_total", "Slots there are", by_replica(pools, |replica| f64::from(replica.slots_total)))?;
     let ready = by_replica(pools, |replica| f64::from(u8::from(replica.state.is_ready())));

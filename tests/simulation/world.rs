@@ -45,6 +45,7 @@ pub struct Tally {
     pub panics: u64,
     pub reloaded: u64,
     pub reloads_undone: u64,
+    pub stuck: u64,
     pub events: usize,
 }
 
@@ -63,6 +64,7 @@ impl std::ops::AddAssign for Tally {
         self.panics += other.panics;
         self.reloaded += other.reloaded;
         self.reloads_undone += other.reloads_undone;
+        self.stuck += other.stuck;
         self.events += other.events;
     }
 }
@@ -85,6 +87,7 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
         hang_ppm: dice.one_of(&[0, 0, 5_000, 20_000]),
         die_ppm: dice.one_of(&[0, 2_000, 10_000, 50_000]),
         garble_ppm: dice.one_of(&[0, 0, 5_000, 50_000]),
+        stick_ppm: dice.one_of(&[0, 0, 20_000, 200_000]),
     };
     let sim = SimConfig {
         first_token_us: dice.one_of(&[0, 500, 20_000]),
@@ -105,8 +108,14 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
         pool.replicas.iter_mut().for_each(shift);
     }
     pool.queue = QueueConfig { capacity: dice.one_of(&[2, 8, 64]), full_policy: policy, ..QueueConfig::default() };
-    pool.timeouts =
-        TimeoutConfig { wall_ms: 5_000, idle_ms: 1_000, preload_ms: 2_000, drain_ms: 500, ..TimeoutConfig::default() };
+    pool.timeouts = TimeoutConfig {
+        wall_ms: 5_000,
+        idle_ms: 1_000,
+        preload_ms: 2_000,
+        drain_ms: 500,
+        stop_ms: 200,
+        ..TimeoutConfig::default()
+    };
     pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
     pool.self_test = dice.below(2) == 0;
     pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
@@ -346,6 +355,10 @@ fn run_world(seed: u64) -> (Law, Tally) {
             orchestrator.pools().iter().flat_map(|pool| &pool.replicas).map(|replica| replica.slot_leaks).sum();
         assert_eq!(leaks, 0, "no engine computes for nobody");
         tally.panics = env.panics_fired();
+        let pools = orchestrator.pools();
+        let replicas = pools.iter().flat_map(|pool| &pool.replicas);
+        tally.stuck = replicas.clone().map(|replica| replica.stop_timeouts).sum();
+        assert!(replicas.clone().all(|replica| replica.slots_quarantined == 0), "every slot comes back");
         for [done, undone] in orchestrator.pools().iter().map(|pool| pool.reloads) {
             (tally.reloaded, tally.reloads_undone) = (tally.reloaded + done, tally.reloads_undone + undone);
         }
