@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::id::{DeviceId, DeviceMask};
 use crate::core::model::ModelSpec;
 use crate::core::restart::{Backoff, Excess, RestartPolicy};
+use crate::core::resume::DeterminismClass;
 
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
 pub use order::{ClassOrder, ClassWeights, CostConfig, MemoryConfig, QueueConfig};
@@ -149,6 +150,10 @@ pub struct PoolConfig {
     /// Deadlines.
     #[serde(default)]
     pub timeouts: TimeoutConfig,
+    /// What its engines make of the same seed: an engine that the self-test finds to be worse does not become Ready. Left out, it is
+    /// what the self-test finds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub determinism_class: Option<DeterminismClass>,
     /// Whether an engine must show what it can before it gets a task: decode twice, stop, be measured (ORCH-3049).
     #[serde(default = "PoolConfig::self_test_default")]
     pub self_test: bool,
@@ -203,6 +208,7 @@ impl PoolConfig {
             cost: CostConfig::default(),
             memory: MemoryConfig::default(),
             timeouts: TimeoutConfig::default(),
+            determinism_class: None,
             self_test: Self::self_test_default(),
             restart: RestartConfig::default(),
             resume: ResumeConfig::default(),

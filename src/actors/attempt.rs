@@ -24,9 +24,9 @@ use crate::actors::worker::WorkerMsg;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::failure::Cause;
 use crate::core::id::Epoch;
-use crate::core::task::{FinishReason, Refusal, Terminal};
+use crate::core::task::{FinishReason, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
-use crate::core::units::Timestamp;
+use crate::core::units::{Timestamp, Tokens};
 use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
 use crate::planted::planted;
 
@@ -76,9 +76,18 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
         Err(Refusal::OtherSource) => Err(Some(attempt.error(ErrorCode::WorkerReset, Refusal::OtherSource.to_string()))),
         other => other.map_err(|_| None), // Cancelled on its way.
     });
-    if let Err(error) = begun {
-        let terminal = error.map(Terminal::Error);
-        let _ = terminal.map(|terminal| attempt.runtime.ledger.seal(&record, Some(epoch), terminal));
+    let rest = match begun {
+        Ok(rest) => rest,
+        Err(error) => {
+            let terminal = error.map(Terminal::Error);
+            let _ = terminal.map(|terminal| attempt.runtime.ledger.seal(&record, Some(epoch), terminal));
+            return;
+        }
+    };
+    if rest.as_ref().is_some_and(|rest| rest.max_tokens == Tokens(0)) {
+        // It was lost between its last token and its end.
+        let terminal = Terminal::End { reason: FinishReason::Length, tokens_in: None };
+        let _ = attempt.runtime.ledger.seal(&record, Some(epoch), terminal);
         return;
     }
     let index = attempt.lease.replica;
@@ -87,7 +96,7 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
     attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, pool, replica: index, generation });
     attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
     let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
-    let outcome = drive(&attempt, &record, epoch).await;
+    let outcome = drive(&attempt, &record, rest, epoch).await;
     let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
     #[cfg(feature = "planted-bugs")]
     let leaks = planted!(LeakSlot) && matches!(&outcome, Outcome::SealedElsewhere);
@@ -104,8 +113,9 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
 }
 
 /// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
-async fn drive(attempt: &Attempt, record: &TaskRecord, epoch: Epoch) -> Outcome {
-    let job = Job { task_id: &record.id, request: &record.request, seed: record.seed, slot: attempt.lease.slot };
+async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> Outcome {
+    let request = rest.as_ref().unwrap_or(&record.request);
+    let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot };
     let mut output = LogOutput { attempt, record, epoch, diverged: None };
     let run = attempt.engine.generate(job, &mut output);
     let outcome = tokio::select! {
@@ -117,6 +127,8 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, epoch: Epoch) -> Outcome 
     };
     match outcome {
         Outcome::Returned(Err(EngineError::Stopped(_))) => output.diverged.map_or(outcome, Outcome::Diverged),
+        // Its prompt was not the task's.
+        Outcome::Returned(Ok(finish)) if rest.is_some() => Outcome::Returned(Ok(Finish { tokens_in: None, ..finish })),
         Outcome::Returned(Ok(_)) => record.not_repeated().map_or(outcome, Outcome::Diverged),
         other => other,
     }
@@ -289,8 +301,7 @@ impl Attempt {
         let (attempts, tokens) = record.progress();
         let attempts = if planted!(NoAttemptBound) { 0 } else { attempts };
         // Its own pool's rule: this one may be a sibling that was idle.
-        let rule = |home: Arc<PoolShared>| home.config.resume.rule(&record.request);
-        record.pool().map(rule).is_some_and(|rule| rule.runs_again(attempts, tokens))
+        record.pool().map(|home| home.loss_rule(&record.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
     }
 
     /// Sends the task back to its place in the queue.

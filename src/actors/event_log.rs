@@ -61,6 +61,8 @@ pub struct Started {
     pub attempt: u32,
     /// Whether the replica served the task's session last, so that its KV cache may be warm.
     pub kv_warmth: bool,
+    /// Tokens of earlier attempts that this one goes on behind without having repeated them (`on_loss: continue`).
+    pub continues_behind: Option<u32>,
 }
 
 /// The task has ended as it should, or as its client wished.
@@ -258,13 +260,18 @@ impl EventLog {
         Repeated::New
     }
 
+    /// The place behind all that the log has: an attempt that begins there repeats nothing.
+    pub fn behind_all(&self) -> Replay {
+        Replay { entry: self.entries.len(), begin: self.text.len(), tokens: self.tokens }
+    }
+
     /// Appends the token of an attempt that has repeated the whole log, and returns its index.
     ///
     /// # Errors
     /// As [`EventLog::append_token`].
     pub fn append_new(&mut self, replay: &mut Replay, text: &str) -> Result<u32, Sealed> {
         let index = self.append_token(text)?;
-        *replay = Replay { entry: self.entries.len(), begin: self.text.len(), tokens: self.tokens };
+        *replay = self.behind_all();
         Ok(index)
     }
 

@@ -195,8 +195,13 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// A worker begins the task.
-    pub(crate) fn begin(&self, epoch: Epoch, now: Timestamp, identity: &Arc<ReplicaIdentity>) -> Result<(), Refusal> {
+    /// A worker begins the task. Returns what it is to be asked for, if that is not what the task asked for.
+    pub(crate) fn begin(
+        &self,
+        epoch: Epoch,
+        now: Timestamp,
+        identity: &Arc<ReplicaIdentity>,
+    ) -> Result<Option<TaskRequest>, Refusal> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
         let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);
@@ -205,7 +210,9 @@ impl TaskRecord {
         }
         state.step(Step::Begin)?;
         state.attempts += 1;
-        (state.progress_at, state.replay) = (now, Replay::default());
+        let rest = state.rest(&self.request);
+        state.progress_at = now;
+        state.replay = if rest.is_some() { state.log.behind_all() } else { Replay::default() };
         state.first_begun_at.get_or_insert(now);
         if state.log.tokens() == 0 {
             state.begun_at = Some(now);
@@ -219,10 +226,11 @@ impl TaskRecord {
             seed: self.seed,
             attempt: state.attempts,
             kv_warmth: state.kv_warmth,
+            continues_behind: rest.is_some().then(|| state.log.tokens()),
         };
         let _ = state.log.append_started(started); // A sealed log is Terminal, which the step above refuses.
         self.wake_readers(state);
-        Ok(())
+        Ok(rest)
     }
 
     /// Takes a token of this epoch and returns its index. What an earlier attempt gave is compared; what is new is
@@ -359,6 +367,18 @@ impl TaskRecord {
 }
 
 impl State {
+    /// What is left of a task that goes on behind its tokens without repeating them.
+    fn rest(&self, request: &TaskRequest) -> Option<TaskRequest> {
+        let tokens = self.log.tokens();
+        let home = self.route.as_ref().filter(|_| tokens > 0).map(|route| &route.pool)?;
+        let continues = home.loss_rule(request).continues(tokens);
+        continues.then(|| TaskRequest {
+            prompt: request.prompt.clone() + self.log.text(),
+            max_tokens: Tokens(request.max_tokens.0 - tokens),
+            ..request.clone()
+        })
+    }
+
     fn step(&mut self, step: Step) -> Result<(), Refusal> {
         if self.phase == Phase::Terminal {
             return Err(Refusal::Sealed);

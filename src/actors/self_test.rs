@@ -1,5 +1,5 @@
-//! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same seed, it
-//! stops when nobody wants more, and it can be measured.
+//! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same seed or
+//! does not, alone and in a crowd, it stops when nobody wants more, and it can be measured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,28 +9,32 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::actors::engine_watch::probe;
+use crate::config::PoolConfig;
 use crate::core::id::TaskId;
+use crate::core::resume::DeterminismClass;
 use crate::core::task::TaskRequest;
 use crate::core::units::millis_exact;
 use crate::env::Env;
 use crate::gpu::engine::{AnyEngine, EngineError, Job, Stopped, TokenOutput};
 
-/// Tokens of the decode that is compared.
-const TOKENS: u32 = 4;
+/// Tokens of the decodes that are compared.
+const TOKENS: u32 = 16;
 /// Tokens of the decode that is stopped behind its first: enough that it would go on.
 const TOKENS_STOPPED: u32 = 64;
 const PROMPT: &str = "one two three";
 const SEED: u64 = 1;
+/// What the crowd beside a decode is told, each in a slot of its own.
+const CROWD: [&str; 3] = ["four", "five six", "seven eight nine ten"];
 
 /// What the self-test of one load has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SelfTest {
-    /// Time of a decode of four tokens, in milliseconds.
+    /// Time of a decode of 16 tokens, in milliseconds.
     pub decode_ms: f64,
     /// Time from the end of a stopped decode until the engine had left its slot, in milliseconds.
     pub stop_ms: f64,
-    /// Whether the same seed gave the same tokens twice. What resumes relies on it.
-    pub repeats: bool,
+    /// What the same seed gave, alone and in a crowd. What resumes rely on it.
+    pub determinism_class: DeterminismClass,
 }
 
 /// Tests an engine that has just been loaded and has no task yet.
@@ -40,20 +44,29 @@ pub struct SelfTest {
 ///
 /// # Cancel safety
 /// Dropping it leaves the engine with a run that it may not have left yet: it must be discarded.
-pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, stop: Duration) -> Result<SelfTest, EngineError> {
+pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, config: &PoolConfig) -> Result<SelfTest, EngineError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}"));
+    let stop = Duration::from_millis(config.timeouts.stop_ms);
     let begin = env.now();
-    let first = decode(engine, TOKENS).await.map_err(|error| failed("decode", &error))?;
+    let first = decode(engine, PROMPT, 0).await.map_err(|error| failed("decode", &error))?;
     let decode_ms = millis_exact(env.now().since(begin));
-    let second = decode(engine, TOKENS).await.map_err(|error| failed("second decode", &error))?;
+    let alone = first == decode(engine, PROMPT, 0).await.map_err(|error| failed("second decode", &error))?;
+    let crowd = match config.slots {
+        1 => None,
+        slots => Some(first == decode_in_crowd(engine, slots).await.map_err(|error| failed("crowd", &error))?),
+    };
+    if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, crowd)) {
+        let text = format!("{stated:?} is stated, and the same seed gave other tokens (alone the same: {alone})");
+        return Err(failed("determinism_class", &text));
+    }
     stopped_decode(engine).await.map_err(|error| failed("decode to be stopped", &error))?;
     let begin = env.now();
     let released = timeout(stop, engine.released(0)).await;
     released.map_err(|_| failed("stop", &format!("slot 0 was not left within {stop:?}")))?;
     let stop_ms = millis_exact(env.now().since(begin));
     probe(engine).await.map_err(|error| failed("telemetry", &error))?;
-    Ok(SelfTest { decode_ms, stop_ms, repeats: first == second })
+    Ok(SelfTest { decode_ms, stop_ms, determinism_class: DeterminismClass::shown(alone, crowd) })
 }
 
 /// Keeps what an engine says, up to its budget, and tells of the first token.
@@ -78,20 +91,36 @@ impl Heard {
     }
 }
 
-async fn generate(engine: &dyn AnyEngine, tokens: u32, heard: &mut Heard) -> Result<(), EngineError> {
-    let request = TaskRequest::completion(PROMPT).max_tokens(tokens);
+async fn generate(
+    engine: &dyn AnyEngine,
+    (prompt, slot): (&str, u32),
+    tokens: u32,
+    heard: &mut Heard,
+) -> Result<(), EngineError> {
+    let request = TaskRequest::completion(prompt).max_tokens(tokens);
     let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string()))?;
-    let job = Job { task_id: &task_id, request: &request, seed: SEED, slot: 0 };
+    let job = Job { task_id: &task_id, request: &request, seed: SEED, slot };
     match engine.generate(job, heard).await {
         Ok(_) | Err(EngineError::Stopped(_)) => Ok(()), // One that ignores its budget is stopped, as any run is.
         Err(error) => Err(error),
     }
 }
 
-async fn decode(engine: &dyn AnyEngine, tokens: u32) -> Result<String, EngineError> {
-    let mut heard = Heard::up_to(tokens);
-    generate(engine, tokens, &mut heard).await?;
+async fn decode(engine: &dyn AnyEngine, prompt: &str, slot: u32) -> Result<String, EngineError> {
+    let mut heard = Heard::up_to(TOKENS);
+    generate(engine, (prompt, slot), TOKENS, &mut heard).await?;
     Ok(heard.text)
+}
+
+/// The decode that was done alone, with others beside it.
+async fn decode_in_crowd(engine: &dyn AnyEngine, slots: u32) -> Result<String, EngineError> {
+    let beside = async |slot: u32| match slot < slots {
+        true => decode(engine, CROWD[slot as usize - 1], slot).await.map(drop),
+        false => Ok(()),
+    };
+    let (first, second, third, fourth) = tokio::join!(decode(engine, PROMPT, 0), beside(1), beside(2), beside(3));
+    second.and(third).and(fourth)?;
+    first
 }
 
 /// Lets a run go on until its first token, and drops it.
@@ -100,7 +129,7 @@ async fn stopped_decode(engine: &dyn AnyEngine) -> Result<(), EngineError> {
     let first = heard.first.clone();
     tokio::select! {
         biased;
-        result = generate(engine, TOKENS_STOPPED, &mut heard) => result, // It was faster than we are.
+        result = generate(engine, (PROMPT, 0), TOKENS_STOPPED, &mut heard) => result, // It was faster than we are.
         () = first.notified() => Ok(()),
     }
 }

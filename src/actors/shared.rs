@@ -33,7 +33,8 @@ use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
 use crate::core::predict::{Crowd, ServiceRate};
-use crate::core::task::Priority;
+use crate::core::resume::LossRule;
+use crate::core::task::{Priority, TaskRequest};
 use crate::env::Env;
 use crate::gpu::engine::EngineFactory;
 use crate::planted::planted;
@@ -248,6 +249,13 @@ impl PoolShared {
         let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
         let rate = *self.rate.lock();
         if ahead == 0 && self.slots_free() > 0 { Duration::ZERO } else { rate.wait(ahead) }
+    }
+
+    /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.
+    pub(crate) fn loss_rule(&self, request: &TaskRequest) -> LossRule {
+        let shown = self.replicas.iter().filter_map(|replica| *replica.self_test.lock());
+        let worst = || shown.map(|shown| shown.determinism_class).min();
+        self.config.resume.rule(request, self.config.determinism_class.or_else(worst))
     }
 
     /// Tells the pool which others there are.

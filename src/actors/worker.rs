@@ -22,6 +22,7 @@ use crate::actors::replica::ReplicaShared;
 use crate::actors::self_test::self_test;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::lifecycle::ReplicaState;
+use crate::core::resume::DeterminismClass;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
@@ -184,9 +185,8 @@ async fn load(pool: &PoolShared, index: u16, engine: &dyn AnyEngine) -> Result<E
     let place = &pool.replicas[index as usize];
     // A reload goes by the self-test, whether or not the pool asks for one at its start.
     if pool.config.self_test || place.edition().generation > 0 {
-        let stop = Duration::from_millis(pool.config.timeouts.stop_ms);
-        let shown = self_test(engine, &pool.env, stop).await?;
-        if !shown.repeats {
+        let shown = self_test(engine, &pool.env, &pool.config).await?;
+        if shown.determinism_class == DeterminismClass::None {
             let replica_id = &place.id;
             tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
         }

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::section;
-use crate::core::resume::{LossRule, OnLoss};
+use crate::core::resume::{DeterminismClass, LossRule, OnLoss};
 use crate::core::task::TaskRequest;
 
 section! {
     /// What becomes of a task whose worker or engine is lost while it runs.
     pub struct ResumeConfig {
-        /// What becomes of a task that does not say. Left out, `resume` for `determinism: strict`, else `restart_if_no_token`.
+        /// What becomes of a task that does not say. Left out, `resume` for `determinism: strict` on an engine that repeats itself,
+        /// else `restart_if_no_token`.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub on_loss: Option<OnLoss> = None,
         /// Most attempts of one task, the first included. Below `restart.intensity`, so that a task that kills engines ends
@@ -19,8 +20,8 @@ section! {
 }
 
 impl ResumeConfig {
-    /// The rule for this task.
-    pub fn rule(&self, request: &TaskRequest) -> LossRule {
-        LossRule::of(request.on_loss, self.on_loss, request.determinism, self.attempts_max)
+    /// The rule for this task, on an engine of this class.
+    pub fn rule(&self, request: &TaskRequest, class: Option<DeterminismClass>) -> LossRule {
+        LossRule::of(request.on_loss, self.on_loss, (request.determinism, class), self.attempts_max)
     }
 }

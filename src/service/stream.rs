@@ -29,6 +29,8 @@ struct StartedData<'a> {
     seed: u64,
     attempt: u32,
     kv_warmth: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continues_behind: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -70,6 +72,7 @@ fn started_data<'a>(task_id: &'a TaskId, started: &'a Started) -> StartedData<'a
         seed: started.seed,
         attempt: started.attempt,
         kv_warmth: started.kv_warmth,
+        continues_behind: started.continues_behind,
     }
 }
 

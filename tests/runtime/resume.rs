@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::FinishReason;
-use orchestrator_core::gpu::sim::SimEngine;
+use orchestrator_core::gpu::sim::{SimEngine, undisturbed};
 use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Exit, Finish, Job, Stopped, TokenOutput};
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
@@ -143,8 +143,7 @@ fn plan(way: Way, tokens: u32, deaths: u32) -> Plan {
 
 #[tokio::test(start_paused = true)]
 async fn killed_at_any_token_up_to_three_times_a_stream_is_the_undisturbed_one() {
-    let undisturbed = start(mortal_pool(1), plan(Way::Lost, 0, 0)).await;
-    let (text, _) = run(&undisturbed, task(1)).await;
+    let (text, _) = run(&start(mortal_pool(1), plan(Way::Lost, 0, 0)).await, task(1)).await;
     let mut runs = 0;
     for way in WAYS {
         for replicas in [1, 2] {
@@ -212,6 +211,50 @@ async fn a_task_says_what_becomes_of_it_and_else_its_pool_does() {
             let reset = matches!(&end, Event::Error(error) if error.code == ErrorCode::WorkerReset);
             assert!(again || reset && seen.split_whitespace().count() <= tokens as usize);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_continues_is_asked_for_the_rest_and_says_behind_which_token() {
+    for tokens in 0..=LENGTH {
+        let mut request = task(1);
+        request.on_loss = Some(OnLoss::Continue);
+        let orchestrator = start(mortal_pool(2), plan(Way::Lost, tokens, 1)).await;
+        let mut stream = orchestrator.submit(request.clone()).await.unwrap().stream();
+        let (mut behind, mut text, mut end) = (Vec::new(), String::new(), None);
+        while let Some((_, event)) = stream.next().await {
+            match event {
+                Event::Started(started) => behind.push(started.continues_behind),
+                Event::Token { text: token, .. } => text += &token,
+                other => end = Some(other),
+            }
+        }
+        let begin = undisturbed(&request.prompt, 1, tokens, "1", "tiny");
+        let rest = undisturbed(&(request.prompt.clone() + &begin), 1, LENGTH - tokens, "1", "tiny");
+        assert_eq!(text, begin + &rest, "behind {tokens} tokens");
+        assert_eq!(behind, [None, (tokens > 0).then_some(tokens)]);
+        let Some(Event::End(end)) = end else { panic!("{end:?}") };
+        assert_eq!((end.finish_reason, end.tokens_out, end.attempts), (FinishReason::Length, LENGTH, 2));
+        assert_eq!(orchestrator.pools()[0].diverged, 0, "nothing is compared");
+        until_idle(&orchestrator).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_an_engine_that_never_repeats_itself_no_resume_is_tried_that_nobody_asked_for() {
+    use orchestrator_core::core::resume::DeterminismClass;
+    for (class, wish, ends_well) in [
+        (DeterminismClass::None, None, false),
+        (DeterminismClass::None, Some(OnLoss::Resume), true),
+        (DeterminismClass::None, Some(OnLoss::Continue), true),
+        (DeterminismClass::SingleSlot, None, true),
+    ] {
+        let mut pool = mortal_pool(2);
+        pool.determinism_class = Some(class);
+        let request = TaskRequest { on_loss: wish, ..task(1) };
+        let orchestrator = start(pool, plan(Way::Lost, 5, 1)).await;
+        let (_, end) = run(&orchestrator, request).await;
+        assert_eq!(matches!(end, Event::End(_)), ends_well, "{class:?} {wish:?} {end:?}");
     }
 }
 

@@ -1,9 +1,11 @@
 //! An engine shows what it can before it gets a task (ORCH-3049).
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use orchestrator_core::config::{PoolConfig, SimFaults};
 use orchestrator_core::core::lifecycle::PoolState;
+use orchestrator_core::core::resume::DeterminismClass;
 use orchestrator_core::core::task::FinishReason;
 use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use orchestrator_core::{Env, Event, Orchestrator};
@@ -20,11 +22,9 @@ async fn a_pool_is_ready_when_its_engine_has_decoded_repeated_itself_and_stopped
     orchestrator.until_ready().await;
     let replica = &orchestrator.pools()[0].replicas[0];
     let shown = replica.self_test.expect("it was tested");
-    assert!(shown.repeats && shown.decode_ms >= 4.0 && shown.stop_ms < 1.0, "{shown:?}");
-    assert_eq!(
-        (replica.preload_failures, stats[0][0].slot_conflicts.load(std::sync::atomic::Ordering::Relaxed)),
-        (0, 0)
-    );
+    assert_eq!(shown.determinism_class, DeterminismClass::BatchInvariant);
+    assert!(shown.decode_ms >= 16.0 && shown.stop_ms < 1.0, "{shown:?}");
+    assert_eq!((replica.preload_failures, stats[0][0].slot_conflicts.load(Relaxed)), (0, 0));
     assert!(matches!(read_whole(orchestrator.submit(request("t", 3)).await.unwrap().stream()).await.1, Event::End(_)));
 }
 
@@ -48,10 +48,12 @@ async fn an_engine_that_loads_and_cannot_decode_never_gets_a_task() {
 
 /// An engine of one fault: it says something else each time, goes on computing when nobody wants more, or is busy for nobody.
 struct Odd {
-    repeats: bool,
+    /// From which of these classes it is.
+    class: DeterminismClass,
+    active: std::sync::atomic::AtomicU32,
     stops: bool,
     busy: u32,
-    said: std::sync::atomic::AtomicU32,
+    said: AtomicU32,
 }
 
 impl Engine for Odd {
@@ -59,11 +61,18 @@ impl Engine for Odd {
         Ok(EngineInfo::new("1", "d"))
     }
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
-        let said = self.said.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let said = self.said.fetch_add(1, Relaxed);
+        self.active.fetch_add(1, Relaxed);
         for index in 0..job.request.max_tokens.0 {
-            out.push(&format!(" {}", if self.repeats { index } else { index + said }))?;
+            let other = match self.class {
+                DeterminismClass::None => said,
+                DeterminismClass::SingleSlot => self.active.load(Relaxed),
+                DeterminismClass::BatchInvariant => 0,
+            };
+            out.push(&format!(" {}", index + other))?;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        self.active.fetch_sub(1, Relaxed); // Not those that are stopped: they are the last of the self-test.
         Ok(Finish { reason: FinishReason::Length, tokens_in: None })
     }
     async fn probe(&self) -> Result<Telemetry, EngineError> {
@@ -76,21 +85,44 @@ impl Engine for Odd {
     }
 }
 
-async fn load(repeats: bool, stops: bool, busy: u32) -> Orchestrator {
-    let pool = PoolConfig { engine: "odd".into(), sim: None, ..tested(pool("a", 1, 1, millisecond())) };
-    let factory = move |_: &_| Odd { repeats, stops, busy, said: Default::default() };
+async fn load(stops: bool, busy: u32) -> Orchestrator {
+    load_of_class(DeterminismClass::BatchInvariant, stops, busy, tested(pool("a", 1, 1, millisecond()))).await
+}
+
+async fn load_of_class(class: DeterminismClass, stops: bool, busy: u32, pool: PoolConfig) -> Orchestrator {
+    let pool = PoolConfig { engine: "odd".into(), sim: None, ..pool };
+    let factory = move |_: &_| Odd { class, active: AtomicU32::new(0), stops, busy, said: Default::default() };
     let builder = Orchestrator::builder().env(Env::simulated(1)).pool(pool, factory);
     builder.start().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_does_not_repeat_itself_serves_and_says_so_and_one_that_does_not_stop_never_serves() {
-    for (repeats, said) in [(true, true), (false, false)] {
-        let orchestrator = load(repeats, true, 0).await;
-        orchestrator.until_ready().await;
-        assert_eq!(orchestrator.pools()[0].replicas[0].self_test.map(|shown| shown.repeats), Some(said));
+async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against_what_is_stated() {
+    use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
+    for class in [Never, SingleSlot, BatchInvariant] {
+        for slots in [1, 2, 8] {
+            let shown = if class == BatchInvariant && slots == 1 { SingleSlot } else { class };
+            for stated in [None, Some(Never), Some(SingleSlot), Some(BatchInvariant)] {
+                let mut config = tested(pool("a", 1, slots, millisecond()));
+                config.determinism_class = stated;
+                let orchestrator = load_of_class(class, true, 0, config).await;
+                // One slot says nothing about a crowd.
+                let is_true = stated.is_none_or(|stated| stated <= class || slots == 1 && class != Never);
+                let want = if is_true { PoolState::Ready } else { PoolState::Unready };
+                orchestrator.until_pool(&pool_id("a"), |state| state == want).await;
+                let replica = orchestrator.pools()[0].replicas[0].clone();
+                let found = replica.self_test.map(|shown| shown.determinism_class);
+                assert_eq!(found, is_true.then_some(shown), "{class:?} with {slots} slots, stated {stated:?}");
+                let says = replica.last_death.map(|death| death.message).unwrap_or_default();
+                assert_eq!(says.contains("determinism_class"), !is_true, "{says}");
+            }
+        }
     }
-    let orchestrator = load(true, false, 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_does_not_stop_never_serves() {
+    let orchestrator = load(false, 0).await;
     orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Unready).await;
     assert_eq!(orchestrator.pools()[0].replicas[0].preload_successes, 0);
 }
@@ -98,7 +130,7 @@ async fn one_that_does_not_repeat_itself_serves_and_says_so_and_one_that_does_no
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_computes_for_nobody_is_counted_once_and_one_with_a_task_is_not() {
     for (busy, with_task, leaks) in [(0, false, 0), (1, true, 0), (2, true, 1), (1, false, 1)] {
-        let orchestrator = load(true, true, busy).await;
+        let orchestrator = load(true, busy).await;
         orchestrator.until_ready().await;
         if with_task {
             orchestrator.submit(request("t", 4_000)).await.unwrap();
