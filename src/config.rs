@@ -4,6 +4,7 @@ mod check;
 mod clients;
 mod order;
 mod resume;
+mod sim;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::core::resume::DeterminismClass;
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
 pub use order::{ClassOrder, ClassWeights, CostConfig, MemoryConfig, QueueConfig};
 pub use resume::ResumeConfig;
+pub use sim::{SimConfig, SimFaults};
 
 macro_rules! section {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[$field_doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }) => {
@@ -341,40 +343,6 @@ impl RestartConfig {
             },
             excess: Excess::OpenBreaker(millis(self.breaker_open_ms)),
         }
-    }
-}
-
-section! {
-    /// The simulated engine: how fast it is, and how it misbehaves.
-    pub struct SimConfig {
-        /// Time to the first token, in microseconds.
-        pub first_token_us: u64 = 50_000,
-        /// Time from one token to the next, in microseconds.
-        pub token_us: u64 = 20_000,
-        /// Time to load the model, in microseconds.
-        pub preload_us: u64 = 100_000,
-        /// KV cache of one token, in bytes.
-        pub kv_bytes_per_token: u64 = 131_072,
-        /// How it misbehaves.
-        pub faults: SimFaults = SimFaults::default(),
-    }
-}
-
-section! {
-    /// Misbehaviour of the simulated engine. Rates are in millionths, of each token unless said otherwise.
-    pub struct SimFaults {
-        /// Preloads that are refused before one succeeds.
-        pub refuse_preloads: u32 = 0,
-        /// Tasks that hang before their first token.
-        pub hang_first_ppm: u32 = 0,
-        /// Tokens behind which the task hangs.
-        pub hang_ppm: u32 = 0,
-        /// Tokens at which the whole engine dies.
-        pub die_ppm: u32 = 0,
-        /// Tokens that come garbled.
-        pub garble_ppm: u32 = 0,
-        /// Stopped runs that go on in their slot: half of them for up to 20 seconds, the others for ever.
-        pub stick_ppm: u32 = 0,
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod cancel;
 pub(crate) mod claim;
 pub(crate) mod clients;
 pub(crate) mod dispatch;
+mod ending;
 pub(crate) mod engine_watch;
 pub mod event_log;
 pub(crate) mod gate;

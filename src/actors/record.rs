@@ -10,15 +10,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::actors::claim::Claim;
-use crate::actors::event_log::{End, EventLog, Repeated, Replay, ReplicaIdentity, Started};
+use crate::actors::event_log::{EventLog, Repeated, Replay, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
-use crate::actors::task_view::{SealedTask, Timing};
-use crate::core::fairness::Served;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
-use crate::core::task::{FinishReason, Phase, Priority, Refusal, Step, TaskRequest, Terminal};
-use crate::core::units::{Timestamp, Tokens, millis_ceil, millis_exact};
+use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest};
+use crate::core::units::{Timestamp, Tokens, millis_ceil};
 use crate::planted::planted;
 
 /// One task.
@@ -35,7 +33,7 @@ pub(crate) struct TaskRecord {
     /// Wakes the log's readers.
     pub(super) changed: Notify,
     /// Wakes the attempt when the log is sealed by somebody else.
-    stopped: Notify,
+    pub(super) stopped: Notify,
 }
 
 pub(super) struct State {
@@ -60,13 +58,13 @@ pub(super) struct State {
     pub(super) queue_position: u64,
     pub(super) predicted_start: Duration,
     /// Begin of the first attempt, from which on the task may run for so long.
-    first_begun_at: Option<Timestamp>,
+    pub(super) first_begun_at: Option<Timestamp>,
     /// Begin of the attempt that gave the first token, or of the newest while there is none.
-    begun_at: Option<Timestamp>,
-    first_token_at: Option<Timestamp>,
+    pub(super) begun_at: Option<Timestamp>,
+    pub(super) first_token_at: Option<Timestamp>,
     /// Begin of the newest attempt, or its newest token.
     progress_at: Timestamp,
-    ended_at: Option<Timestamp>,
+    pub(super) ended_at: Option<Timestamp>,
     pub(super) identity: Option<Arc<ReplicaIdentity>>,
     pub(super) kv_warmth: bool,
     /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
@@ -77,7 +75,7 @@ pub(super) struct State {
     /// All readers have left for good.
     pub(super) deserted: bool,
     /// The place at the intake gate; given back when the log is sealed.
-    permit: Option<Permit>,
+    pub(super) permit: Option<Permit>,
 }
 
 impl TaskRecord {
@@ -268,66 +266,8 @@ impl TaskRecord {
         (state.replay.tokens() < state.log.tokens()).then(|| state.replay.tokens())
     }
 
-    /// Ends the task: appends the terminal event, after which nothing is taken. With `by`, only for that epoch.
-    ///
-    /// Called by [`Ledger::seal`](super::ledger::Ledger::seal) alone, which does what has to follow.
-    pub(super) fn seal(&self, by: Option<Epoch>, now: Timestamp, terminal: Terminal) -> Result<SealedTask, Refusal> {
-        let mut state = self.state.lock();
-        if let Some(epoch) = by {
-            state.fence(epoch)?;
-        }
-        let was = state.phase;
-        if !planted!(EndTwice) || was != Phase::Terminal {
-            state.step(Step::Seal)?;
-        }
-        state.ended_at = Some(now);
-        let timing = state.timing(self.submitted_at, now);
-        let mut tokens_in = state.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
-        let whole = matches!(terminal, Terminal::End { reason, .. } if reason != FinishReason::Canceled);
-        let terminal = match terminal {
-            Terminal::Error(error) => Err(error),
-            Terminal::End { reason, tokens_in: counted } => {
-                tokens_in = counted.unwrap_or(tokens_in);
-                Ok(state.end(timing, tokens_in, reason))
-            }
-        };
-        let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
-        let permit = state.permit.take();
-        if planted!(LeakPermit) && !whole {
-            Box::leak(Box::new(permit));
-        }
-        let output = Tokens(state.log.tokens());
-        if let Some(claim) = state.claim.take() {
-            let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
-            claim.settle(&self.request.client_id, was.is_accepted(), unused);
-        }
-        let served = match was {
-            Phase::Running if whole => Served::Whole { prompt: tokens_in, output },
-            Phase::Running => Served::Part { prompt: tokens_in, output },
-            // Out once more, behind tokens that it has.
-            Phase::Assigned if output.0 > 0 => Served::Part { prompt: tokens_in, output },
-            _ => Served::Nothing,
-        };
-        let sealed = SealedTask {
-            was,
-            served,
-            pool: state.route.as_ref().map(|route| route.pool.clone()),
-            ran_in: state.runs_in.clone(),
-            identity: state.identity.clone(),
-            kv_warmth: state.kv_warmth,
-            lost_to: state.lost_to,
-            deserted: state.deserted,
-            timing,
-            tokens_in,
-            tokens_out: state.log.tokens(),
-            bytes: size_of::<TaskRecord>() + self.request.prompt.capacity() + state.log.bytes(),
-        };
-        self.wake_readers(state);
-        self.stopped.notify_waiters();
-        Ok(sealed)
-    }
-
-    fn wake_readers(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+    /// Lets go of the state, and wakes readers that wait for more.
+    pub(super) fn wake_readers(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let waits = std::mem::take(&mut state.reader_waits);
         drop(state);
         let waits = waits && !planted!(LostWake);
@@ -379,7 +319,7 @@ impl State {
         })
     }
 
-    fn step(&mut self, step: Step) -> Result<(), Refusal> {
+    pub(super) fn step(&mut self, step: Step) -> Result<(), Refusal> {
         if self.phase == Phase::Terminal {
             return Err(Refusal::Sealed);
         }
@@ -388,33 +328,12 @@ impl State {
     }
 
     /// Refuses what does not come from the newest epoch.
-    fn fence(&self, theirs: Epoch) -> Result<(), Refusal> {
+    pub(super) fn fence(&self, theirs: Epoch) -> Result<(), Refusal> {
         if self.phase == Phase::Terminal {
             return Err(Refusal::Sealed);
         }
         let current = self.epoch;
         if theirs == current { Ok(()) } else { Err(Refusal::StaleEpoch { theirs, current }) }
-    }
-
-    fn timing(&self, submitted_at: Timestamp, now: Timestamp) -> Timing {
-        Timing {
-            queue: self.begun_at.unwrap_or(now).since(submitted_at),
-            first_token: self.first_token_at.map(|first| first.since(submitted_at)),
-            decode: self.first_token_at.map_or(Duration::ZERO, |first| now.since(first)),
-            total: now.since(submitted_at),
-        }
-    }
-
-    fn end(&self, timing: Timing, tokens_in: Tokens, reason: FinishReason) -> End {
-        End {
-            tokens_in,
-            tokens_out: self.log.tokens(),
-            queue_ms: millis_exact(timing.queue),
-            first_token_ms: timing.first_token.map(millis_exact),
-            decode_ms: millis_exact(timing.decode),
-            finish_reason: reason,
-            attempts: self.attempts,
-        }
     }
 }
 
@@ -423,7 +342,7 @@ mod tests {
     use super::*;
     use crate::actors::gate::IntakeGate;
     use crate::core::id::{PoolId, ReplicaId};
-    use crate::core::task::FinishReason;
+    use crate::core::task::{FinishReason, Terminal};
 
     fn pool() -> Arc<PoolShared> {
         let config = crate::config::PoolConfig::new("p", "sim", "m");
