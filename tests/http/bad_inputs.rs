@@ -62,6 +62,13 @@ const CASES: &[Case<'static>] = &[
     ("GET", "/v1/sessions/nobody", &[], "", 404, "there is no session nobody"),
     ("GET", "/v1/pools/nobody/health", &[], "", 404, "there is a, b, c"),
     ("POST", "/v1/pools/nobody/drain", &[], "", 404, "there is no pool nobody"),
+    ("POST", "/v1/pools/nobody/reload", &[], "", 404, "there is no pool nobody"),
+    ("POST", "/v1/pools/a/reload", &[], "[\"m\"]", 400, "the body is not a reload: a JSON object is expected"),
+    ("POST", "/v1/pools/a/reload", &[], "{\"modle\":\"n\"}", 400, "unknown field \"modle\""),
+    ("POST", "/v1/pools/a/reload", &[], "{\"model\":\"\"}", 400, "field 'model': it must not be empty"),
+    ("POST", "/v1/pools/a/reload", &[], "{\"ctx\":1}", 400, "field 'ctx': it must be from 2"),
+    ("POST", "/v1/pools/a/reload", &[], "{\"undo\":true}", 400, "no reload has been completed"),
+    ("GET", "/v1/pools/a/reload", &[], "", 405, "does not take GET"),
     // paths and methods
     ("GET", "/", &[], "", 404, "there is no path"),
     ("GET", "/v2/tasks", &[], "", 404, "there is no path"),

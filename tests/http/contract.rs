@@ -138,6 +138,35 @@ fn pools_replica_sets_and_sessions_are_seen() {
 }
 
 #[test]
+fn a_pool_is_reloaded_and_taken_back() {
+    let service = quick_service("reload.yaml");
+    let ended = || loop {
+        let (_, pools) = get(service.port, "/v1/pools");
+        let reload = pools[0]["reload"].clone();
+        if !["rolling", "walking_back"].contains(&reload["state"].as_str().unwrap()) {
+            return reload;
+        }
+    };
+    for (body, from, to) in [("{\"model\":\"new\"}", "m", "new"), ("", "new", "new"), ("{\"undo\":true}", "new", "new")]
+    {
+        let (status, _, answer) = exchange(service.port, "POST", "/v1/pools/a/reload", &[], body.as_bytes());
+        let reload = json(&answer)["reload"].clone();
+        assert_eq!(
+            (status, reload["from"]["model"].as_str(), reload["to"]["model"].as_str()),
+            (202, Some(from), Some(to))
+        );
+        assert_eq!(ended()["state"], "done");
+        let events = stream(service.port, &format!("{{\"prompt\":\"x\",\"model_ref\":\"{to}\",\"max_tokens\":2}}"));
+        assert_eq!((events[0].2["pool_id"].as_str(), events.last().unwrap().1.as_str()), (Some("a"), "end"));
+    }
+    let (_, sets) = get(service.port, "/v1/replicasets");
+    assert_eq!(sets.as_array().unwrap().len(), 3, "a has left the set of b");
+    let metrics = exchange(service.port, "GET", "/metrics", &[], b"").2;
+    let done = metrics.lines().find(|line| line.starts_with("pool_reloads_total") && line.contains("outcome=\"done\""));
+    assert!(done.is_some_and(|line| line.ends_with(" 3")), "{metrics}");
+}
+
+#[test]
 fn a_task_explains_why_it_waits_and_a_refused_one_what_refused_it() {
     let config = "pools:\n  - {id: a, engine: sim, model: m, queue: {capacity: 2}, sim: {token_us: 20000}}\n\
                   clients: {bound: {quotas: {queued: 0}}, barred: {pools: []}}\n";
