@@ -44,9 +44,10 @@ impl Drop for Presence {
         // Outside of a tokio runtime nobody could wait: the task goes on, and ends as if it had been kept.
         let Ok(tokio) = tokio::runtime::Handle::try_current() else { return };
         let (record, grace) = (self.record.clone(), Duration::from_millis(runtime.config.disconnect_grace_ms));
+        let runtime = self.runtime.clone(); // Nothing that waits keeps a runtime alive.
         tokio.spawn(async move {
             tokio::time::sleep(grace).await;
-            if record.desert_since(visits) {
+            if let (Some(runtime), true) = (runtime.upgrade(), record.desert_since(visits)) {
                 cancel(&runtime, &record);
             }
         });
