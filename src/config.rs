@@ -228,6 +228,19 @@ impl PoolConfig {
         }
     }
 
+    /// Why a reload could not make its engines serve this instead of that: nothing would tell them.
+    pub(crate) fn cannot_serve(&self, to: &ModelSpec, from: &ModelSpec) -> Option<&'static str> {
+        let is_told = self.command.iter().flatten().any(|part| part.contains("{model}"));
+        match (&self.url, &self.command) {
+            _ if to.model == from.model => None,
+            (Some(_), _) => {
+                Some("what runs at its url decides about the model; change it there and reload without a model")
+            }
+            (None, Some(_)) if !is_told => Some("its command has no {model}, so it would start the same one again"),
+            _ => None,
+        }
+    }
+
     /// The same pool with another model.
     pub fn with_model(&self, spec: &ModelSpec) -> PoolConfig {
         let ModelSpec { model, quant, ctx, sampler_profile_version } = spec.clone();

@@ -5,8 +5,8 @@
 //!
 //! Spec: ORCH-3016, ORCH-3017, ORCH-3026.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ractor::ActorRef;
@@ -24,7 +24,7 @@ use crate::actors::worker::WorkerMsg;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::failure::Cause;
 use crate::core::id::Epoch;
-use crate::core::task::{FinishReason, Refusal, TaskRequest, Terminal};
+use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, Tokens};
 use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
@@ -37,6 +37,8 @@ pub(crate) struct Attempt {
     pub(crate) engine: Arc<dyn AnyEngine>,
     pub(crate) identity: Arc<ReplicaIdentity>,
     pub(crate) worker: ActorRef<WorkerMsg>,
+    /// What the worker's life ends of, once it does and knows.
+    pub(crate) dying_of: Arc<OnceLock<EngineError>>,
     pub(crate) lease: SlotLease,
 }
 
@@ -65,24 +67,9 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
         let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::missed_deadline());
         return;
     }
-    let fits =
-        attempt.identity.spec.fits(&record.request).or_else(|why| if planted!(RunMisfits) { Ok(()) } else { Err(why) });
-    let begun = fits.map_err(|why| {
-        // Accepted for what was served then, and sent here behind a reload.
-        let text = format!("pool {} was reloaded: {why}", attempt.pool.id);
-        Some(attempt.error(ErrorCode::PoolUnavailable, text))
-    });
-    let begun = begun.and_then(|()| match record.begin(epoch, now, &attempt.identity) {
-        Err(Refusal::OtherSource) => Err(Some(attempt.error(ErrorCode::WorkerReset, Refusal::OtherSource.to_string()))),
-        other => other.map_err(|_| None), // Cancelled on its way.
-    });
-    let rest = match begun {
+    let rest = match record.begin(epoch, now, &attempt.identity) {
         Ok(rest) => rest,
-        Err(error) => {
-            let terminal = error.map(Terminal::Error);
-            let _ = terminal.map(|terminal| attempt.runtime.ledger.seal(&record, Some(epoch), terminal));
-            return;
-        }
+        Err(refusal) => return refuse(&attempt, record, epoch, refusal),
     };
     if rest.as_ref().is_some_and(|rest| rest.max_tokens == Tokens(0)) {
         // It was lost between its last token and its end.
@@ -110,6 +97,24 @@ pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
         drop(guard);
         Box::leak(Box::new(attempt));
     }
+}
+
+/// Ends a task that cannot begin here, or gives it back to its own pool.
+fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Refusal) {
+    let error = match refusal {
+        Refusal::OtherModel => {
+            return_to_queue(record, epoch);
+            return;
+        }
+        // Accepted for what was served then, and sent here behind a reload.
+        Refusal::Misfit => {
+            let why = attempt.identity.spec.fits(&record.request).err().unwrap_or_default();
+            attempt.error(ErrorCode::PoolUnavailable, format!("pool {} was reloaded: {why}", attempt.pool.id))
+        }
+        Refusal::OtherSource => attempt.error(ErrorCode::WorkerReset, refusal.to_string()),
+        _ => return, // Cancelled on its way.
+    };
+    let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::Error(error));
 }
 
 /// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
@@ -244,14 +249,18 @@ async fn confirm_stopped(attempt: &Attempt) {
     tracing::warn!(replica_id = %place.id, slot, ?limit, "a slot was not left in time and is quarantined");
     for periods in 1_u32.. {
         let text = format!("slot {slot} was not left within {:?}", limit * periods);
+        if periods == QUARANTINE_PERIODS_MAX {
+            // Nothing new from here on; what runs may end.
+            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text.clone())));
+        }
         if quarantine.is_all_that_runs() {
             let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
-        } else if periods == QUARANTINE_PERIODS_MAX {
-            // Nothing new from here on; what runs may end.
-            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text)));
         }
         if timeout(limit, &mut released).await.is_ok() {
             tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
+            if periods >= QUARANTINE_PERIODS_MAX {
+                let _ = attempt.worker.cast(WorkerMsg::EngineUnstuck); // Gone: the next worker knows of no stuck slot.
+            }
             return;
         }
     }
@@ -328,7 +337,10 @@ impl Drop for AttemptGuard<'_> {
         if !self.armed {
             return;
         }
-        let cause = self.attempt.pool.replicas[self.attempt.lease.replica as usize].dying_of();
+        if self.record.phase() == Phase::Terminal {
+            return; // Nobody lost anything.
+        }
+        let cause = self.attempt.dying_of.get().map_or(Cause::Bug, EngineError::cause);
         self.attempt.note_failed(self.record, cause);
         if self.attempt.runs_again(self.record) {
             return self.attempt.give_back(self.record, self.epoch);

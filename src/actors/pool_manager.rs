@@ -146,8 +146,12 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
             continue; // The replica was lost meanwhile; dropped, the task goes back to its place in the queue.
         };
         let Some(lease) = SlotLease::take(&state.pool, index) else { continue };
-        // Undelivered: the lease and the task come back by themselves.
-        state.pool.replicas[index as usize].worker.cast(WorkerMsg::Run { assignment, lease });
+        // Undelivered, or out of service since it was chosen: the lease and the task come back by themselves.
+        let place = &state.pool.replicas[index as usize];
+        if !place.state().is_ready() && !planted!(PlaceUnready) {
+            continue; // A reload that took it out before the lease was there may not have seen the lease.
+        }
+        place.worker.cast(WorkerMsg::Run { assignment, lease });
     }
 }
 

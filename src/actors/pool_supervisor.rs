@@ -5,7 +5,7 @@
 //!
 //! Spec: ORCH-3002, ORCH-3003, ORCH-3031, ORCH-3053.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::actors::latency::Latency;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
 use crate::actors::record::TaskRecord;
-use crate::actors::reload_walk::{after_end, walk};
+use crate::actors::reload_walk::{Ending, after_end, walk};
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, STOPPED, Supervisor, death};
 use crate::actors::worker::{Worker, WorkerArgs};
@@ -38,6 +38,8 @@ pub(crate) enum PoolSupervisorMsg {
     Drain,
     /// A reload has begun.
     Reload,
+    /// Its address is known now: what was wished between its first look and this moment has reached nobody.
+    CatchUp,
     /// Do nothing: the trace shows that it lives, or a planned fault strikes.
     Ping,
     // ---- from its own tree
@@ -74,7 +76,7 @@ pub(crate) struct PoolSupervisorState {
     pub(super) pool: Arc<PoolShared>,
     pub(super) children: Children<PoolChild>,
     /// Workers that a reload has told to end.
-    pub(super) ending: BTreeSet<u16>,
+    pub(super) ending: BTreeMap<u16, Ending>,
     /// A look at the reload is due.
     pub(super) looks_again: bool,
 }
@@ -99,7 +101,7 @@ impl Actor for PoolSupervisor {
             let name = format!("worker/{}/{index}", pool.position);
             children.declare(PoolChild::Worker(index), name, pool.config.restart.policy());
         }
-        let ending = BTreeSet::new();
+        let ending = BTreeMap::new();
         let mut state = PoolSupervisorState { myself, runtime, pool, children, ending, looks_again: false };
         let intent = state.pool.intent();
         if intent != Intent::Stop {
@@ -107,10 +109,6 @@ impl Actor for PoolSupervisor {
             (0..state.pool.replicas.len() as u16).for_each(|index| state.down(index));
         }
         state.start_all(|child| is_wanted(intent, child)).await?;
-        if intent == Intent::Drain {
-            on_drain(&state); // An earlier life was asked to drain and did not come to its end.
-        }
-        walk(&mut state).await?; // An earlier life may have left a reload under way.
         Ok(state)
     }
 
@@ -126,6 +124,12 @@ impl Actor for PoolSupervisor {
             PoolSupervisorMsg::Drain => on_drain(state),
             PoolSupervisorMsg::Ping => {}
             PoolSupervisorMsg::Reload => walk(state).await?,
+            PoolSupervisorMsg::CatchUp => {
+                if state.pool.intent() == Intent::Drain {
+                    on_drain(state);
+                }
+                walk(state).await?;
+            }
             PoolSupervisorMsg::LookAtReload => {
                 state.looks_again = false;
                 walk(state).await?;
@@ -159,7 +163,10 @@ impl Actor for PoolSupervisor {
             return Ok(());
         }
         let outcome = match child {
-            PoolChild::Worker(index) if state.ending.remove(&index) => after_end(state, index).await,
+            PoolChild::Worker(index) if state.ending.contains_key(&index) => {
+                after_end(state, index);
+                Ok(())
+            }
             PoolChild::Worker(index) => on_worker_died(state, index, death(&event).map(|(_, cause)| cause)).await,
             _ => {
                 let next = state.children.after_death(child);
@@ -196,8 +203,9 @@ impl Supervisor for PoolSupervisorState {
                 // What came back between its look at the ledger and its address is found by a second look.
                 actor.cast(QueueMsg::Refill).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 pool.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
-                for sibling in pool.relatives() {
-                    sibling.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
+                // Those that were siblings when they lent something, too.
+                for other in pool.others() {
+                    other.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
                 }
                 Ok(actor.get_cell())
             }
@@ -242,8 +250,9 @@ async fn on_worker_died(
     place.restarts.fetch_add(1, Relaxed);
     let cause = cause.unwrap_or_default();
     place.note_death(state.pool.env.now(), cause.clone());
-    if state.pool.is_being_tried(place.edition().generation) {
-        state.pool.fail_reload(format!("replica {}: {cause}", place.id));
+    let generation = place.edition().generation;
+    if state.pool.intent() == Intent::Serve && state.pool.is_being_tried(generation) {
+        state.pool.fail_reload(generation, format!("replica {}: {cause}", place.id));
         return walk(state).await;
     }
     let next = state.children.after_death(PoolChild::Worker(index));
@@ -275,6 +284,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
 
 fn stop_workers(state: &mut PoolSupervisorState) {
     state.pool.set_intent(Intent::Stop);
+    state.pool.abandon_reload();
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
         worker.stop(Some(STOPPED.into()));
     }

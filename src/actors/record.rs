@@ -202,6 +202,14 @@ impl TaskRecord {
     ) -> Result<Option<TaskRequest>, Refusal> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
+        let home = state.route.as_ref().map(|route| &route.pool);
+        let lent = home.filter(|home| state.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
+        if lent.is_some_and(|home| *home.edition().spec != *identity.spec) {
+            return Err(Refusal::OtherModel);
+        }
+        if identity.spec.fits(&self.request).is_err() && !planted!(RunMisfits) {
+            return Err(Refusal::Misfit);
+        }
         let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);
         if before.is_some_and(|before| !before.is_same_source(identity)) && !planted!(ResumeAnywhere) {
             return Err(Refusal::OtherSource);

@@ -150,6 +150,8 @@ impl ReplicaShared {
 pub(crate) struct Plan {
     pub(crate) step: Step,
     pub(crate) goal: Arc<Edition>,
+    /// The reload's number: should another have begun since, this plan is void.
+    pub(crate) of: u64,
     pub(crate) is_way_back: bool,
     /// Whether replicas with the goal may be given tasks.
     pub(crate) is_served: bool,
@@ -182,6 +184,9 @@ impl PoolShared {
         let back = reloads.roll.as_ref().map(|roll| roll.from.clone());
         let from = back.unwrap_or_else(|| reloads.serving.clone());
         let spec = change.apply(&from.spec, reloads.before.as_deref()).map_err(invalid)?;
+        if let Some(why) = self.config.cannot_serve(&spec, &from.spec) {
+            return Err(invalid(format!("field 'model': pool {}: {why}", self.id)));
+        }
         let config = self.config.with_model(&spec);
         if let Some(fault) = config.faults("").into_iter().next() {
             return Err(invalid(format!("field '{}': {}", fault.path.trim_start_matches('.'), fault.message)));
@@ -219,10 +224,10 @@ impl PoolShared {
 
     /// The next step of the reload that is under way. `is_ending` says which replicas' workers have been told to end.
     pub(crate) fn reload_plan(&self, is_ending: impl Fn(u16) -> bool) -> Option<Plan> {
-        let (goal, is_way_back, serving) = {
+        let (goal, of, is_way_back, serving) = {
             let reloads = self.reloads.lock();
             let roll = reloads.roll.as_ref()?;
-            (roll.goal().clone(), roll.failed.is_some(), reloads.serving.generation)
+            (roll.goal().clone(), roll.to.generation, roll.failed.is_some(), reloads.serving.generation)
         };
         let seen = (0u16..).zip(&self.replicas).map(|(index, replica)| match replica.seen() {
             seen if is_ending(index) => Seen { is_loaded: false, in_service: true, ..seen },
@@ -237,7 +242,7 @@ impl PoolShared {
         };
         let is_served = serving == goal.generation;
         let step = if planted!(HalfReload) && is_served { Step::Done } else { step };
-        Some(Plan { step, goal, is_way_back, is_served })
+        Some(Plan { step, goal, of, is_way_back, is_served })
     }
 
     /// Notes that the reload came a step further.
@@ -253,18 +258,27 @@ impl PoolShared {
     }
 
     /// The new model has not proved itself: from here on the reload walks back.
-    pub(crate) fn fail_reload(&self, reason: String) {
-        if let Some(roll) = &mut self.reloads.lock().roll {
+    pub(crate) fn fail_reload(&self, of: u64, reason: String) {
+        if let Some(roll) = self.reloads.lock().roll.as_mut().filter(|roll| roll.to.generation == of) {
             tracing::warn!(pool_id = %self.id, to = %roll.to.spec.model, %reason, "a reload failed and is undone");
             roll.failed.get_or_insert(reason);
             roll.progress_at = self.env.now();
         }
     }
 
+    /// The pool has stopped: a reload under way comes to nothing.
+    pub(crate) fn abandon_reload(&self) {
+        let of = self.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
+        if let Some(of) = of {
+            self.fail_reload(of, "the pool has been stopped".to_owned());
+            self.end_reload(of);
+        }
+    }
+
     /// The reload is over.
-    pub(crate) fn end_reload(&self) {
+    pub(crate) fn end_reload(&self, of: u64) {
         let mut reloads = self.reloads.lock();
-        let Some(roll) = reloads.roll.take() else { return };
+        let Some(roll) = reloads.roll.take_if(|roll| roll.to.generation == of) else { return };
         let (state, counter) = match roll.failed {
             None => (ReloadState::Done, 0),
             Some(_) => (ReloadState::Undone, 1),

@@ -3,8 +3,8 @@
 //! Nothing of a reload lives here but which workers have been told to end: a supervisor that dies is followed by one that sees the
 //! same facts and goes on.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ractor::ActorProcessingErr;
@@ -18,6 +18,8 @@ use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, ReplicaState};
 use crate::core::reload::Step;
 use crate::core::task::{Phase, Terminal};
+use crate::core::units::Timestamp;
+use crate::gpu::engine::AnyEngine;
 
 /// Time between two looks at a reload that waits for something.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
@@ -27,11 +29,18 @@ const LOOK_PERIOD: Duration = Duration::from_millis(20);
 /// # Errors
 /// When a worker cannot be started and the restart rule says to escalate.
 pub(super) async fn walk(state: &mut PoolSupervisorState) -> Result<(), ActorProcessingErr> {
+    start_after_ends(state).await?;
     loop {
-        let Some(plan) = state.pool.reload_plan(|index| state.ending.contains(&index)) else { return Ok(()) };
-        if state.pool.intent() != Intent::Serve {
-            give_up(state, &plan.goal);
-            return Ok(());
+        let Some(plan) = state.pool.reload_plan(|index| state.ending.contains_key(&index)) else { return Ok(()) };
+        if state.pool.intent() != Intent::Serve && !plan.is_way_back {
+            let model = &plan.goal.spec.model;
+            let reason = format!("the pool was drained before it had {model:?} on all replicas");
+            state.pool.fail_reload(plan.of, reason);
+            if plan.is_served {
+                state.pool.end_reload(plan.of); // It serves the new model: those that have it finish what there is.
+                return Ok(());
+            }
+            continue; // It serves the old one: who has lost it gets it back, and finishes what there is.
         }
         match plan.step {
             // Whoever is giving it a task at this moment is seen at the next look.
@@ -49,14 +58,14 @@ pub(super) async fn walk(state: &mut PoolSupervisorState) -> Result<(), ActorPro
             Step::WaitForTasks(index) if !plan.is_way_back && is_late(state) => {
                 let (replica, limit) = (&state.pool.replicas[index as usize], state.pool.config.timeouts.drain_ms);
                 let (id, used) = (&replica.id, replica.slots.used());
-                state.pool.fail_reload(format!("{used} tasks still ran on replica {id} after {limit} ms"));
+                state.pool.fail_reload(plan.of, format!("{used} tasks still ran on replica {id} after {limit} ms"));
             }
             Step::WaitForTasks(_) | Step::WaitForLoad(_) => {
                 look_again(state);
                 return Ok(());
             }
             Step::Done => {
-                state.pool.end_reload();
+                state.pool.end_reload(plan.of);
                 return Ok(());
             }
         }
@@ -83,13 +92,17 @@ fn look_again(state: &mut PoolSupervisorState) {
 async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Result<(), ActorProcessingErr> {
     let (place, child) = (&state.pool.replicas[index as usize], PoolChild::Worker(index));
     *place.part.edition.lock() = plan.goal.clone();
+    if state.ending.contains_key(&index) {
+        return Ok(()); // Its next life loads the goal's model, whatever it was told to end for.
+    }
     let living = state.children.living(|other| other == child).pop();
     place.part.in_service.store(living.is_none() && plan.is_served, SeqCst);
     state.pool.set_replica_state(index, ReplicaState::Preloading);
     state.children.renew(child);
     match living {
         Some(worker) => {
-            state.ending.insert(index);
+            let engine = place.engine.lock().as_ref().map(Arc::downgrade);
+            state.ending.insert(index, Ending { engine, ended_at: None });
             worker.stop(Some(STOPPED.into()));
             Ok(())
         }
@@ -100,14 +113,49 @@ async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Re
     }
 }
 
-/// A worker that a reload told to end has done so: the next one loads the goal's model.
-pub(super) async fn after_end(state: &mut PoolSupervisorState, index: u16) -> Result<(), ActorProcessingErr> {
-    let place = &state.pool.replicas[index as usize];
-    let is_served = place.edition().generation == state.pool.edition().generation;
-    place.part.in_service.store(is_served, SeqCst);
-    state.children.renew(PoolChild::Worker(index));
-    state.bring_back(Next::Start(PoolChild::Worker(index))).await?;
-    walk(state).await
+/// A worker that a reload has told to end.
+pub(super) struct Ending {
+    /// Its engine, which others may still hold for a moment.
+    engine: Option<Weak<dyn AnyEngine>>,
+    /// When the worker had ended.
+    ended_at: Option<Timestamp>,
+}
+
+/// Longest wait for an engine to be let go by all who had it; then the next one is started beside it.
+const ENGINE_END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A worker that a reload told to end has done so: the next one follows when its engine is gone too, since a device may have no room
+/// for both.
+pub(super) fn after_end(state: &mut PoolSupervisorState, index: u16) {
+    let now = state.pool.env.now();
+    if let Some(ending) = state.ending.get_mut(&index) {
+        ending.ended_at = Some(now);
+    }
+    look_again(state);
+}
+
+/// Starts the next lives of those whose worker has ended and whose engine is gone.
+async fn start_after_ends(state: &mut PoolSupervisorState) -> Result<(), ActorProcessingErr> {
+    let now = state.pool.env.now();
+    let is_over = |ending: &Ending| {
+        let is_gone = ending.engine.as_ref().is_none_or(|engine| engine.strong_count() == 0);
+        ending.ended_at.is_some_and(|ended_at| is_gone || now.since(ended_at) >= ENGINE_END_TIMEOUT)
+    };
+    let over: Vec<u16> = state.ending.iter().filter(|(_, ending)| is_over(ending)).map(|(index, _)| *index).collect();
+    for index in over {
+        state.ending.remove(&index);
+        let place = &state.pool.replicas[index as usize];
+        let is_served = place.edition().generation == state.pool.edition().generation;
+        place.part.in_service.store(is_served, SeqCst);
+        state.children.renew(PoolChild::Worker(index));
+        if state.pool.intent() != Intent::Stop {
+            state.bring_back(Next::Start(PoolChild::Worker(index))).await?;
+        }
+    }
+    if !state.ending.is_empty() {
+        look_again(state);
+    }
+    Ok(())
 }
 
 /// Ends the waiting tasks that name something which the pool does not serve any more. All others keep their places.
@@ -119,14 +167,4 @@ fn turn_out_misfits(state: &PoolSupervisorState, goal: &Edition) {
         let _ = state.runtime.ledger.seal(&record, None, Terminal::error(ErrorCode::PoolUnavailable, text));
         state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
     }
-}
-
-/// A pool that is drained is not reloaded: who still serves what the pool serves finishes what there is.
-fn give_up(state: &PoolSupervisorState, goal: &Edition) {
-    state.pool.fail_reload(format!("the pool was drained before it had {:?} on all replicas", goal.spec.model));
-    let serving = state.pool.edition().generation;
-    for (index, replica) in (0..).zip(&state.pool.replicas) {
-        state.pool.set_in_service(index, replica.edition().generation == serving);
-    }
-    state.pool.end_reload();
 }

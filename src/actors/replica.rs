@@ -1,7 +1,7 @@
 //! One worker's place: what of a replica outlives its worker.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -45,8 +45,9 @@ pub(crate) struct ReplicaShared {
     pub(crate) preload_successes: AtomicU64,
     pub(crate) preload_failures: AtomicU64,
     pub(crate) restarts: AtomicU64,
-    /// Why the worker's current life is about to end, as far as it knows. Written by it.
-    pub(crate) failing: Mutex<Option<EngineError>>,
+    /// Why the worker's current life is about to end, as far as it knows. Written by it; each life has its own, which its attempts
+    /// hold too.
+    pub(crate) failing: Mutex<Arc<OnceLock<EngineError>>>,
     /// What the last life died of. Written by the supervisor.
     pub(crate) last_death: Mutex<Option<(Timestamp, Cause, String)>>,
     /// Deaths of its workers, and attempts that failed on it, by [`Cause::ALL`].
@@ -119,15 +120,10 @@ impl ReplicaShared {
 
     /// What the worker's life has just ended of: what it said itself, else a bug. `event` is how ractor puts it.
     pub(crate) fn note_death(&self, now: Timestamp, event: String) {
-        let said = self.failing.lock().clone();
-        let cause = self.dying_of();
+        let failing = self.failing.lock().clone();
+        let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
         self.deaths[cause.index()].fetch_add(1, Relaxed);
-        *self.last_death.lock() = Some((now, cause, said.map_or(event, |error| error.to_string())));
-    }
-
-    /// What the worker's life is ending of, as far as anybody knows.
-    pub(crate) fn dying_of(&self) -> Cause {
-        self.failing.lock().as_ref().map_or(Cause::Bug, EngineError::cause)
+        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event, ToString::to_string)));
     }
 
     /// An attempt on it has failed.

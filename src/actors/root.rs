@@ -9,7 +9,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use crate::actors::admission::Admission;
-use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs};
+use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
 use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, SUPERVISOR, Supervisor};
@@ -126,6 +126,8 @@ impl Supervisor for RootState {
                 let args = PoolSupervisorArgs { runtime, pool: pool.clone() };
                 let (actor, _) = Actor::spawn_linked(None, PoolSupervisor, args, parent).await?;
                 pool.supervisor.publish(actor.clone());
+                // What an earlier life left half done, and what was wished while nobody could be reached.
+                actor.cast(PoolSupervisorMsg::CatchUp).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 Ok(actor.get_cell())
             }
             RootChild::Admission => {

@@ -253,7 +253,9 @@ impl PoolShared {
 
     /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.
     pub(crate) fn loss_rule(&self, request: &TaskRequest) -> LossRule {
-        let shown = self.replicas.iter().filter_map(|replica| *replica.self_test.lock());
+        let served = self.edition().generation;
+        let serve = self.replicas.iter().filter(|replica| replica.edition().generation == served);
+        let shown = serve.filter_map(|replica| *replica.self_test.lock());
         let worst = || shown.map(|shown| shown.determinism_class).min();
         self.config.resume.rule(request, self.config.determinism_class.or_else(worst))
     }
@@ -269,11 +271,15 @@ impl PoolShared {
         self.relatives().filter(|other| self.is_same_set(other))
     }
 
+    /// Every other pool with its engine, whatever it serves now.
+    pub(crate) fn others(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        self.others.get().into_iter().flatten().filter_map(Weak::upgrade)
+    }
+
     /// Every pool that is one set with this one as far as what they are to serve goes.
     pub(crate) fn relatives(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
         let family = self.family.load(Relaxed);
-        let others = self.others.get().into_iter().flatten().filter_map(Weak::upgrade);
-        others.filter(move |other| other.family.load(Relaxed) == family)
+        self.others().filter(move |other| other.family.load(Relaxed) == family)
     }
 
     /// Whether tasks wait in a sibling's queue that could use a slot.

@@ -18,6 +18,7 @@ use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease};
+use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::self_test::self_test;
 use crate::actors::shared::{PoolShared, RuntimeShared};
@@ -53,6 +54,8 @@ pub(crate) enum WorkerMsg {
     Probed(Result<(), EngineError>),
     /// A slot of the engine is not left, and other tasks still run.
     EngineStuck(EngineError),
+    /// That slot is free after all.
+    EngineUnstuck,
     /// The engine as a whole has failed.
     EngineFailed(EngineError),
 }
@@ -66,12 +69,14 @@ pub(crate) struct WorkerState {
     pool: Arc<PoolShared>,
     index: u16,
     engine: Option<Arc<dyn AnyEngine>>,
+    /// What the engine was started with.
+    edition: Option<Arc<Edition>>,
     /// Set while tasks may be run.
     identity: Option<Arc<ReplicaIdentity>>,
     /// A look at the engine is under way.
     suspected: bool,
-    /// It waits for its last task, and is restarted then.
-    is_stuck: bool,
+    /// Slots for which it gets no more tasks: it is restarted when its last task has ended.
+    stuck: u32,
     attempts: Attempts,
     /// Background tasks; aborted with the worker.
     tasks: JoinSet<()>,
@@ -95,9 +100,10 @@ impl Actor for Worker {
             pool,
             index,
             engine: None,
+            edition: None,
             identity: None,
             suspected: false,
-            is_stuck: false,
+            stuck: 0,
             attempts,
             tasks: JoinSet::new(),
         })
@@ -117,6 +123,7 @@ impl Actor for Worker {
             WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
             WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
+            WorkerMsg::EngineUnstuck => on_unstuck(state),
             WorkerMsg::Probed(result) => return on_probed(state, result),
             WorkerMsg::EngineFailed(cause) => return state.fail(cause),
         }
@@ -134,6 +141,7 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
         engine: engine.clone(),
         identity: identity.clone(),
         worker: myself.clone(),
+        dying_of: state.place().failing.lock().clone(),
         lease,
     };
     let slot = attempt.lease.slot;
@@ -141,7 +149,7 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
 }
 
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
-    *state.place().failing.lock() = None;
+    *state.place().failing.lock() = Arc::default();
     state.set(ReplicaState::Preloading);
     let left_over = state.place().engine.lock().clone();
     let generation = state.place().edition().generation;
@@ -160,10 +168,13 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+    let edition = state.place().edition();
+    *state.place().self_test.lock() = None;
+    state.edition = Some(edition.clone());
     let context = EngineContext {
         replica: state.place().id.clone(),
         mask: state.place().mask.clone(),
-        pool: state.place().edition().config.clone(),
+        pool: edition.config.clone(),
         env: state.pool.env.clone(),
     };
     let engine = (state.pool.factory)(&context);
@@ -174,17 +185,22 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {
         let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
-        let result = timeout(limit, load(&pool, index, &*engine)).await.unwrap_or_else(|_| Err(late()));
+        let result = timeout(limit, load(&pool, index, &edition, &*engine)).await.unwrap_or_else(|_| Err(late()));
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
 }
 
 /// Loads an engine, and lets it show what it can.
-async fn load(pool: &PoolShared, index: u16, engine: &dyn AnyEngine) -> Result<EngineInfo, EngineError> {
+async fn load(
+    pool: &PoolShared,
+    index: u16,
+    edition: &Edition,
+    engine: &dyn AnyEngine,
+) -> Result<EngineInfo, EngineError> {
     let info = engine.preload().await?;
     let place = &pool.replicas[index as usize];
     // A reload goes by the self-test, whether or not the pool asks for one at its start.
-    if pool.config.self_test || place.edition().generation > 0 {
+    if pool.config.self_test || edition.generation > 0 {
         let shown = self_test(engine, &pool.env, &pool.config).await?;
         if shown.determinism_class == DeterminismClass::None {
             let replica_id = &place.id;
@@ -222,7 +238,8 @@ fn on_preloaded(
 /// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first of those with
 /// one model says what it is.
 fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
-    let edition = state.place().edition();
+    // What it was started with: its place may have been given another one since.
+    let edition = state.edition.clone().unwrap_or_else(|| state.place().edition());
     match (info.ctx, edition.spec.ctx) {
         (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
             let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
@@ -304,8 +321,16 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
 fn on_stuck(state: &mut WorkerState, cause: &EngineError) {
     if state.identity.is_some() {
         tracing::warn!(replica_id = %state.place().id, %cause, "an engine is given no more tasks");
-        state.is_stuck = true;
+        state.stuck += 1;
         state.set(ReplicaState::Suspect);
+    }
+}
+
+/// Puts the replica back into service when no slot of it is stuck any more.
+fn on_unstuck(state: &mut WorkerState) {
+    state.stuck = state.stuck.saturating_sub(1);
+    if state.stuck == 0 && !state.suspected && state.identity.is_some() {
+        state.set(ReplicaState::Ready);
     }
 }
 
@@ -314,7 +339,7 @@ fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result
         return state.fail(cause);
     }
     state.suspected = false;
-    if !state.is_stuck {
+    if state.stuck == 0 {
         state.set(ReplicaState::Ready);
     }
     Ok(())
@@ -323,7 +348,7 @@ fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result
 impl WorkerState {
     /// Fails, and leaves word why: ractor passes nothing on but a text.
     fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
-        *self.place().failing.lock() = Some(cause.clone());
+        let _ = self.place().failing.lock().set(cause.clone()); // Said already: the first word counts.
         Err(cause.into())
     }
 

@@ -361,6 +361,12 @@ pub enum Refusal {
     /// The attempt repeats what an earlier one gave, and does not give the same.
     #[error("token {0} is not the one that an earlier attempt gave")]
     Diverged(u32),
+    /// A sibling's worker was to run it, and does not serve what its own pool serves any more.
+    #[error("its pool and this one do not serve the same any more")]
+    OtherModel,
+    /// The worker does not serve what the task names.
+    #[error("the task names what is not served here")]
+    Misfit,
     /// The attempt would repeat what another model, or another version of the engine, gave.
     #[error("its first tokens came from another model or engine")]
     OtherSource,

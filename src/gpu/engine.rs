@@ -186,8 +186,9 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError`] when it cannot; the worker then fails and is started again with backoff.
     fn preload(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
 
-    /// Runs one task and hands each token to `out`. Behind [`Engine::preload`] it is called three times with a short prompt for
-    /// the self-test, unless the pool says `self_test: false`; the third is dropped behind its first token.
+    /// Runs one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for the
+    /// self-test, unless the pool says `self_test: false` and this is no reload: twice alone, then in up to four slots at once, and a last
+    /// time, which is dropped behind its first token.
     ///
     /// # Errors
     /// [`EngineError`] when the run did not come to its end. [`Stopped`] may be passed on with `?`.

@@ -248,22 +248,26 @@ impl Engine for LlamaCpp {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         let (base, process) = self.launch()?;
         let client = HttpClient::new(&base);
+        let process_id = process.as_ref().and_then(EngineProcess::id);
         let mut place = self.process.lock().await;
         *place = process;
-        loop {
-            if client.get("/health", ASK_TIMEOUT).await.is_ok() {
-                break;
-            }
-            match place.as_mut() {
-                None => sleep(HEALTH_PERIOD).await,
-                Some(process) => tokio::select! {
+        {
+            // One future for all looks: its end takes a moment to be told whole.
+            let ended = async {
+                match place.as_mut() {
+                    Some(process) => process.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::pin!(ended);
+            while client.get("/health", ASK_TIMEOUT).await.is_err() {
+                tokio::select! {
                     biased;
-                    ended = process.ended() => return Err(ended),
+                    ended = &mut ended => return Err(ended),
                     () = sleep(HEALTH_PERIOD) => {}
-                },
+                }
             }
         }
-        let process_id = place.as_ref().and_then(EngineProcess::id);
         drop(place);
         let info = EngineInfo { process_id, ..self.identify(&client).await? };
         self.client.set(client).map_err(|_| EngineError::Preload("loaded twice".into()))?;

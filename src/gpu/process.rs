@@ -64,7 +64,7 @@ impl EngineProcess {
     /// Waits for its end: [`EngineError::Exited`], with exit code and signal told apart and its last words.
     ///
     /// # Cancel safety
-    /// Dropping the future is harmless.
+    /// Dropping the future is harmless; the next one waits for the last words again.
     pub(crate) async fn ended(&mut self) -> EngineError {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait().await;

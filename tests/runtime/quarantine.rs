@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+use orchestrator_core::core::lifecycle::ReplicaState;
 use orchestrator_core::gpu::sim::SimEngine;
 use orchestrator_core::gpu::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use orchestrator_core::{Cause, Env, Event, Orchestrator, ReplicaView};
@@ -97,6 +98,20 @@ async fn a_slot_that_is_left_late_comes_back_by_the_engines_own_view() {
     let seen = replica(&orchestrator);
     assert_eq!((seen.restarts, seen.slot_leaks, orchestrator.pools()[0].resumed), (0, 0, 0));
     assert_eq!((clings.loads.load(SeqCst), clings.conflicts.load(SeqCst)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_gets_no_more_tasks_serves_again_when_the_slot_is_left_at_last() {
+    let (orchestrator, clings, beside) = start(3_000).await;
+    tokio::time::sleep(11 * STOP + STOP / 2).await;
+    assert_eq!(replica(&orchestrator).state, ReplicaState::Suspect, "its time is over");
+    let waits = orchestrator.submit(request("waits", 5)).await.unwrap();
+    clings.let_go.notify_one();
+    assert!(matches!(read_whole(waits.stream()).await.1, Event::End(_)), "beside the long one, in slot 0");
+    assert!(!beside.is_finished() && replica(&orchestrator).state.is_ready());
+    assert!(matches!(beside.await.unwrap().1, Event::End(_)));
+    until_idle(&orchestrator).await;
+    assert_eq!((replica(&orchestrator).restarts, clings.conflicts.load(SeqCst)), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
