@@ -1,6 +1,8 @@
-//! An engine's process: started in its own group with its device mask, its output in our log, killed with its owner.
+//! An engine's process: started in its own group with its device mask, its output in our log, killed with its owner, even if that is
+//! killed itself.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -20,6 +22,14 @@ const LINE_BYTES_MAX: usize = 2048;
 /// Lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
 
+/// What becomes the engine: a shell that leaves a watcher behind in the engine's group and then turns into the engine, so that its
+/// process, exit code and signals are the engine's own. The watcher reads from a pipe whose other end only we hold; when we are gone,
+/// however that came about, it reads the end and kills the group, itself included. The system's own means (`PR_SET_PDEATHSIG`) would
+/// need `unsafe`, goes by threads and not by processes, and would leave behind what the engine has started. Core files of tens of
+/// gigabytes are nobody's wish.
+const LAUNCH: &str =
+    "ulimit -c 0; exec 3<&0; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec \"$@\" </dev/null 3<&-";
+
 /// How long the last lines of a process that has ended are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -28,6 +38,8 @@ pub(crate) struct EngineProcess {
     group: Option<Pid>,
     child: Child,
     last_lines: Arc<Mutex<VecDeque<String>>>,
+    /// The pipe whose end kills the group. Closed with us, and never written to.
+    _leash: Option<ChildStdin>,
     /// Readers of its output; aborted with it.
     readers: JoinSet<()>,
 }
@@ -38,12 +50,16 @@ impl EngineProcess {
     /// # Errors
     /// What the system says when it cannot be started.
     pub(crate) fn start(command: &[String], replica: &ReplicaId, mask: &DeviceMask) -> std::io::Result<Self> {
-        let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(program);
-        command.args(arguments).env("CUDA_VISIBLE_DEVICES", mask.to_string()).env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let program = command.first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        can_be_run(program)?;
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", LAUNCH, "engine"]).args(command);
+        let mut command = shell;
+        command.env("CUDA_VISIBLE_DEVICES", mask.to_string()).env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true); // Its own group, so that what it starts dies with it.
         let mut child = command.spawn()?;
+        let leash = child.stdin.take();
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = JoinSet::new();
@@ -53,7 +69,7 @@ impl EngineProcess {
         if let Some(output) = child.stderr.take() {
             readers.spawn(capture(output, replica.clone(), last_lines.clone()));
         }
-        Ok(EngineProcess { group, child, last_lines, readers })
+        Ok(EngineProcess { group, child, last_lines, readers, _leash: leash })
     }
 
     /// The process's id, while it runs.
@@ -94,6 +110,17 @@ impl Drop for EngineProcess {
     fn drop(&mut self) {
         self.kill_group();
     }
+}
+
+/// Whether there is such a program: the shell would only say so in its output.
+fn can_be_run(program: &str) -> std::io::Result<()> {
+    let is_there = |path: &Path| path.is_file();
+    let found = match program.contains('/') {
+        true => is_there(Path::new(program)),
+        false => std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|folder| is_there(&folder.join(program)))),
+    };
+    if found { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
 }
 
 /// Copies output into our log line by line, bounded and printable.
