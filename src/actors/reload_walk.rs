@@ -20,6 +20,7 @@ use crate::core::reload::Step;
 use crate::core::task::{Phase, Terminal};
 use crate::core::units::Timestamp;
 use crate::gpu::engine::AnyEngine;
+use crate::planted::planted;
 
 /// Time between two looks at a reload that waits for something.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
@@ -160,7 +161,7 @@ async fn start_after_ends(state: &mut PoolSupervisorState) -> Result<(), ActorPr
 
 /// Ends the waiting tasks that name something which the pool does not serve any more. All others keep their places.
 fn turn_out_misfits(state: &PoolSupervisorState, goal: &Edition) {
-    let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued;
+    let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued && !planted!(RunMisfits);
     for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(waits) {
         let Err(why) = goal.spec.fits(&record.request) else { continue };
         let text = format!("pool {} was reloaded: {why}", state.pool.id);
