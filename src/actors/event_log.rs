@@ -140,7 +140,7 @@ impl EventRef<'_> {
 }
 
 #[derive(Debug)]
-enum Entry {
+pub(super) enum Entry {
     Started(Box<Started>),
     /// Text of token `index` ends at `end`; it begins where the one before it ended.
     Token {
@@ -154,9 +154,9 @@ enum Entry {
 /// The events of one task.
 #[derive(Debug, Default)]
 pub struct EventLog {
-    entries: Vec<Entry>,
-    text: String,
-    tokens: u32,
+    pub(super) entries: Vec<Entry>,
+    pub(super) text: String,
+    pub(super) tokens: u32,
     /// Invariant: the last entry is terminal exactly when this is set.
     sealed: bool,
 }
@@ -164,35 +164,6 @@ pub struct EventLog {
 /// The log has its terminal event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed;
-
-/// How far an attempt has repeated what the log has from earlier ones.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Replay {
-    /// The entry to look at next.
-    entry: usize,
-    /// Where the text of the next token begins.
-    begin: usize,
-    /// Tokens that were repeated, or appended by the attempt itself.
-    tokens: u32,
-}
-
-impl Replay {
-    /// Tokens of the log that the attempt has given, from the first on.
-    pub fn tokens(&self) -> u32 {
-        self.tokens
-    }
-}
-
-/// What a token is beside a log that may have it already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeated {
-    /// The log has it, at this index.
-    Same(u32),
-    /// The log has another one at this index.
-    Differs(u32),
-    /// The log has all that came before, and nothing behind it.
-    New,
-}
 
 /// Longest text of all tokens of one task, in bytes: entries hold 32-bit ends.
 pub const TEXT_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -242,37 +213,6 @@ impl EventLog {
     /// [`Sealed`] when the task is over; nothing was appended.
     pub fn append_started(&mut self, started: Started) -> Result<(), Sealed> {
         self.push(Entry::Started(Box::new(started)))
-    }
-
-    /// Compares an attempt's next token with the log. `replay` is the attempt's own, and moves on.
-    pub fn repeat(&self, replay: &mut Replay, text: &str) -> Repeated {
-        while let Some(entry) = self.entries.get(replay.entry) {
-            replay.entry += 1;
-            if let Entry::Token { index, end } = *entry {
-                let known = &self.text[replay.begin..end as usize];
-                if known != text {
-                    return Repeated::Differs(index);
-                }
-                (replay.begin, replay.tokens) = (end as usize, index + 1);
-                return Repeated::Same(index);
-            }
-        }
-        Repeated::New
-    }
-
-    /// The place behind all that the log has: an attempt that begins there repeats nothing.
-    pub fn behind_all(&self) -> Replay {
-        Replay { entry: self.entries.len(), begin: self.text.len(), tokens: self.tokens }
-    }
-
-    /// Appends the token of an attempt that has repeated the whole log, and returns its index.
-    ///
-    /// # Errors
-    /// As [`EventLog::append_token`].
-    pub fn append_new(&mut self, replay: &mut Replay, text: &str) -> Result<u32, Sealed> {
-        let index = self.append_token(text)?;
-        *replay = self.behind_all();
-        Ok(index)
     }
 
     /// What must never happen: a token behind the end.
@@ -398,23 +338,6 @@ mod tests {
             let next = log.visit(from, 2, |_, _| ());
             assert_eq!(next, (from + 2).min(all.len()).max(from.min(all.len())), "two at a time");
         }
-    }
-
-    #[test]
-    fn a_second_attempt_repeats_the_first_and_goes_on_behind_it() {
-        let mut log = EventLog::default();
-        let mut first = Replay::default();
-        for text in ["a", "bc"] {
-            assert_eq!(log.repeat(&mut first, text), Repeated::New);
-            log.append_new(&mut first, text).expect("open");
-        }
-        let mut second = Replay::default();
-        assert_eq!([log.repeat(&mut second, "a"), log.repeat(&mut second, "bc")], [0, 1].map(Repeated::Same));
-        assert_eq!((log.repeat(&mut second, "d"), log.append_new(&mut second, "d")), (Repeated::New, Ok(2)));
-        assert_eq!((log.repeat(&mut second, "e"), second.tokens()), (Repeated::New, 3), "its own is not repeated");
-        let mut third = Replay::default();
-        assert_eq!(log.repeat(&mut third, "a"), Repeated::Same(0));
-        assert_eq!((log.repeat(&mut third, "b"), third.tokens()), (Repeated::Differs(1), 1), "a part is another token");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) mod record;
 pub(crate) mod refusals;
 pub mod reload;
 mod reload_walk;
+pub(crate) mod replay;
 pub(crate) mod replica;
 pub(crate) mod root;
 pub(crate) mod route;

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::actors::claim::Claim;
-use crate::actors::event_log::{EventLog, Repeated, Replay, ReplicaIdentity, Started};
+use crate::actors::event_log::{EventLog, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
+use crate::actors::replay::{Repeated, Replay};
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
@@ -250,18 +251,18 @@ impl TaskRecord {
         guard.fence(epoch).or_else(|refusal| if planted!(StaleEpoch) { Ok(()) } else { Err(refusal) })?;
         let state = &mut *guard;
         let repeated = state.log.repeat(&mut state.replay, text);
-        match if planted!(SpliceReplay) { Repeated::New } else { repeated } {
+        let known = match if planted!(SpliceReplay) { Repeated::New(0) } else { repeated } {
             Repeated::Same(index) => {
                 state.progress_at = now;
                 return Ok(index);
             }
             Repeated::Differs(index) => return Err(Refusal::Diverged(index)),
-            Repeated::New => {}
-        }
+            Repeated::New(known) => known,
+        };
         if state.log.tokens() >= self.request.max_tokens.0 {
             return Err(Refusal::Budget(self.request.max_tokens));
         }
-        let index = state.log.append_new(&mut state.replay, text).map_err(|_| Refusal::Sealed)?;
+        let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| Refusal::Sealed)?;
         state.progress_at = now;
         state.first_token_at.get_or_insert(now);
         self.wake_readers(guard);
@@ -271,7 +272,7 @@ impl TaskRecord {
     /// Index of the first token that the newest attempt has not repeated yet; `None` when it has come to the log's end.
     pub(crate) fn not_repeated(&self) -> Option<u32> {
         let state = self.state.lock();
-        (state.replay.tokens() < state.log.tokens()).then(|| state.replay.tokens())
+        state.log.not_repeated(&state.replay)
     }
 
     /// Lets go of the state, and wakes readers that wait for more.

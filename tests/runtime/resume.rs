@@ -42,6 +42,8 @@ struct Plan {
     env: Env,
     /// From this token on, a second attempt gives others.
     differs_from: Option<u32>,
+    /// Attempts that are not lost give so many tokens in one piece.
+    tokens_a_piece: usize,
 }
 
 /// The simulated engine, of which attempts are lost by plan.
@@ -55,6 +57,26 @@ struct Cut<'a> {
     out: &'a mut dyn TokenOutput,
     left: Option<u32>,
     differs_in: Option<u32>,
+}
+
+/// Several tokens in one piece, as busy servers send them.
+struct Pieces<'a> {
+    out: &'a mut dyn TokenOutput,
+    tokens: usize,
+    held: Vec<String>,
+}
+
+impl Pieces<'_> {
+    fn flush(&mut self) -> Result<(), Stopped> {
+        self.out.push(&std::mem::take(&mut self.held).concat())
+    }
+}
+
+impl TokenOutput for Pieces<'_> {
+    fn push(&mut self, text: &str) -> Result<(), Stopped> {
+        self.held.push(text.to_owned());
+        if self.held.len() < self.tokens { Ok(()) } else { self.flush() }
+    }
 }
 
 impl TokenOutput for Cut<'_> {
@@ -75,12 +97,14 @@ impl Engine for Mortal {
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
-        let Plan { way, tokens, ref deaths, ref env, differs_from } = self.plan;
+        let Plan { way, tokens, ref deaths, ref env, differs_from, tokens_a_piece } = self.plan;
         let dies = deaths.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         let differs_in = if dies { None } else { differs_from };
-        let mut cut = Cut { out, left: dies.then_some(tokens), differs_in };
+        let mut pieces = Pieces { out, tokens: if dies { 1 } else { tokens_a_piece }, held: Vec::new() };
+        let mut cut = Cut { out: &mut pieces, left: dies.then_some(tokens), differs_in };
         let result = Engine::generate(&self.engine, job, &mut cut).await;
         if !dies {
+            pieces.flush().ok();
             return result;
         }
         match way {
@@ -138,7 +162,14 @@ async fn run(orchestrator: &Orchestrator, request: TaskRequest) -> (String, Even
 }
 
 fn plan(way: Way, tokens: u32, deaths: u32) -> Plan {
-    Plan { way, tokens, deaths: Arc::new(AtomicU32::new(deaths)), env: Env::simulated(3), differs_from: None }
+    Plan {
+        way,
+        tokens,
+        deaths: Arc::new(AtomicU32::new(deaths)),
+        env: Env::simulated(3),
+        differs_from: None,
+        tokens_a_piece: 1,
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,6 +198,19 @@ async fn killed_at_any_token_up_to_three_times_a_stream_is_the_undisturbed_one()
         }
     }
     println!("{runs} runs in {} ways, each byte for byte the undisturbed one", WAYS.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_cuts_its_text_otherwise_the_second_time_is_resumed_byte_for_byte() {
+    let (text, _) = run(&start(mortal_pool(1), plan(Way::Lost, 0, 0)).await, task(1)).await;
+    for tokens in 0..=LENGTH {
+        for tokens_a_piece in 1..=5 {
+            let plan = Plan { tokens_a_piece, ..plan(Way::Lost, tokens, 1) };
+            let (seen, end) = run(&start(mortal_pool(2), plan).await, task(1)).await;
+            assert_eq!(seen, text, "behind {tokens} tokens, then {tokens_a_piece} a piece");
+            assert!(matches!(end, Event::End(_)), "{end:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
