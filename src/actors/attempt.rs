@@ -244,7 +244,7 @@ async fn confirm_stopped(attempt: &Attempt) {
         return;
     }
     let place = &attempt.pool.replicas[attempt.lease.replica as usize];
-    let quarantine = Quarantine::begin(place);
+    let mut quarantine = Quarantine::begin(attempt);
     let slot = attempt.lease.slot;
     tracing::warn!(replica_id = %place.id, slot, ?limit, "a slot was not left in time and is quarantined");
     for periods in 1_u32.. {
@@ -252,15 +252,13 @@ async fn confirm_stopped(attempt: &Attempt) {
         if periods == QUARANTINE_PERIODS_MAX {
             // Nothing new from here on; what runs may end.
             let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text.clone())));
+            quarantine.is_stuck = true;
         }
         if quarantine.is_all_that_runs() {
             let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
         }
         if timeout(limit, &mut released).await.is_ok() {
             tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
-            if periods >= QUARANTINE_PERIODS_MAX {
-                let _ = attempt.worker.cast(WorkerMsg::EngineUnstuck); // Gone: the next worker knows of no stuck slot.
-            }
             return;
         }
     }
@@ -270,24 +268,33 @@ async fn confirm_stopped(attempt: &Attempt) {
 const QUARANTINE_PERIODS_MAX: u32 = 10;
 
 /// A slot that its engine has not left in time, counted while it is held.
-struct Quarantine<'a>(&'a ReplicaShared);
+struct Quarantine<'a> {
+    place: &'a ReplicaShared,
+    worker: &'a ActorRef<WorkerMsg>,
+    /// The worker has been told that it gets no more tasks because of this slot.
+    is_stuck: bool,
+}
 
 impl<'a> Quarantine<'a> {
-    fn begin(place: &'a ReplicaShared) -> Self {
+    fn begin(attempt: &'a Attempt) -> Self {
+        let place = &attempt.pool.replicas[attempt.lease.replica as usize];
         place.stop_timeouts.fetch_add(1, Relaxed);
         place.quarantined.fetch_add(1, Relaxed);
-        Quarantine(place)
+        Quarantine { place, worker: &attempt.worker, is_stuck: false }
     }
 
     /// Whether a restart of the engine would cost no task anything.
     fn is_all_that_runs(&self) -> bool {
-        self.0.slots.used() <= self.0.quarantined.load(Relaxed)
+        self.place.slots.used() <= self.place.quarantined.load(Relaxed)
     }
 }
 
 impl Drop for Quarantine<'_> {
     fn drop(&mut self) {
-        self.0.quarantined.fetch_sub(1, Relaxed);
+        self.place.quarantined.fetch_sub(1, Relaxed);
+        if self.is_stuck {
+            let _ = self.worker.cast(WorkerMsg::EngineUnstuck); // Gone: the next worker knows of no stuck slot.
+        }
     }
 }
 

@@ -285,6 +285,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
 fn stop_workers(state: &mut PoolSupervisorState) {
     state.pool.set_intent(Intent::Stop);
     state.pool.abandon_reload();
+    state.ending.clear();
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
         worker.stop(Some(STOPPED.into()));
     }

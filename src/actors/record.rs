@@ -205,7 +205,7 @@ impl TaskRecord {
         state.fence(epoch)?;
         let home = state.route.as_ref().map(|route| &route.pool);
         let lent = home.filter(|home| state.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
-        if lent.is_some_and(|home| *home.edition().spec != *identity.spec) {
+        if lent.is_some_and(|home| !home.serves_the_same_as(identity)) {
             return Err(Refusal::OtherModel);
         }
         if identity.spec.fits(&self.request).is_err() && !planted!(RunMisfits) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use serde::Serialize;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::shared::PoolShared;
 use crate::config::{CTX_DEFAULT, PoolConfig};
@@ -161,6 +162,13 @@ impl PoolShared {
     /// What the pool serves now. A short lock, taken once for each task at admission; the supervisor holds it for moments.
     pub(crate) fn edition(&self) -> Arc<Edition> {
         self.reloads.lock().serving.clone()
+    }
+
+    /// Whether this identity is what the pool serves, as far as its own engines have said what that is.
+    pub(crate) fn serves_the_same_as(&self, identity: &ReplicaIdentity) -> bool {
+        let pinned = self.pinned.lock().clone();
+        let same = |pinned: &(String, String)| pinned.0 == identity.engine_version && pinned.1 == identity.model_digest;
+        pinned.is_none_or(|pinned| same(&pinned)) && self.edition().spec == identity.spec
     }
 
     /// Begins a reload.

@@ -93,6 +93,7 @@ fn look_again(state: &mut PoolSupervisorState) {
 async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Result<(), ActorProcessingErr> {
     let (place, child) = (&state.pool.replicas[index as usize], PoolChild::Worker(index));
     *place.part.edition.lock() = plan.goal.clone();
+    *place.self_test.lock() = None; // It was of the model before.
     if state.ending.contains_key(&index) {
         return Ok(()); // Its next life loads the goal's model, whatever it was told to end for.
     }

@@ -16,7 +16,7 @@ use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::lifecycle::ReplicaState;
 use crate::core::placement::Candidate;
 use crate::core::units::{Timestamp, VramBytes};
-use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
+use crate::gpu::engine::{AnyEngine, EngineError, EngineSite, Telemetry};
 
 /// One worker's place. Its slots and its engine outlive the actors around them.
 pub(crate) struct ReplicaShared {
@@ -32,6 +32,8 @@ pub(crate) struct ReplicaShared {
     /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
     /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
     pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
+    /// What earlier engines have left that is still ending.
+    pub(crate) site: EngineSite,
     /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
     pub(crate) ready_since: Mutex<Option<Timestamp>>,
     /// What the engine said of itself when it was loaded.
@@ -71,6 +73,7 @@ impl ReplicaShared {
             state: Mutex::new(ReplicaState::Preloading),
             part: Part::new(edition),
             engine: Mutex::new(None),
+            site: EngineSite::default(),
             ready_since: Mutex::new(None),
             identity: Mutex::new(None),
             telemetry: Mutex::default(),

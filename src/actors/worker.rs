@@ -176,6 +176,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
         mask: state.place().mask.clone(),
         pool: edition.config.clone(),
         env: state.pool.env.clone(),
+        site: state.place().site.clone(),
     };
     let engine = (state.pool.factory)(&context);
     state.place().discard_engine();

@@ -3,6 +3,10 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use crate::config::PoolConfig;
 use crate::core::failure::Cause;
@@ -22,6 +26,37 @@ pub struct EngineContext {
     pub pool: Arc<PoolConfig>,
     /// Time and chance.
     pub env: Env,
+    /// What is still there of earlier engines of this worker.
+    pub site: EngineSite,
+}
+
+/// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no room for more.
+#[derive(Clone, Default)]
+pub struct EngineSite {
+    ending: Arc<Mutex<Vec<Boxed<'static, ()>>>>,
+}
+
+impl EngineSite {
+    /// Leaves something that is ending; `end` returns when it is gone.
+    pub fn leave(&self, end: impl Future<Output = ()> + Send + 'static) {
+        self.ending.lock().push(Box::pin(end));
+    }
+
+    /// Waits until all that was left is gone, or `limit` is over.
+    ///
+    /// # Cancel safety
+    /// What was not gone yet is not waited for again.
+    pub async fn until_clear(&self, limit: Duration) {
+        let ending = std::mem::take(&mut *self.ending.lock());
+        let all = async {
+            for end in ending {
+                end.await;
+            }
+        };
+        if timeout(limit, all).await.is_err() {
+            tracing::warn!(?limit, "what an earlier engine left is not gone in time");
+        }
+    }
 }
 
 /// What a loaded engine says of itself (ORCH-3032).

@@ -24,6 +24,8 @@ use crate::gpu::http::{HttpClient, HttpError, whole};
 use crate::gpu::process::EngineProcess;
 use crate::gpu::sse::SseParser;
 
+/// How long the last process may take to be gone: a killed one must give its device's memory back first.
+const LAST_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two looks at a server that is loading.
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 /// Time between two looks at a slot that is being left.
@@ -151,7 +153,7 @@ impl LlamaCpp {
         ];
         let fill = |part: &String| values.iter().fold(part.clone(), |part, (name, value)| part.replace(name, value));
         let command: Vec<String> = command.iter().map(fill).collect();
-        let process = EngineProcess::start(&command, &self.context.replica, &self.context.mask)
+        let process = EngineProcess::start(&command, &self.context)
             .map_err(|error| EngineError::Preload(format!("{:?} cannot be started: {error}", command[0])))?;
         Ok((format!("http://127.0.0.1:{port}"), Some(process)))
     }
@@ -246,6 +248,7 @@ fn step(data: &[u8]) -> Result<Step, EngineError> {
 
 impl Engine for LlamaCpp {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
+        self.context.site.until_clear(LAST_END_TIMEOUT).await;
         let (base, process) = self.launch()?;
         let client = HttpClient::new(&base);
         let process_id = process.as_ref().and_then(EngineProcess::id);

@@ -14,5 +14,7 @@ pub mod sim;
 #[cfg(feature = "engines-http")]
 pub(crate) mod sse;
 
-pub use engine::{Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Stopped, Telemetry, TokenOutput};
+pub use engine::{
+    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, Stopped, Telemetry, TokenOutput,
+};
 pub use sim::SimEngine;

@@ -2,33 +2,29 @@
 //! killed itself.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::core::id::{DeviceMask, ReplicaId};
-use crate::gpu::engine::{EngineError, Exit};
+use crate::core::id::ReplicaId;
+use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
 const LINE_BYTES_MAX: usize = 2048;
 /// Lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
 
-/// What becomes the engine: a shell that leaves a watcher behind in the engine's group and then turns into the engine, so that its
-/// process, exit code and signals are the engine's own. The watcher reads from a pipe whose other end only we hold; when we are gone,
-/// however that came about, it reads the end and kills the group, itself included. The system's own means (`PR_SET_PDEATHSIG`) would
-/// need `unsafe`, goes by threads and not by processes, and would leave behind what the engine has started. Core files of tens of
-/// gigabytes are nobody's wish.
-const LAUNCH: &str =
-    "ulimit -c 0; exec 3<&0; { read -r _; kill -KILL 0; } <&3 >/dev/null 2>&1 & exec \"$@\" </dev/null 3<&-";
+/// The watcher of an engine's group: it reads from a pipe whose other end only we hold. When we are gone, however that came about, it
+/// reads the end and kills the group, itself included. The system's own means (`PR_SET_PDEATHSIG`) would need `unsafe`, goes by
+/// threads and not by processes, and would leave behind what the engine has started.
+const WATCH: &str = "trap '' TERM HUP INT QUIT USR1 USR2 ALRM; read -r _; kill -KILL 0";
 
 /// How long the last lines of a process that has ended are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
@@ -36,10 +32,10 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 /// A running process and all that it started. Dropping it kills the whole group.
 pub(crate) struct EngineProcess {
     group: Option<Pid>,
-    child: Child,
+    /// The engine and its watcher; `None` once they have been left to the site.
+    children: Option<(Child, Child)>,
+    site: EngineSite,
     last_lines: Arc<Mutex<VecDeque<String>>>,
-    /// The pipe whose end kills the group. Closed with us, and never written to.
-    _leash: Option<ChildStdin>,
     /// Readers of its output; aborted with it.
     readers: JoinSet<()>,
 }
@@ -47,34 +43,42 @@ pub(crate) struct EngineProcess {
 impl EngineProcess {
     /// Starts `command` for this worker.
     ///
+    /// Its watcher follows it by microseconds: killed in between, we would leave an engine behind.
+    ///
     /// # Errors
     /// What the system says when it cannot be started.
-    pub(crate) fn start(command: &[String], replica: &ReplicaId, mask: &DeviceMask) -> std::io::Result<Self> {
-        let program = command.first().ok_or(std::io::ErrorKind::InvalidInput)?;
-        can_be_run(program)?;
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", LAUNCH, "engine"]).args(command);
-        let mut command = shell;
-        command.env("CUDA_VISIBLE_DEVICES", mask.to_string()).env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub(crate) fn start(command: &[String], context: &EngineContext) -> std::io::Result<Self> {
+        let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(program);
+        command.args(arguments).env("CUDA_VISIBLE_DEVICES", context.mask.to_string());
+        command.env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true); // Its own group, so that what it starts dies with it.
         let mut child = command.spawn()?;
-        let leash = child.stdin.take();
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or_default();
+        let group = Pid::from_raw(id);
+        let mut watcher = Command::new("/bin/sh");
+        watcher.args(["-c", WATCH, "engine-watcher"]).process_group(id).kill_on_drop(true);
+        watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let watcher = watcher.spawn().inspect_err(|_| {
+            let _ = group.map(|group| kill_process_group(group, Signal::KILL)); // Not without one.
+        })?;
+        leave_no_core(group);
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = JoinSet::new();
         if let Some(output) = child.stdout.take() {
-            readers.spawn(capture(output, replica.clone(), last_lines.clone()));
+            readers.spawn(capture(output, context.replica.clone(), last_lines.clone()));
         }
         if let Some(output) = child.stderr.take() {
-            readers.spawn(capture(output, replica.clone(), last_lines.clone()));
+            readers.spawn(capture(output, context.replica.clone(), last_lines.clone()));
         }
-        Ok(EngineProcess { group, child, last_lines, readers, _leash: leash })
+        let children = Some((child, watcher));
+        Ok(EngineProcess { group, children, site: context.site.clone(), last_lines, readers })
     }
 
     /// The process's id, while it runs.
     pub(crate) fn id(&self) -> Option<u32> {
-        self.child.id()
+        self.children.as_ref().and_then(|(child, _)| child.id())
     }
 
     /// Waits for its end: [`EngineError::Exited`], with exit code and signal told apart and its last words.
@@ -83,7 +87,10 @@ impl EngineProcess {
     /// Dropping the future is harmless; the next one waits for the last words again.
     pub(crate) async fn ended(&mut self) -> EngineError {
         use std::os::unix::process::ExitStatusExt;
-        let status = self.child.wait().await;
+        let status = match &mut self.children {
+            Some((child, _)) => child.wait().await,
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
         self.kill_group(); // What it had started must not outlive it.
         // What it said last may still lie in the pipes; whoever keeps them open from outside the group is not waited for.
         let _ = timeout(LAST_WORDS_TIMEOUT, async { while self.readers.join_next().await.is_some() {} }).await;
@@ -109,18 +116,29 @@ impl EngineProcess {
 impl Drop for EngineProcess {
     fn drop(&mut self) {
         self.kill_group();
+        if let Some((mut child, mut watcher)) = self.children.take() {
+            let gone = async move {
+                let _ = (child.wait().await, watcher.wait().await); // However they ended, they have.
+            };
+            match tokio::runtime::Handle::try_current() {
+                // At once, so that none is left as a zombie; whoever comes next waits for it.
+                Ok(tokio) => {
+                    let reaper = tokio.spawn(gone);
+                    self.site.leave(async move { drop(reaper.await) });
+                }
+                Err(_) => self.site.leave(gone),
+            }
+        }
     }
 }
 
-/// Whether there is such a program: the shell would only say so in its output.
-fn can_be_run(program: &str) -> std::io::Result<()> {
-    let is_there = |path: &Path| path.is_file();
-    let found = match program.contains('/') {
-        true => is_there(Path::new(program)),
-        false => std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|folder| is_there(&folder.join(program)))),
-    };
-    if found { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
+/// A core file of tens of gigabytes is nobody's wish. Only the limit that it may raise again by itself is lowered.
+fn leave_no_core(process: Option<Pid>) {
+    let maximum = getrlimit(Resource::Core).maximum;
+    let lowered = prlimit(process, Resource::Core, Rlimit { current: Some(0), maximum });
+    if let Err(error) = lowered {
+        tracing::debug!(%error, "an engine may leave core files");
+    }
 }
 
 /// Copies output into our log line by line, bounded and printable.

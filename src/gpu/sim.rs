@@ -352,7 +352,7 @@ mod tests {
     use crate::config::PoolConfig;
     use crate::core::id::{DeviceMask, PoolId, ReplicaId, TaskId};
     use crate::core::task::TaskRequest;
-    use crate::gpu::engine::Stopped;
+    use crate::gpu::engine::{EngineSite, Stopped};
 
     struct Text(String);
     impl TokenOutput for Text {
@@ -370,7 +370,13 @@ mod tests {
         let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index };
         let pool = PoolConfig::new("p", "sim", "m");
         let pool = Arc::new(PoolConfig { sampler_profile_version: profile.into(), ..pool });
-        let engine = SimEngine::new(&EngineContext { replica, mask: DeviceMask::default(), pool, env: Env::real() });
+        let engine = SimEngine::new(&EngineContext {
+            replica,
+            mask: DeviceMask::default(),
+            pool,
+            env: Env::real(),
+            site: EngineSite::default(),
+        });
         engine.preload().await.expect("loads");
         let mut out = Text(String::new());
         let task_id = TaskId::parse("t").expect("valid");
