@@ -1,6 +1,6 @@
-//! Nothing that we started outlives us, however we end, and whatever it has started itself; nor does an engine its successor's start.
+//! Nothing that we started outlives us, however we end, and whatever it has started itself.
 //!
-//! `cargo xtask engines` installs llama.cpp. Without it these tests say that they were skipped; with `REQUIRE_ENGINES` set, they fail.
+//! `cargo xtask engines` installs llama.cpp. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set, it fails.
 #![cfg(all(feature = "service", feature = "engines-http"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
@@ -8,9 +8,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use orchestrator_core::{ModelChange, ReloadState};
-use support::llama::{pids, pool, server, start};
-use support::{Service, eventually, exchange, kill, pool_id};
+use support::llama::server;
+use support::{Service, eventually, exchange};
 
 /// Processes of this group that have not ended.
 fn members(group: u64) -> Vec<u32> {
@@ -56,33 +55,4 @@ async fn four_engines_and_what_they_started_are_gone_when_we_are_killed() {
     let took = killed_at.elapsed();
     println!("{} processes in four groups gone {} ms after kill -9", before.len(), took.as_millis());
     assert!(took < Duration::from_secs(2), "{took:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_next_engine_starts_when_the_last_one_is_gone() {
-    let Some(server) = server() else { return };
-    let note = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("last-engine.pid");
-    let _ = std::fs::remove_file(&note);
-    // Each engine looks whether the one before it is still there, and notes who it is.
-    let note = note.to_str().unwrap();
-    let script = format!(
-        "kill -0 $(cat {note} 2>/dev/null || echo x) 2>/dev/null && exit 9; echo $$ >{note}; exec {server} \"$@\""
-    );
-    let mut config = pool(&server, 1, 1);
-    config.restart.backoff_ms = 0;
-    config.restart.intensity = 100;
-    let arguments = config.command.take().unwrap().split_off(1);
-    config.command = Some(["sh", "-c", &script, "engine"].map(str::to_owned).into_iter().chain(arguments).collect());
-    let orchestrator = start(config).await;
-    let loads = || orchestrator.pools()[0].replicas[0].preload_successes;
-    for round in 0..4 {
-        let before = loads();
-        orchestrator.reload(&pool_id("tiny"), &ModelChange::default()).unwrap();
-        let reload = orchestrator.until_reloaded(&pool_id("tiny")).await.unwrap();
-        assert_eq!(reload.state, ReloadState::Done, "{round} {reload:?}");
-        kill(pids(&orchestrator)[0], "-KILL");
-        eventually("it is loaded once more", || loads() == before + 2).await;
-    }
-    assert_eq!(orchestrator.pools()[0].replicas[0].preload_failures, 0, "none saw the one before it");
-    orchestrator.stop().await;
 }

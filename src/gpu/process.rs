@@ -170,3 +170,57 @@ fn keep(line: &mut Vec<u8>, replica: &ReplicaId, last: &Mutex<VecDeque<String>>)
     }
     last.push_back(text);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PoolConfig;
+    use crate::core::id::{DeviceMask, PoolId};
+    use crate::env::Env;
+
+    fn context() -> EngineContext {
+        let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
+        let pool = Arc::new(PoolConfig::new("p", "sh", "m"));
+        EngineContext { replica, mask: DeviceMask::default(), pool, env: Env::real(), site: EngineSite::default() }
+    }
+
+    fn shell(script: &str) -> Vec<String> {
+        ["sh", "-c", script].map(str::to_owned).to_vec()
+    }
+
+    fn is_there(pid: u32) -> bool {
+        std::path::Path::new(&format!("/proc/{pid}")).exists()
+    }
+
+    #[tokio::test]
+    async fn one_that_is_dropped_is_gone_before_the_site_is_clear() {
+        let context = context();
+        let mut process = EngineProcess::start(&shell("exec sleep 1000"), &context).expect("starts");
+        let (engine, watcher) = process.children.as_mut().expect("they run");
+        let pids = [engine.id(), watcher.id()].map(|pid| pid.expect("it runs"));
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", pids[0])).expect("it is there");
+        let core = limits.lines().find(|line| line.contains("core file")).expect("it has one");
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "no core file: {core}");
+        drop(process);
+        assert!(pids.into_iter().all(is_there), "killed, and nobody has looked yet");
+        context.site.until_clear(Duration::from_secs(10)).await;
+        assert!(!pids.into_iter().any(is_there), "nothing of them is left, not even a zombie");
+        context.site.leave(std::future::pending());
+        context.site.until_clear(Duration::from_millis(1)).await; // Whatever never ends is not waited for for ever.
+    }
+
+    #[tokio::test]
+    async fn its_end_is_told_exactly_and_with_its_last_words() {
+        let cases = [
+            ("echo one; echo two >&2; exit 42", Exit::Code(42)),
+            ("echo one; echo two; kill -SEGV $$", Exit::Signal(11)),
+        ];
+        for (script, want) in cases {
+            let mut process = EngineProcess::start(&shell(script), &context()).expect("starts");
+            let EngineError::Exited { how, said } = process.ended().await else { panic!("it has ended") };
+            assert_eq!(how, want, "{script}");
+            assert!(said.contains("one") && said.contains("two"), "{script}: {said:?}");
+        }
+        assert!(EngineProcess::start(&["/nowhere/engine".to_owned()], &context()).is_err());
+    }
+}
