@@ -232,7 +232,7 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
 /// Holds the slot until the engine has really left it: a slot is never given to another task while it may still compute.
 ///
 /// A slot that is not left in time is quarantined. The engine's own view of it decides when it is free; should it never be, the
-/// engine is restarted, as soon as that costs no other task anything, and in the end without waiting for such a moment.
+/// engine is restarted as soon as that costs no other task anything, and after a while gets no more tasks, so that this moment comes.
 async fn confirm_stopped(attempt: &Attempt) {
     if planted!(FreeUnconfirmed) {
         return;

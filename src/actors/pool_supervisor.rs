@@ -18,7 +18,7 @@ use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
 use crate::actors::record::TaskRecord;
 use crate::actors::reload_walk::{Ending, after_end, walk};
 use crate::actors::shared::{PoolShared, RuntimeShared};
-use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, STOPPED, Supervisor, death};
+use crate::actors::supervise::{BOOKKEEPERS, Children, KillInOrder, Next, STOPPED, Supervisor, death};
 use crate::actors::worker::{Worker, WorkerArgs};
 use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState};
@@ -92,14 +92,14 @@ impl Actor for PoolSupervisor {
         args: PoolSupervisorArgs,
     ) -> Result<PoolSupervisorState, ActorProcessingErr> {
         let PoolSupervisorArgs { runtime, pool } = args;
-        let mut children = Children::new(pool.env.clone());
+        let mut children = Children::new(pool.env.clone(), BOOKKEEPERS);
         let name = |role: &str| format!("{role}/{}", pool.position);
-        children.declare(PoolChild::Latency, name("latency"), BOOKKEEPER);
-        children.declare(PoolChild::Queue, name("queue"), BOOKKEEPER);
-        children.declare(PoolChild::PoolManager, name("pool_manager"), BOOKKEEPER);
+        children.declare(PoolChild::Latency, name("latency"));
+        children.declare(PoolChild::Queue, name("queue"));
+        children.declare(PoolChild::PoolManager, name("pool_manager"));
         for index in 0..pool.replicas.len() as u16 {
             let name = format!("worker/{}/{index}", pool.position);
-            children.declare(PoolChild::Worker(index), name, pool.config.restart.policy());
+            children.declare_with_breaker(PoolChild::Worker(index), name, pool.config.restart.policy());
         }
         let ending = BTreeMap::new();
         let mut state = PoolSupervisorState { myself, runtime, pool, children, ending, looks_again: false };

@@ -12,7 +12,7 @@ use crate::actors::admission::Admission;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
-use crate::actors::supervise::{BOOKKEEPER, Children, KillInOrder, Next, SUPERVISOR, Supervisor};
+use crate::actors::supervise::{Children, KillInOrder, Next, SUPERVISORS, Supervisor};
 use crate::core::restart::Breaker;
 
 /// What the actor is told.
@@ -55,12 +55,12 @@ impl Actor for Root {
         myself: ActorRef<RootMsg>,
         runtime: Arc<RuntimeShared>,
     ) -> Result<RootState, ActorProcessingErr> {
-        let mut children = Children::new(runtime.env.clone());
-        children.declare(RootChild::Sessions, "sessions", BOOKKEEPER);
+        let mut children = Children::new(runtime.env.clone(), SUPERVISORS);
+        children.declare(RootChild::Sessions, "sessions");
         for pool in &runtime.pools {
-            children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position), SUPERVISOR);
+            children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position));
         }
-        children.declare(RootChild::Admission, "admission", BOOKKEEPER);
+        children.declare(RootChild::Admission, "admission");
         let mut state = RootState { myself, runtime, children };
         state.start_all(|_| true).await?;
         Ok(state)

@@ -15,13 +15,17 @@ use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::env::Env;
 
-/// The rule for actors that only keep books: their state is rebuilt from the ledger, so they come back at once. Twenty
-/// restarts in ten seconds is a bug that a restart does not cure.
-pub(crate) const BOOKKEEPER: RestartPolicy =
+/// The rule of a pool's supervisor for its bookkeepers, all together, as in Erlang/OTP: their state is rebuilt from the ledger, so
+/// they come back at once. More than twenty restarts in ten seconds are a bug that a restart does not cure.
+pub(crate) const BOOKKEEPERS: RestartPolicy =
     RestartPolicy { intensity: 20, period: Duration::from_secs(10), backoff: Backoff::NONE, excess: Excess::Escalate };
 
-/// The rule for supervisors: Erlang/OTP's shape, with a window that lets a pool be rebuilt a few times a minute.
-pub(crate) const SUPERVISOR: RestartPolicy =
+/// The rule of the root for its children, all together: a window that lets pools be rebuilt a few times a minute.
+pub(crate) const SUPERVISORS: RestartPolicy =
+    RestartPolicy { intensity: 20, period: Duration::from_secs(60), backoff: Backoff::NONE, excess: Excess::Escalate };
+
+/// The rule of the guardian for the root.
+pub(crate) const ROOT: RestartPolicy =
     RestartPolicy { intensity: 10, period: Duration::from_secs(60), backoff: Backoff::NONE, excess: Excess::Escalate };
 
 /// The reason of an actor's end that was asked for.
@@ -52,7 +56,8 @@ pub(crate) enum Next<K> {
 struct Child<K> {
     key: K,
     name: String,
-    history: RestartHistory,
+    /// Its own record, of a child with a breaker; all others share their supervisor's.
+    history: Option<RestartHistory>,
     cell: Option<ActorCell>,
     /// Counts this child's lives and deaths; a delayed start of an older generation is void.
     generation: u64,
@@ -62,29 +67,37 @@ struct Child<K> {
 pub(crate) struct Children<K> {
     env: Env,
     table: Vec<Child<K>>,
+    /// The restarts of all children without a breaker.
+    shared: RestartHistory,
 }
 
 impl<K: Copy + PartialEq> Children<K> {
-    /// No children yet.
-    pub(crate) fn new(env: Env) -> Self {
-        Children { env, table: Vec::new() }
+    /// No children yet; `policy` is for all that will have no breaker of their own.
+    pub(crate) fn new(env: Env, policy: RestartPolicy) -> Self {
+        Children { env, table: Vec::new(), shared: RestartHistory::new(policy) }
     }
 
     /// Declares a child. The order of declaration is the order of start.
-    pub(crate) fn declare(&mut self, key: K, name: impl Into<String>, policy: RestartPolicy) {
-        let history = RestartHistory::new(policy);
+    pub(crate) fn declare(&mut self, key: K, name: impl Into<String>) {
+        self.declare_with(key, name, None);
+    }
+
+    /// Declares a child with a breaker: what it does is held against it alone.
+    pub(crate) fn declare_with_breaker(&mut self, key: K, name: impl Into<String>, policy: RestartPolicy) {
+        self.declare_with(key, name, Some(RestartHistory::new(policy)));
+    }
+
+    fn declare_with(&mut self, key: K, name: impl Into<String>, history: Option<RestartHistory>) {
         self.table.push(Child { key, name: name.into(), history, cell: None, generation: 0 });
     }
 
     /// Notes that a child has been started.
     pub(crate) fn started(&mut self, key: K, cell: ActorCell) {
-        let now = self.env.now();
         let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return };
         child.cell = Some(cell);
         child.generation += 1;
-        child.history.on_started();
-        if child.history.policy().excess == Excess::Escalate {
-            child.history.on_healthy(now); // Bookkeepers and supervisors have nothing to load.
+        if let Some(history) = &mut child.history {
+            history.on_started();
         }
         self.env.trace(|| TraceKind::ActorStarted { actor: child.name.clone() });
     }
@@ -92,7 +105,7 @@ impl<K: Copy + PartialEq> Children<K> {
     /// Gives a child that is dead, or about to be replaced, a clean record. Its delayed start, if one is due, is void.
     pub(crate) fn renew(&mut self, key: K) {
         if let Some(child) = self.table.iter_mut().find(|child| child.key == key) {
-            child.history = RestartHistory::new(*child.history.policy());
+            child.history = child.history.take().map(|history| RestartHistory::new(*history.policy()));
             child.generation += 1;
         }
     }
@@ -120,8 +133,8 @@ impl<K: Copy + PartialEq> Children<K> {
     /// Notes since when a child that has just died had been healthy; `None` if it never was.
     pub(crate) fn was_healthy(&mut self, key: K, since: Option<Timestamp>) {
         let child = self.table.iter_mut().find(|child| child.key == key);
-        if let (Some(child), Some(since)) = (child, since) {
-            child.history.on_healthy(since);
+        if let (Some(history), Some(since)) = (child.and_then(|child| child.history.as_mut()), since) {
+            history.on_healthy(since);
         }
     }
 
@@ -129,11 +142,12 @@ impl<K: Copy + PartialEq> Children<K> {
     pub(crate) fn after_death(&mut self, key: K) -> Next<K> {
         let (now, roll) = (self.env.now(), self.env.random());
         let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return Next::Nothing };
-        match child.history.on_exit(now, roll) {
+        let history = child.history.as_mut().unwrap_or(&mut self.shared);
+        match history.on_exit(now, roll) {
             Decision::Escalate => Next::Escalate(key),
             Decision::Restart { after: Duration::ZERO } => Next::Start(key),
             Decision::Restart { after } => {
-                let (generation, breaker) = (child.generation, child.history.breaker());
+                let (generation, breaker) = (child.generation, history.breaker());
                 Next::StartLater { key, generation, after, breaker }
             }
         }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::actors::root::{Root, RootMsg};
 use crate::actors::shared::RuntimeShared;
-use crate::actors::supervise::SUPERVISOR;
+use crate::actors::supervise::ROOT;
 use crate::core::error::ErrorCode;
 use crate::core::lifecycle::Intent;
 use crate::core::restart::{Decision, RestartHistory};
@@ -71,7 +71,7 @@ impl Life {
         let announce = ended.clone();
         // Not detached: the handle belongs to `Life`, which aborts it.
         let guardian = tokio::spawn(async move {
-            let mut history = RestartHistory::new(SUPERVISOR);
+            let mut history = RestartHistory::new(ROOT);
             history.on_healthy(runtime.env.now());
             loop {
                 let _ = handle.await; // However it ended, it has.

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use orchestrator_core::core::trace::TraceKind;
 use orchestrator_core::{Env, Event, Orchestrator};
 
 use crate::support::{World, is_idle, millisecond, pool, read_whole, request, start, until_idle};
@@ -10,6 +11,39 @@ use crate::support::{World, is_idle, millisecond, pool, read_whole, request, sta
 const ACTORS: [&str; 8] =
     ["root", "admission", "sessions", "pool_supervisor", "queue", "pool_manager", "worker", "latency"];
 const PANICS: u32 = 100;
+
+/// How often an actor has died, by its role.
+fn deaths(env: &Env, role: &str) -> usize {
+    let died = |kind: &TraceKind| matches!(kind, TraceKind::ActorDied { actor } if actor.starts_with(role));
+    env.recorded().iter().filter(|event| died(&event.kind)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_supervisors_children_do_is_counted_together_and_one_too_many_takes_it_along() {
+    for (deaths_of_all, gap_ms, escalates) in [(20, 100, false), (21, 100, true), (40, 501, false)] {
+        let env = Env::simulated(7);
+        let World { orchestrator, .. } = start(env.clone(), vec![pool("a", 1, 1, millisecond())]).await;
+        orchestrator.until_ready().await;
+        let bookkeepers = ["queue", "pool_manager", "latency"].into_iter().cycle();
+        for (round, actor) in (1..).zip(bookkeepers).take(deaths_of_all) {
+            env.arm_panic(actor);
+            while env.panics_fired() < round {
+                // Something for each of them to do.
+                let submitted = orchestrator.submit(request(&format!("t{round}-{}", env.now().as_micros()), 1)).await;
+                drop(submitted);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(gap_ms)).await;
+        }
+        assert_eq!(
+            deaths(&env, "pool_supervisor"),
+            usize::from(escalates),
+            "{deaths_of_all} deaths, {gap_ms} ms apart"
+        );
+        orchestrator.until_ready().await;
+        assert!(!orchestrator.has_ended());
+    }
+}
 
 struct Load {
     tasks: Vec<tokio::task::JoinHandle<Option<Event>>>,
