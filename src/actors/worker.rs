@@ -27,7 +27,8 @@ use crate::core::resume::DeterminismClass;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
-const OWN_WORD_GRACE: Duration = Duration::from_millis(250);
+/// It gets no task meanwhile.
+const OWN_WORD_GRACE: Duration = Duration::from_secs(1);
 
 /// All that the actor needs.
 pub(crate) struct WorkerArgs {

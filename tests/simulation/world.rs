@@ -16,7 +16,9 @@ use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
 use orchestrator_core::env::InjectedPanic;
 use orchestrator_core::gpu::sim::undisturbed;
-use orchestrator_core::{Config, Env, ErrorCode, Event, ModelChange, Orchestrator, Priority, TaskRequest};
+use orchestrator_core::{
+    Config, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView, TaskRequest,
+};
 
 use super::check::{Checker, Law};
 use super::support::{World, client as client_id, is_idle, pool, pool_id, read_whole, start_with, task_id};
@@ -291,6 +293,13 @@ pub fn run(seed: u64) -> Result<Run, Box<Violation>> {
     }
 }
 
+/// What matters of a pool, in one line.
+fn digest(pool: &PoolView) -> String {
+    let replica = |replica: &ReplicaView| format!("{} {:?}", replica.state.as_str(), replica.model_digest);
+    let replicas: Vec<String> = pool.replicas.iter().map(replica).collect();
+    format!("{} {:?} used {} depth {:?} {replicas:?}", pool.pool_id, pool.state, pool.slots_used, pool.queue_depth)
+}
+
 fn run_world(seed: u64) -> (Law, Tally) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -335,11 +344,23 @@ fn run_world(seed: u64) -> (Law, Tally) {
         tokio::time::sleep(Duration::from_secs(10)).await;
         for pool in orchestrator.pools().iter().filter(|pool| pool.state == PoolState::Ready) {
             let (first, rest) = pool.replicas.split_first().expect("it has replicas");
-            assert!(rest.iter().all(|replica| replica.model_digest == first.model_digest), "one model: {pool:?}");
-            assert!(pool.replicas.iter().all(|replica| replica.state == ReplicaState::Ready), "all serve: {pool:?}");
+            assert!(
+                rest.iter().all(|replica| replica.model_digest == first.model_digest),
+                "one model: {}",
+                digest(pool)
+            );
+            assert!(
+                pool.replicas.iter().all(|replica| replica.state == ReplicaState::Ready),
+                "all serve: {}",
+                digest(pool)
+            );
         }
         assert!(orchestrator.pools().iter().all(|pool| pool.unsettled == 0), "every charge is settled");
-        assert!(is_idle(&orchestrator), "no slot, place or permit is left behind: {:?}", orchestrator.pools());
+        assert!(
+            is_idle(&orchestrator),
+            "no slot, place or permit is left behind: {:?}",
+            orchestrator.pools().iter().map(digest).collect::<Vec<_>>()
+        );
         for replica in stats.iter().flatten() {
             let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
             let (early, conflicts) = (count(&replica.runs_before_ready), count(&replica.slot_conflicts));
