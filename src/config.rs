@@ -317,7 +317,7 @@ section! {
         /// Longest drain; what still runs then is ended.
         pub drain_ms: u64 = 30_000,
         /// Longest wait until an engine confirms that a stopped task has left its slot. Then the slot is quarantined until the engine
-        /// does, and the engine is restarted when nothing else runs on it, at the latest after ten times this.
+        /// does; the engine is restarted as soon as no other task runs on it, and gets no more tasks after ten times this.
         pub stop_ms: u64 = 5_000,
         /// A task's expected run while none has been measured, for predictions only.
         pub run_guess_ms: u64 = 2_000,

@@ -152,7 +152,7 @@ pub(crate) async fn whole(answer: Response<Incoming>) -> Result<Bytes, HttpError
     Err(HttpError::Status { status, body })
 }
 
-/// Whether the other side closed the connection without a byte of an answer.
+/// Whether the other side closed the connection without the head of an answer.
 fn is_hung_up(error: &hyper_util::client::legacy::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     let mut source = error.source();
