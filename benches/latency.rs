@@ -69,7 +69,9 @@ impl Engine for Mortal {
 async fn death_to_second_attempt() -> Vec<Duration> {
     let kills: Vec<Arc<Notify>> = (0..2).map(|_| Arc::default()).collect();
     let mut pool = PoolConfig { self_test: false, ..PoolConfig::new("p", "mortal", "m") };
-    pool.replicas = (0..2).map(|index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] }).collect();
+    pool.replicas = (0..2)
+        .map(|index| ReplicaConfig { devices: vec![DeviceRef::Index(index)], ..ReplicaConfig::default() })
+        .collect();
     pool.restart = RestartConfig { intensity: 1_000, backoff_ms: 0, backoff_max_ms: 0, ..RestartConfig::default() };
     pool.resume.attempts_max = 1_000;
     let told = kills.clone();

@@ -26,7 +26,7 @@ impl Engine for Backwards {
 }
 
 async fn run() -> Result<String, Box<dyn Error>> {
-    let worker = |device| ReplicaConfig { devices: vec![DeviceRef::Index(device)] };
+    let worker = |device| ReplicaConfig { devices: vec![DeviceRef::Index(device)], ..ReplicaConfig::default() };
     let mut pool = PoolConfig::new("mine", "backwards", "none");
     pool.replicas = vec![worker(0), worker(1)];
     pool.slots = 4;

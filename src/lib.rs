@@ -47,4 +47,4 @@ pub use env::Env;
 pub use orchestrator::{
     Builder, CancelOutcome, Explanation, Orchestrator, PoolConsidered, ReplicaConsidered, StartError, Submitted,
 };
-pub use views::{DeathView, PoolView, ReplicaSetView, ReplicaView, RuntimeView};
+pub use views::{DeathView, DeviceView, DevicesView, PoolView, ReplicaSetView, ReplicaView, RuntimeView, XidView};

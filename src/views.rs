@@ -1,5 +1,7 @@
 //! What can be seen of a runtime: plain values, as of the moment they were taken. No actor is asked for them.
 
+mod devices;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +19,8 @@ use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{PoolState, ReplicaState};
 use crate::core::units::{Timestamp, millis_ceil};
 use crate::orchestrator::Orchestrator;
+
+pub use devices::{DeviceView, DevicesView, XidView};
 
 /// One pool.
 #[derive(Clone, Debug, Serialize)]
@@ -93,6 +97,12 @@ pub struct ReplicaView {
     pub slots_total: u32,
     /// Places that are taken.
     pub slots_used: u32,
+    /// Places that may be taken at once: fewer when its device ran out of memory.
+    pub slots_usable: u32,
+    /// Tokens that its KV cache holds, when that is known, and those that are set aside for running tasks.
+    pub kv_tokens: Option<u64>,
+    /// See there.
+    pub kv_reserved: u64,
     /// Version that its engine reports, when it is loaded.
     pub engine_version: Option<String>,
     /// Digest of its model, when it is loaded.
@@ -234,6 +244,9 @@ impl ReplicaView {
             devices: replica.mask.clone(),
             slots_total: replica.slots.total(),
             slots_used: replica.slots.used(),
+            slots_usable: replica.slots.limit(),
+            kv_tokens: replica.kv.capacity(),
+            kv_reserved: replica.kv.reserved(),
             engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
             engine_process_id: identity.as_ref().and_then(|identity| identity.process_id),
             model_digest: identity.map(|identity| identity.model_digest.clone()),

@@ -97,8 +97,10 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
 fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared>, TaskError> {
     let request = &*record.request;
     let bytes_max = runtime.config.prompt_bytes_max;
-    if request.prompt.len() > bytes_max as usize {
-        let text = format!("field 'prompt': {} bytes, at most {bytes_max} are taken", request.prompt.len());
+    let bytes = request.text_bytes();
+    if bytes > bytes_max as usize {
+        let field = if request.inputs.is_empty() { "prompt" } else { "inputs" };
+        let text = format!("field '{field}': {bytes} bytes, at most {bytes_max} are taken");
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
     let client = runtime.clients.get(&request.client_id);
@@ -124,6 +126,7 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, client: 
         engine: &pool.config.engine,
         spec: pool.edition().spec.clone(),
         ctx: Tokens(pool.ctx.load(Relaxed)),
+        workloads: &pool.config.workloads,
         bytes_per_token: pool.config.bytes_per_token,
         state,
         room: pool.has_room(request.priority),

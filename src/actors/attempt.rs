@@ -309,6 +309,10 @@ impl Attempt {
 
     fn note_failed(&self, record: &TaskRecord, cause: Cause) {
         record.note_lost_to(cause);
+        if cause == Cause::OutOfVram {
+            let place = &self.pool.replicas[self.lease.replica as usize];
+            place.note_out_of_vram(self.pool.env.now(), Some(place.slots.used()));
+        }
         self.pool.replicas[self.lease.replica as usize].note_attempt_failed(cause);
     }
 

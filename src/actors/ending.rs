@@ -64,7 +64,7 @@ impl TaskRecord {
             timing,
             tokens_in,
             tokens_out: state.log.tokens(),
-            bytes: size_of::<TaskRecord>() + self.request.prompt.capacity() + state.log.bytes(),
+            bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.log.bytes(),
         };
         self.wake_readers(state);
         self.stopped.notify_waiters();

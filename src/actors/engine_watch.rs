@@ -7,7 +7,7 @@ use ractor::ActorRef;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::actors::replica::ReplicaShared;
+use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
 use crate::planted::planted;
@@ -46,7 +46,8 @@ impl Drop for Attempts {
 
 /// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own view
 /// of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
-pub(crate) async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
+pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
+    let place = &pool.replicas[index as usize];
     let (mut missed, mut looks_busier) = (0, 0);
     loop {
         tokio::time::sleep(PROBE_PERIOD).await;
@@ -54,6 +55,11 @@ pub(crate) async fn measure(place: &ReplicaShared, engine: &dyn AnyEngine, worke
             Ok(telemetry) => {
                 missed = 0;
                 *place.telemetry.lock() = telemetry;
+                if let (Some(tokens), None) = (telemetry.kv_tokens, pool.config.memory.kv_tokens) {
+                    place.kv.set_capacity(tokens);
+                }
+                place.vram_free.store(pool.devices.vram_free(&place.mask).unwrap_or(0), Relaxed);
+                place.relax(pool.env.now());
                 let stray = telemetry.slots_busy.unwrap_or(0).saturating_sub(place.slots.used());
                 looks_busier = if stray > 0 { looks_busier + 1 } else { 0 };
                 if looks_busier == LOOKS_BUSIER {

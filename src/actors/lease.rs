@@ -5,6 +5,7 @@
 //! mailbox too, so no actor's death loses a task or a slot.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
@@ -18,13 +19,15 @@ use crate::planted::planted;
 /// The slots of one worker. Numbers are the engine's own, from 0.
 pub(crate) struct SlotTable {
     total: u32,
+    /// How many may be used at once: fewer than there are when its device ran out of memory.
+    limit: AtomicU32,
     /// Free slots; the last is given out next. A short lock: two actors at most meet here.
     free: Mutex<Vec<u32>>,
 }
 
 impl SlotTable {
     pub(crate) fn new(total: u32) -> Self {
-        SlotTable { total, free: Mutex::new((0..total).rev().collect()) }
+        SlotTable { total, limit: AtomicU32::new(total), free: Mutex::new((0..total).rev().collect()) }
     }
 
     /// Slots there are.
@@ -32,14 +35,38 @@ impl SlotTable {
         self.total
     }
 
-    /// Slots that nobody has.
+    /// Slots that may be used at once.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit.load(Relaxed)
+    }
+
+    /// Sets how many may be used at once; those in use beyond it go on.
+    pub(crate) fn set_limit(&self, limit: u32) {
+        self.limit.store(limit.min(self.total), Relaxed);
+    }
+
+    /// Slots that nobody has and somebody may have.
     pub(crate) fn free(&self) -> u32 {
-        self.free.lock().len() as u32
+        self.limit().saturating_sub(self.used())
     }
 
     /// Slots that somebody has.
     pub(crate) fn used(&self) -> u32 {
-        self.total - self.free()
+        self.total - self.free.lock().len() as u32
+    }
+
+    /// Takes the lowest free slot. With all of a lower limit in use there is none.
+    fn take(&self) -> Option<u32> {
+        let mut free = self.free.lock();
+        if self.total - free.len() as u32 >= self.limit() {
+            return None;
+        }
+        if self.limit() == self.total {
+            return free.pop();
+        }
+        // An engine that was started for fewer has only those of lower numbers.
+        let lowest = (0..free.len()).min_by_key(|at| free[*at])?;
+        (free[lowest] < self.limit()).then(|| free.swap_remove(lowest))
     }
 
     fn release(&self, slot: u32) {
@@ -51,18 +78,75 @@ impl SlotTable {
     }
 }
 
+/// The KV cache of one worker, in tokens: what its tasks may come to need is set aside while they run.
+#[derive(Default)]
+pub(crate) struct KvBook {
+    /// Tokens that it holds; 0 when unknown.
+    capacity: AtomicU64,
+    reserved: AtomicU64,
+    /// A task did not fit beside those that run: nothing is offered before one of them ends.
+    is_full: AtomicBool,
+}
+
+impl KvBook {
+    /// Tokens that it holds, when that is known.
+    pub(crate) fn capacity(&self) -> Option<u64> {
+        Some(self.capacity.load(Relaxed)).filter(|tokens| *tokens > 0)
+    }
+
+    /// Notes how many tokens it holds.
+    pub(crate) fn set_capacity(&self, tokens: u64) {
+        self.capacity.store(tokens, Relaxed);
+    }
+
+    fn reserve(&self, tokens: u64) {
+        self.reserved.fetch_add(tokens, SeqCst);
+    }
+
+    fn give_back(&self, tokens: u64) {
+        self.reserved.fetch_sub(tokens, SeqCst);
+        self.is_full.store(false, SeqCst); // Behind the room that it makes, so that nobody finds the one without the other.
+    }
+
+    /// Tokens that are set aside.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved.load(SeqCst)
+    }
+
+    /// Whether it waits for a task to end.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(SeqCst)
+    }
+
+    /// A task did not fit. Call [`KvBook::look_again`] behind it.
+    pub(crate) fn set_full(&self) {
+        self.is_full.store(true, SeqCst);
+    }
+
+    /// Whoever ended between the look that found no room and [`KvBook::set_full`] is not missed.
+    pub(crate) fn look_again(&self, fits_now: bool) {
+        if fits_now {
+            self.is_full.store(false, SeqCst);
+        }
+    }
+}
+
 /// One slot of one worker.
 pub(crate) struct SlotLease {
     pool: Arc<PoolShared>,
     pub(crate) replica: u16,
     pub(crate) slot: u32,
+    /// Tokens of the replica's KV cache that are set aside for it.
+    kv_tokens: u64,
 }
 
 impl SlotLease {
-    /// Takes a free slot of this worker, or `None` when there is none.
-    pub(crate) fn take(pool: &Arc<PoolShared>, replica: u16) -> Option<Self> {
-        let slot = pool.replicas[replica as usize].slots.free.lock().pop()?;
-        Some(SlotLease { pool: pool.clone(), replica, slot })
+    /// Takes a free slot of this worker, and so many tokens of its KV cache, or `None` when there is no slot.
+    pub(crate) fn take(pool: &Arc<PoolShared>, replica: u16, kv_tokens: u64) -> Option<Self> {
+        let place = &pool.replicas[replica as usize];
+        let slot = place.slots.take()?;
+        place.kv.reserve(kv_tokens);
+        Some(SlotLease { pool: pool.clone(), replica, slot, kv_tokens })
     }
 }
 
@@ -71,7 +155,9 @@ impl Drop for SlotLease {
         if planted!(SlotTwice) {
             self.pool.replicas[self.replica as usize].slots.release(self.slot);
         }
-        self.pool.replicas[self.replica as usize].slots.release(self.slot);
+        let place = &self.pool.replicas[self.replica as usize];
+        place.slots.release(self.slot);
+        place.kv.give_back(self.kv_tokens);
         self.pool.nudge_manager_if_starving();
     }
 }

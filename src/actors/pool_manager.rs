@@ -20,7 +20,7 @@ use crate::actors::replica::ReplicaShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::core::lifecycle::Intent;
-use crate::core::placement::{Demand, place};
+use crate::core::placement::{Demand, Fit, fit, place};
 use crate::core::predict::{Mean, ServiceRate};
 use crate::planted::planted;
 
@@ -142,10 +142,13 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
     }
     for assignment in batch {
         state.pool.env.fault_point("pool_manager");
-        let Some(index) = choose(&state.pool, assignment.record().affinity(&state.pool)) else {
+        let record = assignment.record();
+        // A lock that most pools need not take.
+        let kv_tokens = if state.pool.knows_kv() { record.kv_tokens() } else { 0 };
+        let Some(index) = choose(&state.pool, record.affinity(&state.pool), kv_tokens) else {
             continue; // The replica was lost meanwhile; dropped, the task goes back to its place in the queue.
         };
-        let Some(lease) = SlotLease::take(&state.pool, index) else { continue };
+        let Some(lease) = SlotLease::take(&state.pool, index, kv_tokens) else { continue };
         // Undelivered, or out of service since it was chosen: the lease and the task come back by themselves.
         let place = &state.pool.replicas[index as usize];
         if !place.state().is_ready() && !planted!(PlaceUnready) {
@@ -155,13 +158,28 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
     }
 }
 
-fn choose(pool: &PoolShared, affinity: Option<u16>) -> Option<u16> {
-    let demand = Demand { mask: &pool.mask, affinity };
+fn choose(pool: &PoolShared, affinity: Option<u16>, kv_tokens: u64) -> Option<u16> {
+    let demand = Demand { mask: &pool.mask, affinity, kv_tokens };
     let candidates = pool.replicas.iter().map(ReplicaShared::candidate).map(|mut candidate| {
         candidate.ready |= planted!(PlaceUnready);
         candidate
     });
-    place(candidates, &demand)
+    let chosen = place(candidates, &demand);
+    if chosen.is_none() && kv_tokens > 0 {
+        wait_for_kv(pool, &demand);
+    }
+    chosen
+}
+
+/// Replicas whose KV cache has no room for the task that is first in line offer nothing before one of their tasks ends: else it would be
+/// sent back and forth, or smaller ones would pass it by for ever.
+fn wait_for_kv(pool: &PoolShared, demand: &Demand<'_>) {
+    for replica in &pool.replicas {
+        if fit(&replica.candidate(), demand) == Fit::NoKvRoom {
+            replica.kv.set_full();
+            replica.kv.look_again(fit(&replica.candidate(), demand) != Fit::NoKvRoom);
+        }
+    }
 }
 
 fn on_begin(state: &mut PoolManagerState) {

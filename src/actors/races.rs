@@ -43,7 +43,7 @@ impl World {
         let record = TaskRecord::new(id, TaskSeq(0), request, 7, now(), permit);
         record.admit(0, Duration::ZERO).expect("submitted");
         let first = record.assign(pool).expect("queued");
-        let lease = SlotLease::take(pool, 0);
+        let lease = SlotLease::take(pool, 0, 0);
         record.begin(first, now(), identity).expect("assigned");
         let (pool, identity) = (pool.clone(), identity.clone());
         World { gate, pool, record, identity, first, second: None, leases: [lease, None], sealed_by: Vec::new() }
@@ -60,7 +60,7 @@ impl World {
             ("failover", 0) => drop(self.record.give_back(self.first)),
             ("failover", 1) => {
                 self.second = self.record.assign(&self.pool).ok();
-                self.leases[1] = self.second.and_then(|_| SlotLease::take(&self.pool, 0));
+                self.leases[1] = self.second.and_then(|_| SlotLease::take(&self.pool, 0, 0));
             }
             ("failover", 2) => {
                 // Cancelled on its way: it is not begun, and its slot is free again.
@@ -133,7 +133,7 @@ fn every_order(taken: &mut Vec<usize>, left: &mut [usize; 4], run: &mut impl FnM
 fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let config = crate::config::PoolConfig { slots: 2, ..crate::config::PoolConfig::new("p", "sim", "m") };
     let factory: crate::gpu::engine::EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
-    let pool = PoolShared::new(0, config, crate::env::Env::simulated(0), factory).expect("valid");
+    let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
     let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
     let (process_id, spec, ctx, generation) = (None, pool.edition().spec.clone(), None, 0);

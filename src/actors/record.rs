@@ -357,7 +357,7 @@ mod tests {
         let config = crate::config::PoolConfig::new("p", "sim", "m");
         let factory: crate::gpu::engine::EngineFactory =
             Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
-        PoolShared::new(0, config, crate::env::Env::simulated(0), factory).expect("valid")
+        PoolShared::alone(config, crate::env::Env::simulated(0), factory)
     }
 
     fn record() -> TaskRecord {

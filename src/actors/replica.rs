@@ -7,11 +7,12 @@ use parking_lot::Mutex;
 
 use crate::actors::address::Address;
 use crate::actors::event_log::ReplicaIdentity;
-use crate::actors::lease::SlotTable;
+use crate::actors::lease::{KvBook, SlotTable};
 use crate::actors::reload::{Edition, Part};
 use crate::actors::self_test::SelfTest;
 use crate::actors::worker::WorkerMsg;
 use crate::core::failure::Cause;
+use crate::core::headroom::SlotEstimate;
 use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::lifecycle::ReplicaState;
 use crate::core::placement::Candidate;
@@ -23,7 +24,18 @@ pub(crate) struct ReplicaShared {
     pub(crate) id: ReplicaId,
     /// The devices that it uses.
     pub(crate) mask: DeviceMask,
+    /// The CPUs that its devices are near to; empty for any.
+    pub(crate) cpus: Arc<[u32]>,
+    /// Why it cannot be served on these devices, if so.
+    pub(crate) fault: Option<String>,
     pub(crate) slots: SlotTable,
+    pub(crate) kv: KvBook,
+    /// Slots that it is good for. Written by whoever learns that its device ran out of memory, and by its worker as time goes by.
+    pub(crate) estimate: Mutex<SlotEstimate>,
+    /// Slots that its engine was started for.
+    pub(crate) slots_started: AtomicU32,
+    /// The process of its last engine: its memory must be free before the next is loaded.
+    pub(crate) last_process: AtomicU32,
     pub(crate) worker: Address<WorkerMsg>,
     /// Where it stands. Written by its worker while that lives, by the pool's supervisor when it has died.
     pub(super) state: Mutex<ReplicaState>,
@@ -39,6 +51,8 @@ pub(crate) struct ReplicaShared {
     /// What the engine said of itself when it was loaded.
     pub(crate) identity: Mutex<Option<Arc<ReplicaIdentity>>>,
     pub(crate) telemetry: Mutex<Telemetry>,
+    /// Memory that is free on its fullest device, in bytes; 0 when unknown. Written by its worker.
+    pub(crate) vram_free: AtomicU64,
     pub(crate) started: [AtomicU64; 2],
     pub(crate) tokens_in: AtomicU64,
     pub(crate) tokens_out: AtomicU64,
@@ -68,7 +82,13 @@ impl ReplicaShared {
         ReplicaShared {
             id,
             mask,
+            cpus: Arc::default(),
+            fault: None,
             slots: SlotTable::new(slots),
+            kv: KvBook::default(),
+            estimate: Mutex::new(SlotEstimate::new(slots)),
+            slots_started: AtomicU32::new(slots),
+            last_process: AtomicU32::new(0),
             worker: Address::default(),
             state: Mutex::new(ReplicaState::Preloading),
             part: Part::new(edition),
@@ -77,6 +97,7 @@ impl ReplicaShared {
             ready_since: Mutex::new(None),
             identity: Mutex::new(None),
             telemetry: Mutex::default(),
+            vram_free: AtomicU64::new(0),
             started: Default::default(),
             tokens_in: AtomicU64::new(0),
             tokens_out: AtomicU64::new(0),
@@ -107,17 +128,40 @@ impl ReplicaShared {
         self.state.lock().is_ready()
     }
 
+    /// Its device ran out of memory while so many tasks ran; `None` while its engine was loaded.
+    pub(crate) fn note_out_of_vram(&self, now: Timestamp, running: Option<u32>) {
+        let mut estimate = self.estimate.lock();
+        match running {
+            Some(running) => estimate.on_out_of_vram(now, running),
+            None => estimate.on_load_out_of_vram(now),
+        }
+        let (slots, limit) = (estimate.get(), estimate.get().min(self.slots_started.load(Relaxed)));
+        drop(estimate);
+        self.slots.set_limit(limit);
+        tracing::warn!(replica_id = %self.id, slots, "its device ran out of memory: it is good for fewer slots");
+    }
+
+    /// Time has passed without its device running out of memory.
+    pub(crate) fn relax(&self, now: Timestamp) {
+        let mut estimate = self.estimate.lock();
+        if estimate.on_time(now) {
+            self.slots.set_limit(estimate.get().min(self.slots_started.load(Relaxed)));
+        }
+    }
+
     /// What placement may know of it, as of now.
     pub(crate) fn candidate(&self) -> Candidate<'_> {
         Candidate {
             index: self.id.index,
             ready: self.state().is_ready(),
             mask: &self.mask,
-            slots: self.slots.total(),
+            slots: self.slots.limit(),
             slots_used: self.slots.used(),
-            // Devices are not measured yet: all replicas are equal in both, and the next criterion decides.
-            vram_free: VramBytes(0),
+            vram_free: VramBytes(self.vram_free.load(Relaxed)),
+            // Not measured: all replicas are equal in it, and the next criterion decides.
             tokens_per_s: 0,
+            kv_tokens: self.kv.capacity(),
+            kv_reserved: self.kv.reserved(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The root: owns the lives of admission, sessions and the pool supervisors.
+//! The root: owns the lives of admission, sessions, the GPU monitor and the pool supervisors.
 //!
 //! Above it stands only the runtime's guardian ([`Orchestrator`](crate::Orchestrator)), which starts it again when it
 //! dies. One pool's failure never touches another's actors.
@@ -9,6 +9,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use crate::actors::admission::Admission;
+use crate::actors::gpu_monitor::GpuMonitor;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
@@ -29,6 +30,8 @@ pub(crate) enum RootMsg {
 pub(crate) enum RootChild {
     /// Conversations.
     Sessions,
+    /// The devices' looker-on.
+    GpuMonitor,
     /// One pool, by position.
     Pool(u16),
     /// The way in: last, so that whatever it sends tasks to is there.
@@ -57,6 +60,7 @@ impl Actor for Root {
     ) -> Result<RootState, ActorProcessingErr> {
         let mut children = Children::new(runtime.env.clone(), SUPERVISORS);
         children.declare(RootChild::Sessions, "sessions");
+        children.declare(RootChild::GpuMonitor, "gpu_monitor");
         for pool in &runtime.pools {
             children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position));
         }
@@ -119,6 +123,11 @@ impl Supervisor for RootState {
             RootChild::Sessions => {
                 let (actor, _) = Actor::spawn_linked(None, Sessions, runtime.clone(), parent).await?;
                 runtime.sessions.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+            RootChild::GpuMonitor => {
+                let (actor, _) = Actor::spawn_linked(None, GpuMonitor, runtime.clone(), parent).await?;
+                runtime.gpu_monitor.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             RootChild::Pool(position) => {

@@ -84,6 +84,12 @@ impl TaskRecord {
         Arrival { seq: self.seq, class: request.priority, client, weight, session, size }
     }
 
+    /// Tokens that it may come to need in an engine's KV cache: its prompt and its budget.
+    pub(crate) fn kv_tokens(&self) -> u64 {
+        let prompt = self.state.lock().route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
+        u64::from((prompt + self.request.max_tokens).0)
+    }
+
     /// Whether its client may use this pool.
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();

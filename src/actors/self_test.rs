@@ -12,7 +12,7 @@ use crate::actors::engine_watch::probe;
 use crate::config::PoolConfig;
 use crate::core::id::TaskId;
 use crate::core::resume::DeterminismClass;
-use crate::core::task::TaskRequest;
+use crate::core::task::{TaskRequest, Workload};
 use crate::core::units::millis_exact;
 use crate::env::Env;
 use crate::gpu::engine::{AnyEngine, EngineError, Job, Stopped, TokenOutput};
@@ -47,20 +47,21 @@ pub struct SelfTest {
 pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, config: &PoolConfig) -> Result<SelfTest, EngineError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}"));
+    let subject = Subject { engine, workload: config.workloads.first().copied().unwrap_or_default() };
     let stop = Duration::from_millis(config.timeouts.stop_ms);
     let begin = env.now();
-    let first = decode(engine, PROMPT, 0).await.map_err(|error| failed("decode", &error))?;
+    let first = decode(subject, PROMPT, 0).await.map_err(|error| failed("decode", &error))?;
     let decode_ms = millis_exact(env.now().since(begin));
-    let alone = first == decode(engine, PROMPT, 0).await.map_err(|error| failed("second decode", &error))?;
+    let alone = first == decode(subject, PROMPT, 0).await.map_err(|error| failed("second decode", &error))?;
     let crowd = match config.slots {
         1 => None,
-        slots => Some(first == decode_in_crowd(engine, slots).await.map_err(|error| failed("crowd", &error))?),
+        slots => Some(first == decode_in_crowd(subject, slots).await.map_err(|error| failed("crowd", &error))?),
     };
     if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, crowd)) {
         let text = format!("{stated:?} is stated, and the same seed gave other tokens (alone the same: {alone})");
         return Err(failed("determinism_class", &text));
     }
-    stopped_decode(engine).await.map_err(|error| failed("decode to be stopped", &error))?;
+    stopped_decode(subject).await.map_err(|error| failed("decode to be stopped", &error))?;
     let begin = env.now();
     let released = timeout(stop, engine.released(0)).await;
     released.map_err(|_| failed("stop", &format!("slot 0 was not left within {stop:?}")))?;
@@ -91,29 +92,40 @@ impl Heard {
     }
 }
 
+/// What is tested: an engine, by the first kind of work that its pool serves.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    engine: &'a dyn AnyEngine,
+    workload: Workload,
+}
+
 async fn generate(
-    engine: &dyn AnyEngine,
+    engine: Subject<'_>,
     (prompt, slot): (&str, u32),
     tokens: u32,
     heard: &mut Heard,
 ) -> Result<(), EngineError> {
-    let request = TaskRequest::completion(prompt).max_tokens(tokens);
+    let request = match engine.workload {
+        Workload::Completion => TaskRequest::completion(prompt).max_tokens(tokens),
+        Workload::Embedding => TaskRequest::embedding(vec![prompt.to_owned()]),
+        Workload::Rerank => TaskRequest::rerank(PROMPT, vec![prompt.to_owned()]),
+    };
     let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string()))?;
     let job = Job { task_id: &task_id, request: &request, seed: SEED, slot };
-    match engine.generate(job, heard).await {
+    match engine.engine.generate(job, heard).await {
         Ok(_) | Err(EngineError::Stopped(_)) => Ok(()), // One that ignores its budget is stopped, as any run is.
         Err(error) => Err(error),
     }
 }
 
-async fn decode(engine: &dyn AnyEngine, prompt: &str, slot: u32) -> Result<String, EngineError> {
+async fn decode(engine: Subject<'_>, prompt: &str, slot: u32) -> Result<String, EngineError> {
     let mut heard = Heard::up_to(TOKENS);
     generate(engine, (prompt, slot), TOKENS, &mut heard).await?;
     Ok(heard.text)
 }
 
 /// The decode that was done alone, with others beside it.
-async fn decode_in_crowd(engine: &dyn AnyEngine, slots: u32) -> Result<String, EngineError> {
+async fn decode_in_crowd(engine: Subject<'_>, slots: u32) -> Result<String, EngineError> {
     let beside = async |slot: u32| match slot < slots {
         true => decode(engine, CROWD[slot as usize - 1], slot).await.map(drop),
         false => Ok(()),
@@ -124,7 +136,7 @@ async fn decode_in_crowd(engine: &dyn AnyEngine, slots: u32) -> Result<String, E
 }
 
 /// Lets a run go on until its first token, and drops it.
-async fn stopped_decode(engine: &dyn AnyEngine) -> Result<(), EngineError> {
+async fn stopped_decode(engine: Subject<'_>) -> Result<(), EngineError> {
     let mut heard = Heard::up_to(TOKENS_STOPPED);
     let first = heard.first.clone();
     tokio::select! {

@@ -15,7 +15,10 @@ use tokio::sync::Notify;
 use crate::actors::address::Address;
 use crate::actors::admission::AdmissionMsg;
 use crate::actors::clients::Clients;
+use crate::actors::counters::Counters;
+use crate::actors::devices::Devices;
 use crate::actors::gate::IntakeGate;
+use crate::actors::gpu_monitor::{GpuMonitorMsg, Probe};
 use crate::actors::latency::{LatencyMsg, LatencyView, Samples};
 use crate::actors::ledger::Ledger;
 use crate::actors::pool_manager::PoolManagerMsg;
@@ -25,9 +28,8 @@ use crate::actors::refusals::Refusals;
 use crate::actors::reload::{Edition, Reloads};
 use crate::actors::replica::ReplicaShared;
 use crate::actors::sessions::SessionsMsg;
-use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig};
+use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig, Resolved};
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
-use crate::core::error::ErrorCode;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
@@ -43,13 +45,18 @@ use crate::planted::planted;
 pub(crate) struct RuntimeShared {
     pub(crate) env: Env,
     pub(crate) config: Config,
+    /// The devices of this host.
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) gpu_monitor: Address<GpuMonitorMsg>,
+    /// What looks at them; `None` where nothing is to be seen.
+    pub(crate) probe: Probe,
     pub(crate) ledger: Ledger,
     pub(crate) clients: Clients,
     pub(crate) gate: Arc<IntakeGate>,
     pub(crate) pools: Vec<Arc<PoolShared>>,
     pub(crate) admission: Address<AdmissionMsg>,
     pub(crate) sessions: Address<SessionsMsg>,
-    /// Refusals before a task was accepted, by [`ErrorCode::ALL`].
+    /// Refusals before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
     pub(crate) rejected: [AtomicU64; 9],
     /// Refusals by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
@@ -73,6 +80,8 @@ pub(crate) struct PoolShared {
     /// The devices that it may use (ORCH-3011).
     pub(crate) mask: DeviceMask,
     pub(crate) env: Env,
+    /// The devices of this host.
+    pub(crate) devices: Arc<Devices>,
     pub(crate) factory: EngineFactory,
     pub(crate) replicas: Vec<ReplicaShared>,
     pub(crate) supervisor: Address<PoolSupervisorMsg>,
@@ -116,59 +125,28 @@ pub(crate) struct PoolShared {
     others: OnceLock<Vec<Weak<PoolShared>>>,
 }
 
-/// What has happened in a pool since the start.
-#[derive(Default)]
-pub(crate) struct Counters {
-    /// Tasks that its queue took in, by class.
-    pub(crate) enqueued: [AtomicU64; 2],
-    pub(crate) completed: AtomicU64,
-    pub(crate) canceled: AtomicU64,
-    /// Accepted tasks that failed, by [`ErrorCode::ALL`].
-    failed: [AtomicU64; 9],
-    /// New tasks that the full policy refused.
-    pub(crate) refused_full: AtomicU64,
-    /// Waiting tasks that made room for others.
-    pub(crate) evicted: AtomicU64,
-    /// Tasks of siblings' queues that were sent here because this pool was idle.
-    pub(crate) taken_over: AtomicU64,
-    /// Tasks that were cancelled because their readers were gone. Not counted in `canceled`.
-    pub(crate) deserted: AtomicU64,
-    /// Times that tasks waited beside free slots for a second. Each is a bug of ours.
-    pub(crate) stalls: AtomicU64,
-    /// Reloads that were completed, and that were undone.
-    pub(crate) reloads: [AtomicU64; 2],
-    /// Attempts that were lost here and whose tasks run again.
-    pub(crate) resumed: AtomicU64,
-    /// Tasks that ended because an attempt gave other tokens than the one before it.
-    pub(crate) diverged: AtomicU64,
-}
-
-impl Counters {
-    /// The counter of accepted tasks that failed with this code.
-    pub(crate) fn failed(&self, code: ErrorCode) -> &AtomicU64 {
-        &self.failed[code_index(code)]
-    }
-}
-
-/// The code's place in a table with one row for each code.
-pub(crate) fn code_index(code: ErrorCode) -> usize {
-    ErrorCode::ALL.iter().position(|known| *known == code).expect("ALL has every code")
-}
-
 impl PoolShared {
     pub(crate) fn new(
         position: u16,
-        config: PoolConfig,
-        env: Env,
+        resolved: &Resolved,
+        (env, devices): (Env, Arc<Devices>),
         factory: EngineFactory,
     ) -> Result<Arc<Self>, ConfigError> {
+        let config = resolved.config.pools[usize::from(position)].clone();
         let id = PoolId::parse(&config.id)
             .map_err(|error| ConfigError { path: format!("pools[{position}].id"), message: error.to_string() })?;
         let config = Arc::new(config);
         let edition = Edition::first(&config);
         let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
             let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
-            replica.mask().map(|mask| ReplicaShared::new(replica_id, mask, config.slots, edition.clone()))
+            let fault = resolved.fault_of(usize::from(position), index).map(ToString::to_string);
+            let mask = replica.mask()?;
+            let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
+            let place = ReplicaShared::new(replica_id, mask, config.slots, edition.clone());
+            if let Some(tokens) = config.memory.kv_tokens {
+                place.kv.set_capacity(tokens);
+            }
+            Ok(ReplicaShared { fault, cpus: cpus.into(), ..place })
         };
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
@@ -182,6 +160,7 @@ impl PoolShared {
             family: AtomicU64::new(edition.family()),
             reloads: Mutex::new(Reloads::new(edition)),
             env,
+            devices,
             factory,
             replicas,
             supervisor: Address::default(),
@@ -321,8 +300,13 @@ impl PoolShared {
 
     /// Free slots of the replicas that are Ready.
     pub(crate) fn slots_free(&self) -> u32 {
-        let ready = self.replicas.iter().filter(|replica| replica.state().is_ready());
+        let ready = self.replicas.iter().filter(|replica| replica.state().is_ready() && !replica.kv.is_full());
         ready.map(|replica| replica.slots.free()).sum()
+    }
+
+    /// Whether any of its replicas has a KV cache whose size is known.
+    pub(crate) fn knows_kv(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.kv.capacity().is_some())
     }
 
     /// Slots that are taken, of all replicas.

@@ -90,7 +90,7 @@ impl TaskRecord {
     /// Notes what an attempt was lost to, for the task's log line (ORCH-3027).
     pub(crate) fn note_lost_to(&self, cause: Cause) {
         let row = match cause {
-            Cause::OutOfMemory => 0,
+            Cause::OutOfMemory | Cause::OutOfVram => 0,
             Cause::DeviceLost => 1,
             _ => return,
         };

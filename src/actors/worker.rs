@@ -18,12 +18,13 @@ use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease};
+use crate::actors::load::Load;
 use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
-use crate::actors::self_test::self_test;
 use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::core::failure::Cause;
 use crate::core::lifecycle::ReplicaState;
-use crate::core::resume::DeterminismClass;
+use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
@@ -119,7 +120,7 @@ impl Actor for Worker {
         state.pool.env.fault_point("worker");
         match message {
             WorkerMsg::Run { assignment, lease } => on_run(state, &myself, assignment, lease),
-            WorkerMsg::Prepare => on_prepare(state, myself),
+            WorkerMsg::Prepare => return on_prepare(state, myself),
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
             WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
@@ -149,8 +150,11 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
     state.attempts.own(slot, tokio::spawn(attempt::run(attempt, assignment)).abort_handle());
 }
 
-fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
+fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {
     *state.place().failing.lock() = Arc::default();
+    if let Some((device, failure, until)) = state.pool.devices.unusable(&state.place().mask) {
+        return wait_for_device(state, myself, format!("device {device}: {failure}"), until);
+    }
     state.set(ReplicaState::Preloading);
     let left_over = state.place().engine.lock().clone();
     let generation = state.place().edition().generation;
@@ -163,13 +167,39 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
             let result = result.unwrap_or_else(|_| Err(EngineError::Lost("its slots were not left in time".into())));
             let _ = myself.cast(WorkerMsg::Adopted(result)); // Fails only when this worker is gone.
         });
-        return;
+        return Ok(());
     }
     start_engine(state, myself);
+    Ok(())
+}
+
+/// Starts nothing on a device that has failed, and looks again when it is well. That is no failure of this worker's, unless a reload
+/// waits for it.
+fn wait_for_device(
+    state: &mut WorkerState,
+    myself: ActorRef<WorkerMsg>,
+    why: String,
+    until: Timestamp,
+) -> Result<(), ActorProcessingErr> {
+    state.place().discard_engine();
+    if state.pool.is_being_tried(state.place().edition().generation) {
+        return state.fail(EngineError::DeviceLost(why));
+    }
+    tracing::warn!(replica_id = %state.place().id, %why, "a worker waits for its device");
+    state.set(ReplicaState::DeviceDown { until });
+    let (pool, index) = (state.pool.clone(), state.index);
+    state.tasks.spawn(async move {
+        pool.devices.until_usable(&pool.replicas[index as usize].mask).await;
+        let _ = myself.cast(WorkerMsg::Prepare); // Gone: the next worker looks for itself.
+    });
+    Ok(())
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let edition = state.place().edition();
+    let slots = state.place().estimate.lock().get();
+    state.place().slots_started.store(slots, Relaxed);
+    state.place().slots.set_limit(slots);
     *state.place().self_test.lock() = None;
     state.edition = Some(edition.clone());
     let context = EngineContext {
@@ -178,6 +208,8 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
         pool: edition.config.clone(),
         env: state.pool.env.clone(),
         site: state.place().site.clone(),
+        cpus: state.place().cpus.clone(),
+        slots,
     };
     let engine = (state.pool.factory)(&context);
     state.place().discard_engine();
@@ -187,30 +219,10 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {
         let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
-        let result = timeout(limit, load(&pool, index, &edition, &*engine)).await.unwrap_or_else(|_| Err(late()));
+        let load = Load { pool: &pool, index, edition: &edition, engine: &*engine };
+        let result = timeout(limit, load.run()).await.unwrap_or_else(|_| Err(late()));
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
-}
-
-/// Loads an engine, and lets it show what it can.
-async fn load(
-    pool: &PoolShared,
-    index: u16,
-    edition: &Edition,
-    engine: &dyn AnyEngine,
-) -> Result<EngineInfo, EngineError> {
-    let info = engine.preload().await?;
-    let place = &pool.replicas[index as usize];
-    // A reload goes by the self-test, whether or not the pool asks for one at its start.
-    if pool.config.self_test || edition.generation > 0 {
-        let shown = self_test(engine, &pool.env, &pool.config).await?;
-        if shown.determinism_class == DeterminismClass::None {
-            let replica_id = &place.id;
-            tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
-        }
-        *place.self_test.lock() = Some(shown);
-    }
-    Ok(info)
 }
 
 fn on_preloaded(
@@ -300,7 +312,7 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
         let _ = worker.cast(WorkerMsg::EngineFailed(cause));
     });
     let (pool, index) = (state.pool.clone(), state.index);
-    state.tasks.spawn(async move { measure(&pool.replicas[index as usize], &*engine, myself).await });
+    state.tasks.spawn(async move { measure(&pool, index, &*engine, myself).await });
 }
 
 fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {
@@ -350,6 +362,11 @@ fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result
 impl WorkerState {
     /// Fails, and leaves word why: ractor passes nothing on but a text.
     fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
+        if cause.cause() == Cause::OutOfVram {
+            // Now, while the attempts still hold their slots.
+            let running = self.identity.as_ref().map(|_| self.place().slots.used());
+            self.place().note_out_of_vram(self.pool.env.now(), running);
+        }
         let _ = self.place().failing.lock().set(cause.clone()); // Said already: the first word counts.
         Err(cause.into())
     }

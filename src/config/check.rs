@@ -1,10 +1,11 @@
 //! What the types of the configuration cannot say: ranges, doubles, masks. Every fault is found, not only the first.
 
+use crate::config::masks;
 use crate::config::{
     CTX_DEFAULT, ClientConfig, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX,
 };
 use crate::core::fairness::WEIGHT_MAX;
-use crate::core::id::{ClientId, DeviceMask, PoolId};
+use crate::core::id::{ClientId, PoolId};
 
 /// Largest cost of a token. Costs are ratios; a thousand to one says all that there is to say.
 const TOKEN_COST_MAX: u64 = 1_000;
@@ -25,7 +26,7 @@ impl Config {
                 faults.push(ConfigError::new(format!("{path}.id"), format!("{:?} is used twice", pool.id)));
             }
         }
-        self.device_faults(&mut faults);
+        masks::faults(self, &mut faults);
         self.client_faults("default_client", &self.default_client, &mut faults);
         for (name, client) in &self.clients {
             let path = format!("clients.{name}");
@@ -42,6 +43,9 @@ impl Config {
         range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
         range("http.keep_alive_ms", self.http.keep_alive_ms, 100, DEADLINE_MS_MAX);
         range("http.metrics_ms", self.http.metrics_ms, 10, DEADLINE_MS_MAX);
+        range("gpu.poll_ms", self.gpu.poll_ms, 10, 3_600_000);
+        range("gpu.answer_ms", self.gpu.answer_ms, 1, 3_600_000);
+        range("gpu.recover_ms", self.gpu.recover_ms, 0, DEADLINE_MS_MAX);
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults
@@ -75,24 +79,6 @@ impl Config {
         }
         check_range(&at("quotas.running"), client.quotas.running.unwrap_or(1).into(), 1, u32::MAX.into(), faults);
     }
-
-    /// No device may serve two workers: nothing here could divide its memory between them.
-    fn device_faults(&self, faults: &mut Vec<ConfigError>) {
-        let mut taken: Vec<(DeviceMask, String)> = Vec::new();
-        for (position, pool) in self.pools.iter().enumerate() {
-            for (index, replica) in pool.replicas.iter().enumerate() {
-                let path = format!("pools[{position}].replicas[{index}].devices");
-                let Ok(mask) = replica.mask() else { continue };
-                if let Some((device, owner)) =
-                    taken.iter().find_map(|(other, owner)| mask.overlap(other).map(|device| (device.clone(), owner)))
-                {
-                    let text = format!("device {device} belongs to {owner} already; give each worker its own");
-                    faults.push(ConfigError::new(&path, text));
-                }
-                taken.push((mask, path));
-            }
-        }
-    }
 }
 
 impl PoolConfig {
@@ -123,7 +109,8 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
     if pool.replicas.is_empty() || pool.replicas.len() > usize::from(u16::MAX) {
         faults.push(ConfigError::new(at("replicas"), "at least one is needed, and at most 65535"));
     }
-    mask_faults(pool, path, faults);
+    masks::pool_faults(pool, path, faults);
+    file_faults(pool, path, faults);
     let ranges = [
         ("ctx", u64::from(pool.ctx.unwrap_or(CTX_DEFAULT)), 2, u64::from(u32::MAX) / 2),
         ("bytes_per_token", pool.bytes_per_token.into(), 1, 64),
@@ -139,6 +126,8 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
         ("timeouts.preload_ms", pool.timeouts.preload_ms, 1, DEADLINE_MS_MAX),
         ("timeouts.drain_ms", pool.timeouts.drain_ms, 0, DEADLINE_MS_MAX),
         ("timeouts.stop_ms", pool.timeouts.stop_ms, 1, DEADLINE_MS_MAX),
+        ("timeouts.term_ms", pool.timeouts.term_ms, 0, 600_000),
+        ("memory.kv_tokens", pool.memory.kv_tokens.unwrap_or(1), 1, u64::MAX),
         ("timeouts.run_guess_ms", pool.timeouts.run_guess_ms, 1, DEADLINE_MS_MAX),
         ("restart.intensity", pool.restart.intensity.into(), 1, 1000),
         ("restart.period_ms", pool.restart.period_ms, 1, DEADLINE_MS_MAX),
@@ -153,20 +142,18 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
     }
 }
 
-fn mask_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
-    let law = match pool.mask() {
-        Ok(law) => law,
-        Err(error) => return faults.push(ConfigError::new(format!("{path}.devices"), error.message)),
-    };
-    for (index, replica) in pool.replicas.iter().enumerate() {
-        let path = format!("{path}.replicas[{index}].devices");
-        match replica.mask() {
-            Err(error) => faults.push(ConfigError::new(path, error.message)),
-            Ok(mask) if !mask.is_within(&law) => {
-                let text = format!("devices {mask} are not all among the pool's, which are {law}");
-                faults.push(ConfigError::new(path, text));
-            }
-            Ok(_) => {}
+fn file_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    if pool.workloads.is_empty() {
+        faults.push(ConfigError::new(format!("{path}.workloads"), "at least one of completion, embedding, rerank"));
+    }
+    if pool.api_key_env.as_ref().is_some_and(String::is_empty) {
+        faults.push(ConfigError::new(format!("{path}.api_key_env"), "it must name an environment variable"));
+    }
+    for (index, file) in pool.model_files.iter().enumerate() {
+        let is_digest = file.sha256.len() == 64 && file.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_digest {
+            let text = format!("{:?} is no SHA-256 digest, which has 64 hexadecimal digits", file.sha256);
+            faults.push(ConfigError::new(format!("{path}.model_files[{index}].sha256"), text));
         }
     }
 }
@@ -197,7 +184,7 @@ mod tests {
         assert_eq!(paths(|pool| pool.timeouts.idle_ms = 0), ["pools[0].timeouts.idle_ms"]);
         let outside = |pool: &mut PoolConfig| {
             pool.devices = Some(vec![DeviceRef::Index(0)]);
-            pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)] }];
+            pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)], ..ReplicaConfig::default() }];
         };
         assert_eq!(paths(outside), ["pools[0].replicas[0].devices"]);
     }
@@ -222,12 +209,5 @@ mod tests {
         );
         assert!(config(|client| client.limits.requests_burst = Some(5)).contains("set requests_per_s too"));
         assert!(config(|client| client.quotas.running = Some(0)).starts_with("clients.a.quotas.running: "));
-    }
-
-    #[test]
-    fn no_device_serves_two_workers() {
-        let shared = ReplicaConfig { devices: vec![DeviceRef::Index(0)] };
-        let found = paths(|pool| pool.replicas = vec![shared.clone(), shared]);
-        assert_eq!(found, ["pools[0].replicas[1].devices"]);
     }
 }

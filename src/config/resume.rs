@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::section;
 use crate::core::resume::{DeterminismClass, LossRule, OnLoss};
-use crate::core::task::TaskRequest;
+use crate::core::task::{TaskRequest, Workload};
 
 section! {
     /// What becomes of a task whose worker or engine is lost while it runs.
@@ -22,6 +22,13 @@ section! {
 impl ResumeConfig {
     /// The rule for this task, on an engine of this class.
     pub fn rule(&self, request: &TaskRequest, class: Option<DeterminismClass>) -> LossRule {
-        LossRule::of(request.on_loss, self.on_loss, (request.determinism, class), self.attempts_max)
+        let rule = LossRule::of(request.on_loss, self.on_loss, (request.determinism, class), self.attempts_max);
+        match rule.on_loss {
+            // There is no text to go on behind.
+            OnLoss::Continue if request.workload != Workload::Completion => {
+                LossRule { on_loss: OnLoss::Resume, ..rule }
+            }
+            _ => rule,
+        }
     }
 }

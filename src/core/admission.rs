@@ -11,7 +11,7 @@ use crate::core::lifecycle::PoolState;
 use crate::core::limits::Exceeded;
 use crate::core::model::ModelSpec;
 use crate::core::seed::SEED_MAX;
-use crate::core::task::{STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
+use crate::core::task::{INPUTS_MAX, STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
 use crate::core::units::{Tokens, millis_ceil};
 
 /// What admission knows of one pool, as of now.
@@ -25,6 +25,8 @@ pub struct PoolFacts<'a> {
     pub spec: Arc<ModelSpec>,
     /// Longest context of one task, prompt and generation together.
     pub ctx: Tokens,
+    /// What it serves.
+    pub workloads: &'a [Workload],
     /// Bytes of prompt that make one token, on average, for the estimate of a prompt's length.
     pub bytes_per_token: u32,
     /// Where it stands.
@@ -146,7 +148,8 @@ fn exhausted(request: &TaskRequest, pools: &[PoolFacts<'_>], first: &PoolFacts<'
 
 /// Whether the pool has all that the request names.
 fn serves(request: &TaskRequest, pool: &PoolFacts<'_>) -> bool {
-    FIELDS.iter().all(|(_, wanted, have)| wanted(request).is_none_or(|wanted| wanted == have(pool)))
+    let named = FIELDS.iter().all(|(_, wanted, have)| wanted(request).is_none_or(|wanted| wanted == have(pool)));
+    named && pool.workloads.contains(&request.workload)
 }
 
 /// One field by which a request chooses pools: its name, what the request wants, what a pool has.
@@ -174,7 +177,11 @@ fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
             return invalid(format!("field '{field}': nothing serves {wanted:?}; {known}"));
         }
     }
-    TaskError::new(ErrorCode::PoolUnavailable, "no pool is configured")
+    if left.is_empty() {
+        return TaskError::new(ErrorCode::PoolUnavailable, "no pool is configured");
+    }
+    let known = choices(left.iter().flat_map(|pool| pool.workloads).map(|workload| workload.as_str()).collect());
+    invalid(format!("field 'workload': nothing serves {:?}; {known}", request.workload.as_str()))
 }
 
 /// The refusal of a request that leaves the model out where several are served.
@@ -191,11 +198,18 @@ fn choices(mut names: Vec<&str>) -> String {
 
 /// The request by itself: shapes and ranges.
 fn check_request(request: &TaskRequest) -> Result<(), TaskError> {
-    if request.workload != Workload::Completion {
-        return Err(invalid("field 'workload': no pool serves anything but \"completion\""));
-    }
-    if request.prompt.is_empty() {
+    if request.prompt.is_empty() && request.workload != Workload::Embedding {
         return Err(invalid("field 'prompt': it must not be empty"));
+    }
+    match (request.workload, request.inputs.len()) {
+        (Workload::Completion, 0) => {}
+        (Workload::Completion, _) => {
+            return Err(invalid("field 'inputs': only for workload \"embedding\" or \"rerank\"; send a 'prompt'"));
+        }
+        (_, 1..=INPUTS_MAX) if request.inputs.iter().all(|input| !input.is_empty()) => {}
+        (_, count) => {
+            return Err(invalid(format!("field 'inputs': 1 to {INPUTS_MAX} texts, none empty, not {count}")));
+        }
     }
     if request.max_tokens.0 == 0 {
         return Err(invalid("field 'max_tokens': it must be at least 1"));
@@ -244,6 +258,9 @@ fn check_budget(request: &TaskRequest, pool: &PoolFacts<'_>) -> Result<Tokens, T
         return Err(invalid(format!("field 'ctx': pool {id} has a context of {ctx} tokens, not {wanted}")));
     }
     let prompt = estimate_tokens(&request.prompt, pool.bytes_per_token);
+    if request.workload != Workload::Completion {
+        return check_inputs(request, pool, prompt);
+    }
     if prompt >= ctx {
         let text = format!("field 'prompt': about {prompt} tokens do not fit pool {id}'s context of {ctx} tokens");
         return Err(invalid(text));
@@ -255,6 +272,23 @@ fn check_budget(request: &TaskRequest, pool: &PoolFacts<'_>) -> Result<Tokens, T
         return Err(invalid(text));
     }
     Ok(prompt)
+}
+
+/// The same for texts that are embedded or ranked: each has the context to itself, beside the query.
+fn check_inputs(request: &TaskRequest, pool: &PoolFacts<'_>, query: Tokens) -> Result<Tokens, TaskError> {
+    let mut all = Tokens(0);
+    for (index, input) in request.inputs.iter().enumerate() {
+        let tokens = estimate_tokens(input, pool.bytes_per_token) + query;
+        if tokens > pool.ctx {
+            let (id, ctx) = (pool.id, pool.ctx);
+            let text = format!(
+                "field 'inputs[{index}]': about {tokens} tokens do not fit pool {id}'s context of {ctx} tokens"
+            );
+            return Err(invalid(text));
+        }
+        all = all + tokens;
+    }
+    Ok(all)
 }
 
 /// The refusal of a task that would exceed one of its client's limits. `next_start` is the predicted time until one of the
@@ -324,6 +358,7 @@ mod tests {
             engine: "sim",
             spec: spec("m"),
             ctx: Tokens(100),
+            workloads: &[Workload::Completion],
             bytes_per_token: 4,
             state: PoolState::Ready,
             room: true,
@@ -346,11 +381,31 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_embedded_where_that_is_served_and_each_has_the_context_to_itself() {
+        let id = id("p");
+        let serves = PoolFacts { workloads: &[Workload::Embedding, Workload::Rerank], ..pool(&id) };
+        let of = |bytes: usize| TaskRequest::embedding(vec!["x".repeat(bytes); 3]);
+        assert_eq!(route(&of(400), std::slice::from_ref(&serves)).unwrap().prompt_tokens, Tokens(303), "all of them");
+        let error = route(&of(404), std::slice::from_ref(&serves)).expect_err("too long");
+        assert!(error.message.starts_with("field 'inputs[0]': about 102 tokens"), "{error}");
+        let error = route(&TaskRequest::completion("x"), &[serves]).expect_err("not served");
+        assert!(error.message.contains("nothing serves \"completion\"; there is embedding, rerank"), "{error}");
+    }
+
+    #[test]
     fn each_wrong_field_is_named() {
         use ErrorCode::InvalidParams as Invalid;
         check(|r| r.prompt.clear(), Invalid, "'prompt'");
         check(|r| r.max_tokens = Tokens(0), Invalid, "'max_tokens'");
-        check(|r| r.workload = Workload::Embedding, Invalid, "'workload'");
+        let texts = || vec!["a".to_owned(), "b".to_owned()];
+        check(
+            |r| *r = TaskRequest::embedding(texts()),
+            Invalid,
+            "'workload': nothing serves \"embedding\"; there is completion",
+        );
+        check(|r| r.inputs = texts(), Invalid, "'inputs': only for");
+        check(|r| *r = TaskRequest::rerank("q", Vec::new()), Invalid, "'inputs': 1 to 2048 texts");
+        check(|r| *r = TaskRequest::embedding(vec![String::new()]), Invalid, "none empty");
         check(|r| r.seed = Some(u64::from(u32::MAX)), Invalid, "'seed'");
         check(|r| r.deadline = Some(Duration::ZERO), Invalid, "'deadline_ms'");
         check(|r| r.parameters.temperature = Some(-0.1), Invalid, "'parameters.temperature'");

@@ -14,8 +14,10 @@ pub enum Cause {
     ExitCode,
     /// Its process was ended by a signal.
     Signal,
-    /// It had no memory left, on its device or on the host.
+    /// The host had no memory left for it.
     OutOfMemory,
+    /// Its device had no memory left for it: there is room for fewer tasks than its slots (ORCH-3039).
+    OutOfVram,
     /// Its device was lost.
     DeviceLost,
     /// It could not be reached.
@@ -32,12 +34,13 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 11] = [
+    pub const ALL: [Cause; 12] = [
         Cause::Bug,
         Cause::Load,
         Cause::ExitCode,
         Cause::Signal,
         Cause::OutOfMemory,
+        Cause::OutOfVram,
         Cause::DeviceLost,
         Cause::Unreachable,
         Cause::Lost,
@@ -54,6 +57,7 @@ impl Cause {
             Cause::ExitCode => "exit_code",
             Cause::Signal => "signal",
             Cause::OutOfMemory => "out_of_memory",
+            Cause::OutOfVram => "out_of_vram",
             Cause::DeviceLost => "device_lost",
             Cause::Unreachable => "unreachable",
             Cause::Lost => "lost",
@@ -88,12 +92,23 @@ impl Cause {
             "failed to allocate",
             "unable to allocate",
         ];
+        // Whose memory it was, where that is said.
+        const ON_DEVICE: [&str; 10] =
+            ["cuda", "cublas", "cudnn", "vram", "gpu", "hip", "rocm", "vulkan", "nccl", "torch.outofmemory"];
+        const VRAM: [&str; 3] =
+            ["no available memory for the cache blocks", "cublas_status_alloc_failed", "kv cache is larger"];
+        const ON_HOST: [&str; 4] = ["bad_alloc", "cannot allocate memory", "pinned", "cuda_host"];
         let text = text.to_ascii_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
         if says(&DEVICE_LOST) {
             return Some(Cause::DeviceLost);
         }
-        says(&OUT_OF_MEMORY).then_some(Cause::OutOfMemory)
+        let is_on_device = says(&ON_DEVICE) && !says(&ON_HOST);
+        match says(&OUT_OF_MEMORY) {
+            true if is_on_device => Some(Cause::OutOfVram),
+            true => Some(Cause::OutOfMemory),
+            false => says(&VRAM).then_some(Cause::OutOfVram),
+        }
     }
 }
 
@@ -104,8 +119,12 @@ mod tests {
     #[test]
     fn engines_words_are_understood() {
         let cases = [
-            ("CUDA error: out of memory", Some(Cause::OutOfMemory)),
-            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", Some(Cause::OutOfMemory)),
+            ("CUDA error: out of memory", Some(Cause::OutOfVram)),
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", Some(Cause::OutOfVram)),
+            ("ValueError: No available memory for the cache blocks.", Some(Cause::OutOfVram)),
+            ("ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer", Some(Cause::OutOfVram)),
+            ("failed to allocate CUDA_Host buffer, pinned", Some(Cause::OutOfMemory)),
+            ("fork: Cannot allocate memory", Some(Cause::OutOfMemory)),
             ("ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer", Some(Cause::OutOfMemory)),
             ("terminate called after throwing an instance of 'std::bad_alloc'", Some(Cause::OutOfMemory)),
             ("NVRM: Xid 79, GPU has fallen off the bus.", Some(Cause::DeviceLost)),

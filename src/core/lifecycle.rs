@@ -24,6 +24,11 @@ pub enum ReplicaState {
         /// When.
         until: Timestamp,
     },
+    /// One of its devices has failed: nothing is started there before this moment, and before the device is well.
+    DeviceDown {
+        /// When, at the earliest.
+        until: Timestamp,
+    },
     /// It failed too often: its breaker is open, and one probe is made at this moment.
     Broken {
         /// When.
@@ -47,6 +52,7 @@ impl ReplicaState {
             ReplicaState::Suspect => "suspect",
             ReplicaState::Reloading => "reloading",
             ReplicaState::Backoff { .. } => "backoff",
+            ReplicaState::DeviceDown { .. } => "device_down",
             ReplicaState::Broken { .. } => "broken",
             ReplicaState::Stopped => "stopped",
         }
@@ -96,7 +102,9 @@ impl PoolState {
             let better = match replica {
                 ReplicaState::Ready => return PoolState::Ready,
                 ReplicaState::Preloading | ReplicaState::Suspect | ReplicaState::Reloading => PoolState::Preloading,
-                ReplicaState::Backoff { .. } if state == PoolState::Broken => PoolState::Unready,
+                ReplicaState::Backoff { .. } | ReplicaState::DeviceDown { .. } if state == PoolState::Broken => {
+                    PoolState::Unready
+                }
                 _ => state,
             };
             state = better;
@@ -125,7 +133,9 @@ impl PoolState {
 /// How long until the first replica that is down is tried again; `None` when none is going to be.
 pub fn next_try(now: Timestamp, replicas: impl IntoIterator<Item = ReplicaState>) -> Option<Duration> {
     let moments = replicas.into_iter().filter_map(|replica| match replica {
-        ReplicaState::Backoff { until } | ReplicaState::Broken { until } => Some(until.since(now)),
+        ReplicaState::Backoff { until } | ReplicaState::DeviceDown { until } | ReplicaState::Broken { until } => {
+            Some(until.since(now))
+        }
         _ => None,
     });
     moments.min()
@@ -148,6 +158,7 @@ mod tests {
             (vec![BROKEN, BACKOFF], PoolState::Unready),
             (vec![BACKOFF, BROKEN], PoolState::Unready),
             (vec![BROKEN, BROKEN], PoolState::Broken),
+            (vec![BROKEN, ReplicaState::DeviceDown { until: Timestamp::from_micros(3) }], PoolState::Unready),
         ];
         for (replicas, want) in cases {
             assert_eq!(PoolState::of(Intent::Serve, replicas.clone()), want, "{replicas:?}");

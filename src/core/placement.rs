@@ -26,6 +26,10 @@ pub struct Candidate<'a> {
     pub vram_free: VramBytes,
     /// Measured tokens a second, all slots together; 0 when unknown.
     pub tokens_per_s: u32,
+    /// Tokens that its KV cache holds, when that is known.
+    pub kv_tokens: Option<u64>,
+    /// Tokens of it that are set aside for running tasks.
+    pub kv_reserved: u64,
 }
 
 /// What the task and its pool demand.
@@ -35,6 +39,8 @@ pub struct Demand<'a> {
     pub mask: &'a DeviceMask,
     /// The replica that served the task's session last, if it may be used again.
     pub affinity: Option<u16>,
+    /// Tokens that the task may come to need in the KV cache: its prompt and its budget.
+    pub kv_tokens: u64,
 }
 
 /// Why a replica can or cannot take a task.
@@ -49,6 +55,8 @@ pub enum Fit {
     OutsideMask,
     /// Every slot is taken.
     NoFreeSlot,
+    /// Its KV cache has no room for the task beside those that run.
+    NoKvRoom,
 }
 
 /// Judges one replica.
@@ -59,9 +67,17 @@ pub fn fit(candidate: &Candidate<'_>, demand: &Demand<'_>) -> Fit {
         Fit::NotReady
     } else if candidate.slots_used >= candidate.slots {
         Fit::NoFreeSlot
+    } else if !has_kv_room(candidate, demand) {
+        Fit::NoKvRoom
     } else {
         Fit::Fits
     }
+}
+
+/// A task that runs alone always fits: the engine says what becomes of one that is larger than its whole cache.
+fn has_kv_room(candidate: &Candidate<'_>, demand: &Demand<'_>) -> bool {
+    let after = candidate.kv_reserved.saturating_add(demand.kv_tokens);
+    candidate.slots_used == 0 || candidate.kv_tokens.is_none_or(|tokens| after <= tokens)
 }
 
 /// Chooses the replica for a task, or `None` when no replica fits. O(replicas).
@@ -95,13 +111,14 @@ mod tests {
 
     fn candidate(index: u16, mask: &DeviceMask, used: u32, slots: u32) -> Candidate<'_> {
         let (vram_free, tokens_per_s) = (VramBytes(0), 0);
-        Candidate { index, ready: true, mask, slots, slots_used: used, vram_free, tokens_per_s }
+        let (kv_tokens, kv_reserved) = (None, 0);
+        Candidate { index, ready: true, mask, slots, slots_used: used, vram_free, tokens_per_s, kv_tokens, kv_reserved }
     }
 
     #[test]
     fn takes_the_least_loaded_by_share_of_its_slots() {
         let gpu = mask(&["0"]);
-        let demand = Demand { mask: &gpu, affinity: None };
+        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
         // 3 of 8 is less load than 2 of 4.
         assert_eq!(place([candidate(0, &gpu, 2, 4), candidate(1, &gpu, 3, 8)], &demand), Some(1));
         assert_eq!(place([candidate(0, &gpu, 3, 8), candidate(1, &gpu, 2, 4)], &demand), Some(0));
@@ -114,7 +131,7 @@ mod tests {
     #[test]
     fn a_device_outside_the_mask_is_never_used_however_idle() {
         let (law, outside) = (mask(&["0"]), mask(&["0", "1"]));
-        let demand = Demand { mask: &law, affinity: Some(1) };
+        let demand = Demand { mask: &law, affinity: Some(1), kv_tokens: 0 };
         let candidates = [candidate(0, &law, 3, 4), candidate(1, &outside, 0, 4)];
         assert_eq!(place(candidates, &demand), Some(0));
         assert_eq!(fit(&candidates[1], &demand), Fit::OutsideMask);
@@ -124,11 +141,22 @@ mod tests {
     #[test]
     fn nothing_is_placed_before_ready_or_without_a_slot() {
         let gpu = mask(&["0"]);
-        let demand = Demand { mask: &gpu, affinity: None };
+        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
         let cold = Candidate { ready: false, ..candidate(0, &gpu, 0, 4) };
         let full = candidate(1, &gpu, 4, 4);
         assert_eq!((fit(&cold, &demand), fit(&full, &demand)), (Fit::NotReady, Fit::NoFreeSlot));
         assert_eq!(place([cold, full], &demand), None);
+    }
+
+    #[test]
+    fn what_a_task_may_come_to_need_in_the_cache_counts_beside_its_slot() {
+        let gpu = mask(&["0"]);
+        let busy = Candidate { kv_tokens: Some(1_000), kv_reserved: 700, ..candidate(0, &gpu, 1, 4) };
+        let demand = |kv_tokens| Demand { mask: &gpu, affinity: None, kv_tokens };
+        assert_eq!((fit(&busy, &demand(300)), fit(&busy, &demand(301))), (Fit::Fits, Fit::NoKvRoom));
+        let alone = Candidate { slots_used: 0, kv_reserved: 0, ..busy };
+        assert_eq!(fit(&alone, &demand(5_000)), Fit::Fits, "alone it is the engine's to say");
+        assert_eq!(fit(&Candidate { kv_tokens: None, ..busy }, &demand(u64::MAX)), Fit::Fits, "not known");
     }
 
     #[test]
@@ -142,11 +170,11 @@ mod tests {
             (Candidate { index: 1, tokens_per_s: 1, ..base }, None),
         ];
         for (other, affinity) in others {
-            let demand = Demand { mask: &gpu, affinity };
+            let demand = Demand { mask: &gpu, affinity, kv_tokens: 0 };
             let richer = Candidate { tokens_per_s: u32::from(other.tokens_per_s > 0) ^ 1, ..base };
             assert_eq!(place([richer, other], &demand), Some(1), "{other:?}");
         }
-        let demand = Demand { mask: &gpu, affinity: None };
+        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
         assert_eq!(place([Candidate { index: 1, ..base }, base], &demand), Some(0));
     }
 }

@@ -56,6 +56,17 @@ pub enum Workload {
     Rerank,
 }
 
+impl Workload {
+    /// The workload as it is written in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Workload::Completion => "completion",
+            Workload::Embedding => "embedding",
+            Workload::Rerank => "rerank",
+        }
+    }
+}
+
 /// Whether the same seed must give the same tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +130,8 @@ pub struct Sampling {
 
 /// Most stop texts of one task: engines scan for each of them behind every token.
 pub const STOP_TEXTS_MAX: usize = 16;
+/// Most texts of one embedding or ranking.
+pub const INPUTS_MAX: usize = 2_048;
 /// Longest stop text, in bytes.
 pub const STOP_TEXT_BYTES_MAX: usize = 256;
 
@@ -149,8 +162,10 @@ pub struct TaskRequest {
     pub sampler_profile_version: Option<String>,
     /// How tokens are drawn.
     pub parameters: Sampling,
-    /// The text to go on from. Not empty.
+    /// The text to go on from; of a ranking, what its inputs are to fit. Empty only of an embedding.
     pub prompt: String,
+    /// The texts to embed or to rank; none of a completion.
+    pub inputs: Vec<String>,
     /// Most tokens to generate. At least 1.
     pub max_tokens: Tokens,
     /// How long after submission the task is still wanted, or `None` for ever.
@@ -185,6 +200,7 @@ impl TaskRequest {
             sampler_profile_version: None,
             parameters: Sampling::default(),
             prompt: prompt.into(),
+            inputs: Vec::new(),
             max_tokens: MAX_TOKENS_DEFAULT,
             deadline: None,
             expected_tokens: None,
@@ -192,6 +208,23 @@ impl TaskRequest {
             on_loss: None,
             on_disconnect: OnDisconnect::Keep,
         }
+    }
+
+    /// A vector for each of these texts, else as [`TaskRequest::completion`]. Each is one event of the stream, as a JSON array.
+    pub fn embedding(inputs: Vec<String>) -> Self {
+        let max_tokens = Tokens(u32::try_from(inputs.len()).unwrap_or(u32::MAX));
+        TaskRequest { workload: Workload::Embedding, inputs, max_tokens, ..TaskRequest::completion("") }
+    }
+
+    /// A score for each of these texts, by how well it fits `query`, else as [`TaskRequest::completion`]. Each is one event of the
+    /// stream: `{"index":…,"score":…}`.
+    pub fn rerank(query: impl Into<String>, inputs: Vec<String>) -> Self {
+        TaskRequest { workload: Workload::Rerank, prompt: query.into(), ..TaskRequest::embedding(inputs) }
+    }
+
+    /// Bytes of all its texts.
+    pub fn text_bytes(&self) -> usize {
+        self.prompt.len() + self.inputs.iter().map(String::len).sum::<usize>()
     }
 
     /// The same request with a generation budget.

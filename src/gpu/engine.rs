@@ -28,6 +28,10 @@ pub struct EngineContext {
     pub env: Env,
     /// What is still there of earlier engines of this worker.
     pub site: EngineSite,
+    /// The CPUs that its devices are near to; empty for any.
+    pub cpus: Arc<[u32]>,
+    /// Slots that it is to have room for: the pool's, or fewer when its device ran out of memory before (ORCH-3039).
+    pub slots: u32,
 }
 
 /// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no room for more.
@@ -87,6 +91,8 @@ pub struct Telemetry {
     pub kv_usage: Option<f64>,
     /// Slots that compute now, by the engine's own view; `None` when unknown.
     pub slots_busy: Option<u32>,
+    /// Tokens that its KV cache holds, of all slots together; `None` when unknown.
+    pub kv_tokens: Option<u64>,
 }
 
 /// One run of a task, as the engine sees it.
@@ -160,6 +166,7 @@ impl EngineError {
             EngineError::Garbled(_) => Cause::Garbled,
             EngineError::Refused(_) | EngineError::Stopped(_) => Cause::Client,
             EngineError::OutOfMemory(_) => Cause::OutOfMemory,
+            EngineError::OutOfVram(_) => Cause::OutOfVram,
             EngineError::DeviceLost(_) => Cause::DeviceLost,
             EngineError::Hung(_) => Cause::Hung,
             EngineError::Exited { how, said } => Cause::of_words(said).unwrap_or(match how {
@@ -188,9 +195,12 @@ pub enum EngineError {
     /// It does not take this request, and would not take it again.
     #[error("the engine refuses the request: {0}")]
     Refused(String),
-    /// It has no memory left, on its device or on the host.
+    /// The host has no memory left for it.
     #[error("the engine is out of memory: {0}")]
     OutOfMemory(String),
+    /// Its device has no memory left for it.
+    #[error("the engine is out of device memory: {0}")]
+    OutOfVram(String),
     /// Its device is lost.
     #[error("the engine's device is lost: {0}")]
     DeviceLost(String),

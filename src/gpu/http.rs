@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo};
@@ -53,6 +54,8 @@ pub(crate) enum HttpError {
 pub(crate) struct HttpClient {
     client: Client<HttpConnector, Full<Bytes>>,
     base: String,
+    /// What goes into `Authorization`, if anything.
+    authorization: Option<Arc<str>>,
     /// Our ends of connections that have brought an answer, the newest last.
     served: Arc<Mutex<VecDeque<SocketAddr>>>,
 }
@@ -61,13 +64,14 @@ pub(crate) struct HttpClient {
 const SERVED_MAX: usize = 64;
 
 impl HttpClient {
-    /// A client of the server at `base`, such as `http://127.0.0.1:8080`.
-    pub(crate) fn new(base: &str) -> Self {
+    /// A client of the server at `base`, such as `http://127.0.0.1:8080`, which may want a key.
+    pub(crate) fn new(base: &str, api_key: Option<String>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true); // Else small writes wait for the other side's acknowledgement.
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        HttpClient { client, base: base.trim_end_matches('/').to_owned(), served: Arc::default() }
+        let authorization = api_key.map(|key| format!("Bearer {key}").into());
+        HttpClient { client, base: base.trim_end_matches('/').to_owned(), authorization, served: Arc::default() }
     }
 
     fn note_served(&self, answer: &Response<Incoming>) {
@@ -111,6 +115,9 @@ impl HttpClient {
             let mut request = Request::builder().method(method.clone()).uri(uri.clone());
             if !body.is_empty() {
                 request = request.header("content-type", "application/json");
+            }
+            if let Some(authorization) = &self.authorization {
+                request = request.header(AUTHORIZATION, &**authorization);
             }
             for (name, value) in headers {
                 request = request.header(*name, *value);
@@ -192,7 +199,7 @@ mod tests {
     /// connections there were.
     async fn serve(answers: usize) -> (HttpClient, Arc<AtomicUsize>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap()));
+        let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap()), None);
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
         tokio::spawn(async move {

@@ -3,17 +3,48 @@
 //! An [`Engine`] is one model on one device mask. The simulated one is always there; those reached over HTTP come with
 //! the feature `engines-http`.
 
+pub mod devices;
 pub mod engine;
-#[cfg(feature = "engines-http")]
-pub(crate) mod http;
+pub(crate) mod host;
+#[cfg(feature = "nvml")]
+pub mod nvml;
+pub mod sim;
+#[cfg(any(feature = "engines-http", feature = "nvml"))]
+pub(crate) mod threads;
+
 #[cfg(feature = "engines-http")]
 pub mod llamacpp;
 #[cfg(feature = "engines-http")]
+pub mod openai;
+#[cfg(feature = "engines-http")]
+pub mod tgi;
+#[cfg(feature = "engines-http")]
+pub mod triton;
+#[cfg(feature = "engines-http")]
+pub mod vllm;
+
+#[cfg(feature = "engines-http")]
+pub(crate) mod cgroup;
+#[cfg(feature = "engines-http")]
+pub(crate) mod digest;
+#[cfg(feature = "engines-http")]
+pub(crate) mod figures;
+#[cfg(feature = "engines-http")]
+pub(crate) mod http;
+#[cfg(feature = "engines-http")]
+pub(crate) mod openai_api;
+#[cfg(feature = "engines-http")]
 pub(crate) mod process;
-pub mod sim;
+#[cfg(feature = "engines-http")]
+pub(crate) mod runs;
+#[cfg(feature = "engines-http")]
+pub(crate) mod server;
 #[cfg(feature = "engines-http")]
 pub(crate) mod sse;
+#[cfg(feature = "engines-http")]
+pub(crate) mod vectors;
 
+pub use devices::{DeviceProbe, DeviceSink, SimDevices};
 pub use engine::{
     Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, Stopped, Telemetry, TokenOutput,
 };

@@ -1,5 +1,5 @@
-//! An engine's process: started in its own group with its device mask, its output in our log, killed with its owner, even if that is
-//! killed itself.
+//! An engine's process: started in its own group with its device mask near to its devices, its output in our log, ended with its owner,
+//! even if that is killed itself.
 
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::core::id::ReplicaId;
+use crate::gpu::cgroup::Cgroup;
 use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
@@ -29,12 +31,15 @@ const WATCH: &str = "trap '' TERM HUP INT QUIT USR1 USR2 ALRM; read -r _; kill -
 /// How long the last lines of a process that has ended are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A running process and all that it started. Dropping it kills the whole group.
+/// A running process and all that it started. Dropping it ends the whole group: SIGTERM, and SIGKILL when its time is over.
 pub(crate) struct EngineProcess {
     group: Option<Pid>,
     /// The engine and its watcher; `None` once they have been left to the site.
     children: Option<(Child, Child)>,
     site: EngineSite,
+    /// How long it has to end behind SIGTERM.
+    term: Duration,
+    cgroup: Option<Cgroup>,
     last_lines: Arc<Mutex<VecDeque<String>>>,
     /// Readers of its output; aborted with it.
     readers: JoinSet<()>,
@@ -64,6 +69,8 @@ impl EngineProcess {
             let _ = group.map(|group| kill_process_group(group, Signal::KILL)); // Not without one.
         })?;
         leave_no_core(group);
+        stay_near(group, &context.cpus);
+        let cgroup = bound_memory(context, child.id());
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = JoinSet::new();
         if let Some(output) = child.stdout.take() {
@@ -73,7 +80,8 @@ impl EngineProcess {
             readers.spawn(capture(output, context.replica.clone(), last_lines.clone()));
         }
         let children = Some((child, watcher));
-        Ok(EngineProcess { group, children, site: context.site.clone(), last_lines, readers })
+        let term = Duration::from_millis(context.pool.timeouts.term_ms);
+        Ok(EngineProcess { group, children, site: context.site.clone(), term, cgroup, last_lines, readers })
     }
 
     /// The process's id, while it runs.
@@ -100,6 +108,10 @@ impl EngineProcess {
             (None, None) => Exit::Unknown,
         });
         let said: Vec<String> = self.last_lines.lock().iter().cloned().collect();
+        if self.cgroup.as_ref().is_some_and(Cgroup::ran_out) {
+            let most = "it took more host memory than process.memory_bytes_max, and was killed for it";
+            return EngineError::OutOfMemory(format!("{most} ({how})"));
+        }
         EngineError::Exited { how, said: said.join(" | ") }
     }
 }
@@ -107,27 +119,77 @@ impl EngineProcess {
 impl EngineProcess {
     /// Ends the whole group, once: later its number may be somebody else's.
     fn kill_group(&mut self) {
-        if let Some(group) = self.group.take() {
-            let _ = kill_process_group(group, Signal::KILL); // Gone already: nothing is left to kill.
-        }
+        kill(self.group.take());
     }
+}
+
+fn kill(group: Option<Pid>) {
+    let _ = group.map(|group| kill_process_group(group, Signal::KILL)); // Gone already: nothing is left to kill.
+}
+
+/// What is left of an engine that nobody wants any more.
+struct Ending {
+    child: Child,
+    watcher: Child,
+    group: Option<Pid>,
+    term: Duration,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Whatever becomes of whoever waits. Behind the end of both it has no number any more.
+        kill(self.group);
+    }
+}
+
+/// Asks an engine to end, waits as long as it may take, and ends all that is left of its group.
+async fn gone(mut left: Ending, cgroup: Option<Cgroup>) {
+    if let Some(group) = left.group {
+        let _ = kill_process_group(group, Signal::TERM); // Gone already: it is found to be.
+        let _ = timeout(left.term, left.child.wait()).await;
+    }
+    kill(left.group); // What it has started too, and its watcher.
+    let _ = (left.child.wait().await, left.watcher.wait().await); // However they ended, they have.
+    left.group = None;
+    drop(cgroup);
+}
+
+/// Keeps it on the CPUs that its devices are near to.
+fn stay_near(process: Option<Pid>, cpus: &[u32]) {
+    if cpus.is_empty() {
+        return;
+    }
+    let mut set = CpuSet::new();
+    cpus.iter().filter(|cpu| (**cpu as usize) < CpuSet::MAX_CPU).for_each(|cpu| set.set(*cpu as usize));
+    if let Err(error) = sched_setaffinity(process, &set) {
+        tracing::debug!(%error, "an engine runs on any CPU");
+    }
+}
+
+/// Puts it into a group of its own with the memory that its pool allows.
+fn bound_memory(context: &EngineContext, pid: Option<u32>) -> Option<Cgroup> {
+    let (most, pid) = (context.pool.process.memory_bytes_max?, pid?);
+    let bounded = Cgroup::with_memory(most).and_then(|group| group.add(pid).map(|()| group));
+    let replica_id = &context.replica;
+    bounded.inspect_err(|error| tracing::warn!(%replica_id, %error, "memory_bytes_max is not enforced here")).ok()
 }
 
 impl Drop for EngineProcess {
     fn drop(&mut self) {
-        self.kill_group();
-        if let Some((mut child, mut watcher)) = self.children.take() {
-            let gone = async move {
-                let _ = (child.wait().await, watcher.wait().await); // However they ended, they have.
-            };
-            match tokio::runtime::Handle::try_current() {
-                // At once, so that none is left as a zombie; whoever comes next waits for it.
-                Ok(tokio) => {
-                    let reaper = tokio.spawn(gone);
-                    self.site.leave(async move { drop(reaper.await) });
-                }
-                Err(_) => self.site.leave(gone),
+        let Some((child, watcher)) = self.children.take() else { return };
+        let tokio = tokio::runtime::Handle::try_current();
+        let (group, cgroup) = (self.group.take(), self.cgroup.take());
+        if tokio.is_err() || self.term.is_zero() {
+            kill(group); // Nobody would be there to wait.
+        }
+        let gone = gone(Ending { child, watcher, group, term: self.term }, cgroup);
+        match tokio {
+            // At once, so that none is left as a zombie; whoever comes next waits for it.
+            Ok(tokio) => {
+                let reaper = tokio.spawn(gone);
+                self.site.leave(async move { drop(reaper.await) });
             }
+            Err(_) => self.site.leave(gone),
         }
     }
 }
@@ -181,7 +243,15 @@ mod tests {
     fn context() -> EngineContext {
         let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
         let pool = Arc::new(PoolConfig::new("p", "sh", "m"));
-        EngineContext { replica, mask: DeviceMask::default(), pool, env: Env::real(), site: EngineSite::default() }
+        EngineContext {
+            replica,
+            mask: DeviceMask::default(),
+            pool,
+            env: Env::real(),
+            site: EngineSite::default(),
+            cpus: Arc::default(),
+            slots: 1,
+        }
     }
 
     fn shell(script: &str) -> Vec<String> {
@@ -222,5 +292,77 @@ mod tests {
             assert!(said.contains("one") && said.contains("two"), "{script}: {said:?}");
         }
         assert!(EngineProcess::start(&["/nowhere/engine".to_owned()], &context()).is_err());
+    }
+
+    /// The pid that a script writes to standard output, once it has.
+    async fn told_pid(process: &EngineProcess) -> u32 {
+        loop {
+            let told = process.last_lines.lock().iter().find_map(|line| line.parse().ok());
+            match told {
+                Some(pid) => return pid,
+                None => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_ignores_sigterm_is_killed_when_its_time_is_over_and_what_it_forked_with_it() {
+        let mut context = context();
+        let mut pool = (*context.pool).clone();
+        pool.timeouts.term_ms = 300;
+        context.pool = Arc::new(pool);
+        // Its child is one of a child that has ended: nobody's but the group's.
+        let script = "trap '' TERM; (sh -c 'trap \"\" TERM; echo $$; while :; do sleep 0.05; done' &) ; while :; do sleep 0.05; done";
+        let process = EngineProcess::start(&shell(script), &context).expect("starts");
+        let (engine, orphan) = (process.id().expect("it runs"), told_pid(&process).await);
+        let begin = context.env.now();
+        drop(process);
+        context.site.until_clear(Duration::from_secs(10)).await;
+        let took = context.env.now().since(begin);
+        assert!(took >= Duration::from_millis(300), "it has its time: {took:?}");
+        assert!(!is_there(engine) && !is_alive(orphan), "neither is left");
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_sigterm_ends_by_itself_and_at_once() {
+        let context = context();
+        let script = "trap 'exit 0' TERM; echo $$; while :; do sleep 0.01; done";
+        let process = EngineProcess::start(&shell(script), &context).expect("starts");
+        told_pid(&process).await;
+        let begin = context.env.now();
+        drop(process);
+        context.site.until_clear(Duration::from_secs(10)).await;
+        assert!(context.env.now().since(begin) < Duration::from_secs(2), "it did not have to be killed");
+    }
+
+    /// An orphan may be a zombie until somebody else reaps it.
+    fn is_alive(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_more_memory_than_it_may_ends_and_that_is_said() {
+        if Cgroup::with_memory(64 << 20).is_err() {
+            return println!("SKIPPED: this system does not let us make control groups");
+        }
+        let mut context = context();
+        let mut pool = (*context.pool).clone();
+        pool.process.memory_bytes_max = Some(32 << 20);
+        context.pool = Arc::new(pool);
+        let script = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}";
+        let mut process = EngineProcess::start(&shell(script), &context).expect("starts");
+        let end = timeout(Duration::from_secs(20), process.ended()).await.expect("it ends");
+        assert!(matches!(&end, EngineError::OutOfMemory(text) if text.contains("memory_bytes_max")), "{end:?}");
+    }
+
+    #[tokio::test]
+    async fn one_runs_on_the_cpus_that_it_is_told() {
+        let mut context = context();
+        context.cpus = [0].into();
+        let process = EngineProcess::start(&shell("exec sleep 1000"), &context).expect("starts");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().expect("it runs"))).unwrap();
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        assert_eq!(cpus.trim(), "0");
     }
 }

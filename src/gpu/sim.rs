@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::config::{CTX_DEFAULT, SimConfig};
-use crate::core::task::FinishReason;
+use crate::core::task::{FinishReason, Workload};
 use crate::core::units::{Timestamp, Tokens};
 use crate::env::Env;
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Telemetry, TokenOutput};
@@ -181,6 +181,9 @@ impl SimEngine {
         if self.strikes(faults.hang_first_ppm) {
             std::future::pending::<()>().await;
         }
+        if job.request.workload != Workload::Completion {
+            return self.judge(job, out);
+        }
         let text = SimText::new(&job.request.prompt, job.seed, &self.profile, &self.model_digest);
         let tokens_in = Some(Tokens(job.request.prompt.split_whitespace().count().max(1) as u32));
         for index in 0..job.request.max_tokens.0 {
@@ -209,6 +212,22 @@ impl SimEngine {
             tokio::task::consume_budget().await;
         }
         Ok(Finish { reason: FinishReason::Length, tokens_in })
+    }
+}
+
+impl SimEngine {
+    /// A vector or a score for each input, which follow from its text alone.
+    fn judge(&self, job: Job<'_>, out: &mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        let value = |text: &SimText, index: u32| f64::from(text.mixed(index) as u32) / f64::from(u32::MAX);
+        for (index, input) in job.request.inputs.iter().enumerate() {
+            let text = SimText::new(input, 0, &job.request.prompt, &self.model_digest);
+            let result = match job.request.workload {
+                Workload::Rerank => format!("{{\"index\":{index},\"score\":{:.6}}}", value(&text, 0)),
+                _ => format!("[{}]", (0..8).map(|at| format!("{:.6}", value(&text, at))).collect::<Vec<_>>().join(",")),
+            };
+            out.push(&result)?;
+        }
+        Ok(Finish { reason: FinishReason::Stop, tokens_in: None })
     }
 }
 
@@ -243,11 +262,15 @@ impl SimText {
     }
 
     fn word(&self, index: u32) -> &'static str {
-        // The finaliser of SplitMix64: neighbouring indices give unrelated words.
+        WORDS[(self.mixed(index) % WORDS.len() as u64) as usize]
+    }
+
+    /// The finaliser of SplitMix64: neighbouring indices give unrelated numbers.
+    fn mixed(&self, index: u32) -> u64 {
         let mut mixed = self.0.wrapping_add(u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        WORDS[((mixed ^ (mixed >> 31)) % WORDS.len() as u64) as usize]
+        mixed ^ (mixed >> 31)
     }
 }
 
@@ -337,7 +360,7 @@ impl Engine for SimEngine {
         let used = self.kv_tokens.load(Relaxed).min(self.kv_tokens_max);
         let kv_usage = Some(used as f64 / self.kv_tokens_max.max(1) as f64);
         let busy = self.slots.iter().filter(|slot| slot.load(Relaxed)).count();
-        Ok(Telemetry { kv_usage, slots_busy: Some(busy as u32) })
+        Ok(Telemetry { kv_usage, slots_busy: Some(busy as u32), kv_tokens: None })
     }
 
     async fn failure(&self) -> EngineError {
@@ -376,6 +399,8 @@ mod tests {
             pool,
             env: Env::real(),
             site: EngineSite::default(),
+            cpus: Arc::default(),
+            slots: 1,
         });
         engine.preload().await.expect("loads");
         let mut out = Text(String::new());

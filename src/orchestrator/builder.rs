@@ -1,15 +1,22 @@
 //! What a runtime is made of, and how its parts come together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::actors::address::Address;
 use crate::actors::clients::Clients;
+use crate::actors::devices::Devices;
 use crate::actors::gate::IntakeGate;
+use crate::actors::gpu_monitor::Probe;
 use crate::actors::ledger::Ledger;
 use crate::actors::refusals::Refusals;
 use crate::actors::shared::{PoolShared, RuntimeShared};
-use crate::config::{Config, ConfigError, PoolConfig};
+use crate::config::{Config, ConfigError, PoolConfig, resolve};
+use crate::core::device::Inventory;
+use crate::core::health::policy;
+use crate::core::id::DeviceMask;
 use crate::env::Env;
+use crate::gpu::devices::DeviceProbe;
 use crate::gpu::engine::{Engine, EngineContext, EngineFactory};
 use crate::orchestrator::handle::Orchestrator;
 use crate::orchestrator::life::Life;
@@ -19,6 +26,7 @@ pub struct Builder {
     pub(super) config: Config,
     pub(super) factories: Vec<EngineFactory>,
     pub(super) env: Option<Env>,
+    pub(super) probe: Probe,
 }
 
 /// Why a runtime could not be started. Nothing is left running.
@@ -59,6 +67,14 @@ impl Builder {
         self
     }
 
+    /// Sets what looks at the devices: [`gpu::nvml::open`](crate::gpu::nvml::open) for real ones. Without it each device that the
+    /// configuration names is simulated, and well.
+    #[must_use]
+    pub fn devices(mut self, probe: Arc<dyn DeviceProbe>) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
     /// Starts the runtime. Pools load their models behind it; tasks may be submitted at once and wait.
     ///
     /// # Errors
@@ -69,25 +85,43 @@ impl Builder {
             return Err(StartError::Config(faults));
         }
         let env = self.env.unwrap_or_else(Env::real);
-        let runtime = assemble(self.config, self.factories, env).map_err(|error| StartError::Config(vec![error]))?;
+        let runtime =
+            assemble(&self.config, self.factories, env, self.probe).map_err(|error| StartError::Config(vec![error]))?;
         let life = Life::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
         Ok(Orchestrator { runtime, life: Arc::new(life) })
     }
 }
 
-fn assemble(config: Config, factories: Vec<EngineFactory>, env: Env) -> Result<Arc<RuntimeShared>, ConfigError> {
+fn assemble(
+    config: &Config,
+    factories: Vec<EngineFactory>,
+    env: Env,
+    probe: Probe,
+) -> Result<Arc<RuntimeShared>, ConfigError> {
+    let inventory = probe.as_ref().map_or_else(|| Inventory::simulated("nobody asked"), |probe| probe.inventory());
+    // Pools that cannot be on these devices say so when they are loaded; the others serve.
+    let resolved = resolve(config, &inventory);
+    resolved.faults.iter().for_each(|fault| tracing::error!(%fault, "this cannot be served on these devices"));
+    let masks: Vec<DeviceMask> = resolved.config.pools.iter().map(PoolConfig::mask).collect::<Result<_, _>>()?;
+    let named = DeviceMask::new(masks.iter().flat_map(|mask| mask.devices().to_vec()).collect());
+    let wait = Duration::from_millis(config.gpu.recover_ms);
+    let devices = Arc::new(Devices::new(&inventory, &named, policy(wait), env.clone()));
     let mut places = config.intake_margin as usize;
     let mut pools = Vec::new();
     for (position, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
         places += pool.queue.capacity as usize + pool.slots as usize * pool.replicas.len();
-        pools.push(PoolShared::new(position as u16, pool.clone(), env.clone(), factory)?);
+        let around = (env.clone(), devices.clone());
+        pools.push(PoolShared::new(position as u16, &resolved, around, factory)?);
     }
     pools.iter().for_each(|pool| pool.meet(&pools));
     Ok(Arc::new(RuntimeShared {
-        clients: Clients::new(&config),
+        clients: Clients::new(config),
         ledger: Ledger::new(env.clone(), config.retention.clone()),
         env,
-        config,
+        config: resolved.config,
+        devices,
+        gpu_monitor: Address::default(),
+        probe,
         gate: IntakeGate::new(places),
         pools,
         admission: Address::default(),

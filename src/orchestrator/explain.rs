@@ -145,7 +145,7 @@ impl Orchestrator {
     fn consider(&self, pool: &PoolShared, record: &TaskRecord) -> PoolConsidered {
         let client = self.runtime.clients.get(&record.request.client_id);
         let facts = facts_of(pool, &record.request, &client);
-        let demand = Demand { mask: &pool.mask, affinity: record.affinity(pool) };
+        let demand = Demand { mask: &pool.mask, affinity: record.affinity(pool), kv_tokens: record.kv_tokens() };
         let replica = |replica: &ReplicaShared| ReplicaConsidered {
             replica_id: replica.id.clone(),
             fit: fit(&replica.candidate(), &demand),

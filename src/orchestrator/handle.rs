@@ -49,7 +49,7 @@ pub enum CancelOutcome {
 impl Orchestrator {
     /// A runtime to be.
     pub fn builder() -> Builder {
-        Builder { config: Config::default(), factories: Vec::new(), env: None }
+        Builder { config: Config::default(), factories: Vec::new(), env: None, probe: None }
     }
 
     /// The task with this id, as it stands now; `None` when there is none, or it has been forgotten.
@@ -174,6 +174,9 @@ impl Orchestrator {
         };
         if timeout(ANSWER_TIMEOUT, gone).await.is_err() {
             tracing::error!("an engine is still held by somebody");
+        }
+        for replica in self.runtime.pools.iter().flat_map(|pool| &pool.replicas) {
+            replica.site.until_clear(ANSWER_TIMEOUT).await; // Its process has been told to end.
         }
     }
 

@@ -45,7 +45,7 @@ pub struct SubmitBody {
     pub parameters: Sampling,
     /// The text to go on from.
     pub prompt: Option<String>,
-    /// Texts to embed or rank; no pool serves that yet.
+    /// The texts to embed, or to rank by how well they fit the prompt. Each result is one `token` event, as JSON.
     pub inputs: Option<Vec<String>>,
     /// Most tokens to generate; 256 when left out.
     pub max_tokens: Option<u32>,
@@ -71,10 +71,18 @@ impl SubmitBody {
     /// One line that names the field and says what would be right.
     pub fn into_request(self, client_id: ClientId) -> Result<TaskRequest, String> {
         let named = |field: &str, error: InvalidId| format!("field '{field}': {error}");
-        if self.inputs.is_some() {
-            return Err("field 'inputs': no pool serves embeddings or ranking; send a 'prompt'".into());
-        }
-        let prompt = self.prompt.ok_or("field 'prompt': it is missing")?;
+        let prompt = match (self.prompt, self.workload) {
+            (Some(prompt), _) => prompt,
+            (None, Workload::Embedding) => String::new(),
+            (None, _) => return Err("field 'prompt': it is missing".into()),
+        };
+        let inputs = self.inputs.unwrap_or_default();
+        // One event for each input; a completion has none.
+        let results = u32::try_from(inputs.len()).unwrap_or(u32::MAX).max(1);
+        let max_tokens = match self.workload {
+            Workload::Completion => self.max_tokens.map_or(MAX_TOKENS_DEFAULT, Tokens),
+            Workload::Embedding | Workload::Rerank => Tokens(results),
+        };
         let task_id = self.task_id.as_deref().map(TaskId::parse).transpose().map_err(|e| named("task_id", e))?;
         let session_id =
             self.session_id.as_deref().map(SessionId::parse).transpose().map_err(|e| named("session_id", e))?;
@@ -92,7 +100,8 @@ impl SubmitBody {
             sampler_profile_version: self.sampler_profile_version,
             parameters: self.parameters,
             prompt,
-            max_tokens: self.max_tokens.map_or(MAX_TOKENS_DEFAULT, Tokens),
+            inputs,
+            max_tokens,
             deadline: self.deadline_ms.map(Duration::from_millis),
             expected_tokens: self.expected_tokens.map(Tokens),
             kv_hint: self.kv_hint,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::service::config_file;
-use crate::service::{serve, submit};
+use crate::service::{devices, serve, submit};
 
 /// Keeps GPUs busy, fair and honest for LLM inference.
 #[derive(Debug, Parser)]
@@ -23,10 +23,16 @@ enum Command {
     Serve(ServeArguments),
     /// Submit a prompt to a running service and stream its tokens.
     Submit(SubmitArguments),
-    /// Check a configuration file and say what is wrong with it.
+    /// Check a configuration file against its schema and this host's devices, and say what is wrong with it.
     Check {
         /// The YAML file.
         file: PathBuf,
+    },
+    /// List the devices of this host.
+    Devices {
+        /// Where NVIDIA's management library lies, if not where the system finds it.
+        #[arg(long)]
+        library: Option<String>,
     },
 }
 
@@ -84,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Serve(arguments) => block_on(serve::run(arguments)),
         Command::Submit(arguments) => block_on(submit::run(arguments)),
         Command::Check { file } => check(&file),
+        Command::Devices { library } => devices::list(library),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,6 +108,11 @@ fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String
 
 fn check(file: &std::path::Path) -> Result<(), String> {
     let config = config_file::load(file).map_err(|faults| faults.to_string())?;
+    let faults = devices::faults(&config).map_err(|fault| format!("{}: {fault}", file.display()))?;
+    if !faults.is_empty() {
+        let lines = faults.iter().map(|fault| format!("{}: {fault}", file.display()));
+        return Err(lines.collect::<Vec<_>>().join("\n"));
+    }
     let replicas: usize = config.pools.iter().map(|pool| pool.replicas.len()).sum();
     say(&format!("{}: valid, {} pools with {replicas} replicas", file.display(), config.pools.len()));
     Ok(())

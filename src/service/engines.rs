@@ -1,17 +1,22 @@
 //! Which engines a configuration can name, and what each of them needs.
 
 use crate::config::{Config, ConfigError, DeviceRef, PoolConfig, ReplicaConfig};
+use crate::core::task::Workload;
 use crate::gpu::llamacpp::LlamaCpp;
+use crate::gpu::openai::OpenAi;
 use crate::gpu::sim::SimEngine;
+use crate::gpu::tgi::Tgi;
+use crate::gpu::triton::Triton;
+use crate::gpu::vllm::Vllm;
 use crate::orchestrator::{Builder, Orchestrator};
 use crate::service::config_file::suggestion;
 
 /// The engines that a configuration can name.
-pub const ENGINES: [&str; 2] = ["sim", "llamacpp"];
+pub const ENGINES: [&str; 6] = ["sim", "llamacpp", "vllm", "tgi", "triton", "openai"];
 
 /// What is served without a configuration: one pool of the simulated engine on two simulated GPUs.
 pub fn demo() -> Config {
-    let replica = |index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] };
+    let replica = |index| ReplicaConfig { devices: vec![DeviceRef::Index(index)], ..ReplicaConfig::default() };
     let pool =
         PoolConfig { slots: 4, replicas: vec![replica(0), replica(1)], ..PoolConfig::new("demo", "sim", "demo") };
     Config { pools: vec![pool], ..Config::default() }
@@ -30,27 +35,44 @@ pub(crate) fn faults(config: &Config) -> Vec<ConfigError> {
                     fault("engine", "the simulated engine has neither url nor command".into());
                 }
             }
-            "llamacpp" => {
-                if pool.sim.is_some() {
-                    fault("sim", "only for engine: sim".into());
-                }
-                match (&pool.url, &pool.command) {
-                    (None, None) => fault("command", "an engine needs a url, or a command to start it".into()),
-                    (Some(_), Some(_)) => fault("url", "either a url or a command, not both".into()),
-                    (Some(url), None) => check_url(pool, url, &mut fault),
-                    (None, Some(command)) if command.is_empty() => fault("command", "it must not be empty".into()),
-                    (None, Some(command)) if !command.iter().any(|part| part.contains("{port}")) => {
-                        fault("command", "it must tell the engine its port with {port}".into());
-                    }
-                    (None, Some(_)) => {}
-                }
-            }
+            known if ENGINES.contains(&known) => check_server(pool, &mut fault),
             other => fault("engine", format!("unknown engine {other:?}{}", suggestion(other, &ENGINES))),
         }
     }
     faults
 }
 
+/// What every engine behind HTTP needs.
+fn check_server(pool: &PoolConfig, fault: &mut impl FnMut(&str, String)) {
+    if pool.sim.is_some() {
+        fault("sim", "only for engine: sim".into());
+    }
+    match (&pool.url, &pool.command) {
+        (None, None) => fault("command", "an engine needs a url, or a command to start it".into()),
+        (Some(_), Some(_)) => fault("url", "either a url or a command, not both".into()),
+        (Some(url), None) => check_url(pool, url, fault),
+        (None, Some(command)) => check_command(pool, command, fault),
+    }
+    let only_completions = ["tgi", "triton"].contains(&pool.engine.as_str());
+    if only_completions && pool.workloads.iter().any(|workload| *workload != Workload::Completion) {
+        fault("workloads", format!("{} serves completions only", pool.engine));
+    }
+}
+
+fn check_command(pool: &PoolConfig, command: &[String], fault: &mut impl FnMut(&str, String)) {
+    if command.is_empty() {
+        return fault("command", "it must not be empty".into());
+    }
+    if !command.iter().any(|part| part.contains("{port}")) {
+        fault("command", "it must tell the engine its port with {port}".into());
+    }
+    let splits = pool.replicas.iter().any(|replica| replica.tensor_split.is_some());
+    if splits && !command.iter().any(|part| part.contains("{tensor_split}")) {
+        fault("command", "a tensor_split is given, and nothing tells the engine: put {tensor_split} into it".into());
+    }
+}
+
+/// A server that runs already, somewhere.
 fn check_url(pool: &PoolConfig, url: &str, fault: &mut impl FnMut(&str, String)) {
     if !url.starts_with("http://") || url.replace("{index}", "0").parse::<hyper::Uri>().is_err() {
         fault("url", format!("{url:?} is not of the form http://host:port"));
@@ -65,6 +87,10 @@ pub fn builder(config: Config) -> Builder {
     for pool in config.pools {
         builder = match pool.engine.as_str() {
             "llamacpp" => builder.pool(pool, LlamaCpp::new),
+            "vllm" => builder.pool(pool, Vllm::new),
+            "tgi" => builder.pool(pool, Tgi::new),
+            "triton" => builder.pool(pool, Triton::new),
+            "openai" => builder.pool(pool, OpenAi::new),
             _ => builder.pool(pool, SimEngine::new),
         };
     }

@@ -20,7 +20,7 @@ use crate::core::model::ModelChange;
 use crate::orchestrator::Orchestrator;
 use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
-use crate::service::{api, metrics, pools, tasks};
+use crate::service::{api, devices, metrics, pools, tasks};
 
 /// The header that names the client while authentication is off.
 const CLIENT_HEADER: &str = "x-client-id";
@@ -40,6 +40,7 @@ const CLIENT_HEADER: &str = "x-client-id";
         pools::drain,
         pools::reload,
         pools::replica_sets,
+        devices::devices,
         pools::session,
         pools::end_session,
         metrics::scrape,
@@ -70,6 +71,7 @@ pub fn router(orchestrator: Orchestrator) -> Router {
         .route("/v1/pools/{id}/drain", post(pools::drain))
         .route("/v1/pools/{id}/reload", post(pools::reload))
         .route("/v1/replicasets", get(pools::replica_sets))
+        .route("/v1/devices", get(devices::devices))
         .route("/metrics", get(metrics::scrape))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))

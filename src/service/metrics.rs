@@ -17,11 +17,12 @@ use crate::core::error::TaskError;
 use crate::core::failure::Cause;
 use crate::core::task::Priority;
 use crate::orchestrator::Orchestrator;
+use crate::service::device_metrics;
 use crate::service::error::ApiError;
 use crate::views::{PoolView, ReplicaView};
 
 /// Label sets are pairs: few, bounded by the configuration, never from a request.
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// Figures of the runtime, one line each.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text.")))]
@@ -43,7 +44,7 @@ impl fmt::Debug for Views {
     }
 }
 
-fn counter(
+pub(super) fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -56,7 +57,7 @@ fn counter(
     Ok(())
 }
 
-fn gauge(
+pub(super) fn gauge(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -76,7 +77,7 @@ fn pool_labels(pool: &PoolView, more: &[(&'static str, &str)]) -> Labels {
     labels(pool, version, more)
 }
 
-fn replica_labels(pool: &PoolView, replica: &ReplicaView, more: &[(&'static str, &str)]) -> Labels {
+pub(super) fn replica_labels(pool: &PoolView, replica: &ReplicaView, more: &[(&'static str, &str)]) -> Labels {
     let mut labels = labels(pool, replica.engine_version.clone(), more);
     labels.push(("replica_id", replica.replica_id.to_string()));
     labels
@@ -99,6 +100,7 @@ impl Collector for Views {
         rejections(encoder, &self.0, &pools)?;
         replica_series(encoder, &pools)?;
         latencies(encoder, &pools)?;
+        device_metrics::encode(encoder, &self.0.devices(), &pools)?;
         let view = self.0.view();
         gauge(encoder, "tasks_open", "Tasks between submission and their end", [(vec![], view.tasks_open as f64)])
     }
@@ -209,6 +211,16 @@ fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fm
         })
     };
     counter(encoder, "worker_deaths", "Workers that died, by cause", of_causes(|replica| &replica.deaths))?;
+    let out_of_memory = pools.iter().flat_map(|pool| {
+        pool.replicas.iter().flat_map(move |replica| {
+            [("host", Cause::OutOfMemory), ("device", Cause::OutOfVram)].map(|(memory, cause)| {
+                let count =
+                    [&replica.deaths, &replica.attempts_failed].map(|counts| counts.get(&cause).copied().unwrap_or(0));
+                (replica_labels(pool, replica, &[("memory", memory)]), count.iter().sum())
+            })
+        })
+    });
+    counter(encoder, "oom_events", "Workers and attempts that were lost to want of memory", out_of_memory)?;
     let failed = of_causes(|replica| &replica.attempts_failed);
     counter(encoder, "attempts_failed", "Attempts that failed, by cause; most tasks ran again", failed)?;
     counter(

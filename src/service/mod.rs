@@ -5,6 +5,8 @@
 pub mod api;
 pub mod cli;
 pub mod config_file;
+mod device_metrics;
+mod devices;
 pub mod engines;
 mod error;
 pub mod http;

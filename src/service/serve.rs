@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 use crate::orchestrator::Orchestrator;
 use crate::service::cli::{LogFormat, ServeArguments, say};
-use crate::service::{config_file, engines, http};
+use crate::service::{config_file, devices, engines, http};
 
 /// How long clients may take to close their connections when everything has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,8 +29,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let mut signals = Signals::new().map_err(|error| format!("cannot wait for signals: {error}"))?;
-    greet(arguments.config.is_none(), &config, address);
-    let orchestrator = engines::builder(config).start().await.map_err(|error| error.to_string())?;
+    let probe = devices::probe(&config.gpu)?;
+    greet(arguments.config.is_none(), &config, probe.as_ref().err(), address);
+    let builder = engines::builder(config);
+    let builder = match probe {
+        Ok(probe) => builder.devices(probe),
+        Err(_) => builder,
+    };
+    let orchestrator = builder.start().await.map_err(|error| error.to_string())?;
 
     let (stop, stopped) = oneshot::channel::<()>();
     // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
@@ -102,10 +108,13 @@ fn log_to_stderr(format: LogFormat) {
     };
 }
 
-fn greet(demo: bool, config: &Config, address: std::net::SocketAddr) {
+fn greet(demo: bool, config: &Config, no_driver: Option<&String>, address: std::net::SocketAddr) {
     if demo {
         say("No configuration was given: serving SIMULATED text from two simulated GPUs. No model, no real GPU.");
         say("Serve your own engines with: orchestratord serve --config FILE");
+    }
+    if let Some(why) = no_driver {
+        say(&format!("{why}: devices are simulated"));
     }
     for pool in &config.pools {
         let (replicas, slots) = (pool.replicas.len(), pool.slots);

@@ -1,6 +1,7 @@
 //! `orchestratord submit`: a prompt goes in, its tokens come out on the terminal.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -27,7 +28,7 @@ pub(crate) async fn run(arguments: SubmitArguments) -> Result<(), String> {
     });
     let mut headers = vec![("accept", "text/event-stream")];
     headers.extend(arguments.client.as_deref().map(|client| ("x-client-id", client)));
-    let client = HttpClient::new(&arguments.url);
+    let client = HttpClient::new(&arguments.url, None);
     let answer = client.send(Method::POST, "/v1/tasks", &headers, body.to_string().into_bytes()).await;
     let answer = answer.map_err(|error| format!("{}: {error}; is orchestratord running there?", arguments.url))?;
     if !answer.status().is_success() {
@@ -89,7 +90,11 @@ impl Terminal {
                     let Some(frame) = frame else { break };
                     let frame = frame.map_err(|error| format!("the stream broke: {error}"))?;
                     let Ok(bytes) = frame.into_data() else { continue };
-                    parser.push(&bytes, |data| self.event(data)).map_err(|error| error.to_string())?;
+                    let show = |data: &[u8]| {
+                        self.event(data);
+                        ControlFlow::<()>::Continue(())
+                    };
+                    let _ = parser.push(&bytes, show).map_err(|error| error.to_string())?; // It never breaks.
                 }
                 _ = tick.tick(), if !self.begun => self.wait(),
             }

@@ -84,7 +84,7 @@ async fn memory_of_running_tasks_is_bounded_by_its_quota() {
     let quotas = QuotaConfig { memory_bytes: Some(1_000), ..QuotaConfig::default() };
     let config = config("a", ClientConfig { quotas, ..ClientConfig::default() });
     let mut one = pool("p", 1, 4, millisecond());
-    one.memory = MemoryConfig { kv_bytes_per_token: 2, scratch_bytes: 100 };
+    one.memory = MemoryConfig { kv_bytes_per_token: 2, scratch_bytes: 100, ..MemoryConfig::default() };
     let World { orchestrator, .. } = start_with(Env::simulated(2), config, vec![one]).await;
     orchestrator.until_ready().await;
     // 3 tokens of prompt and 197 of output: 500 bytes each. Two fit.

@@ -29,7 +29,9 @@ pub fn pool(server: &str, replicas: u32, slots: u32) -> PoolConfig {
     pool.command = Some(command.map(str::to_owned).to_vec());
     pool.slots = slots;
     pool.ctx = Some(4096);
-    pool.replicas = (0..replicas).map(|index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] }).collect();
+    pool.replicas = (0..replicas)
+        .map(|index| ReplicaConfig { devices: vec![DeviceRef::Index(index)], ..ReplicaConfig::default() })
+        .collect();
     pool.restart.backoff_ms = 50;
     pool
 }

@@ -38,7 +38,7 @@ pub fn faulty(faults: SimFaults) -> SimConfig {
 
 /// A pool of simulated replicas, one device each.
 pub fn pool(id: &str, replicas: u32, slots: u32, sim: SimConfig) -> PoolConfig {
-    let replica = |index| ReplicaConfig { devices: vec![DeviceRef::Index(index)] };
+    let replica = |index| ReplicaConfig { devices: vec![DeviceRef::Index(index)], ..ReplicaConfig::default() };
     let replicas = (0..replicas).map(replica).collect();
     // Tests count runs and microseconds; those about the self-test switch it on.
     PoolConfig { slots, replicas, sim: Some(sim), self_test: false, ..PoolConfig::new(id, "sim", "tiny") }

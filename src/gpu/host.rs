@@ -1,0 +1,88 @@
+//! What an engine needs of the host before it is started: the right files, and memory. And which processes belong to it.
+
+use std::path::Path;
+
+use crate::config::ModelFile;
+use crate::core::id::ReplicaId;
+use crate::gpu::engine::EngineError;
+
+/// Processes of this process's group, itself included. On a system without `/proc`, itself alone.
+pub(crate) fn group_of(pid: u32) -> Vec<u32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return vec![pid] };
+    let processes = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let members: Vec<u32> = processes.filter(|process| group(*process) == Some(pid)).collect();
+    if members.is_empty() { vec![pid] } else { members }
+}
+
+fn group(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may have anything in it: state, parent, group.
+    stat.rsplit(") ").next()?.split(' ').nth(2)?.parse().ok()
+}
+
+/// Whether the host has this much memory to give.
+///
+/// # Errors
+/// [`EngineError::OutOfMemory`] when it has less. A host that does not say has enough.
+pub(crate) fn check_memory(wanted: u64) -> Result<(), EngineError> {
+    let Some(free) = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
+        return Ok(());
+    };
+    if free < wanted {
+        return Err(EngineError::OutOfMemory(format!("the host has {free} bytes free, and the load needs {wanted}")));
+    }
+    Ok(())
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Size of all files together; `None` without any, or when one cannot be looked at.
+pub(crate) fn size(files: &[ModelFile]) -> Option<u64> {
+    let size = |file: &ModelFile| std::fs::metadata(Path::new(&file.path)).ok().map(|about| about.len());
+    let sizes: Option<Vec<u64>> = files.iter().map(size).collect();
+    sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.iter().sum())
+}
+
+/// Checks a model's files against their digests (ORCH-3037), and returns the digest of all; `None` when no file is named.
+///
+/// # Errors
+/// [`EngineError::Preload`] with the file, what it should be and what it is.
+#[cfg(feature = "engines-http")]
+pub(crate) async fn digest(files: &[ModelFile], replica: &ReplicaId) -> Result<Option<String>, EngineError> {
+    crate::gpu::digest::check(files, replica).await
+}
+
+/// A build without engines that have files has nothing to check them with.
+#[cfg(not(feature = "engines-http"))]
+pub(crate) async fn digest(files: &[ModelFile], replica: &ReplicaId) -> Result<Option<String>, EngineError> {
+    match files.first() {
+        None => Ok(None),
+        Some(file) => {
+            let text =
+                format!("{replica}: {} cannot be checked by a build without the feature engines-http", file.path);
+            Err(EngineError::Preload(text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_available_is_read_and_a_strange_file_says_nothing() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    1024 kB\n"), Some(1 << 20));
+        assert_eq!((available("MemAvailable: x kB"), available("")), (None, None));
+        assert!(check_memory(1).is_ok());
+        assert!(matches!(check_memory(u64::MAX), Err(EngineError::OutOfMemory(_))));
+    }
+
+    #[test]
+    fn a_group_has_its_leader() {
+        let own = group(std::process::id()).expect("we have one");
+        assert!(group_of(own).contains(&std::process::id()) || own == 0);
+    }
+}

@@ -1,0 +1,152 @@
+//! Which runs an engine without numbered slots is at work on, by our own knowledge: what its counters are held against when a
+//! run is stopped.
+
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::gpu::engine::{EngineError, Finish};
+
+/// Time between two looks at an engine's counters while a run is being left.
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
+/// Good looks in a row after which a run counts as left. More for one that was dropped before its answer had begun: the engine
+/// may still have had to take it up.
+const LOOKS: u32 = 2;
+const LOOKS_UNANSWERED: u32 = 10;
+
+const IDLE: u8 = 0;
+/// Sent; the engine may or may not count it.
+const SENT: u8 = 1;
+/// It has given text, so the engine counts it.
+const SHOWN: u8 = 2;
+
+/// The runs by slot.
+pub(crate) struct Runs {
+    /// What runs now.
+    now: Vec<AtomicU8>,
+    /// How the slot's last run stood when it was dropped; [`IDLE`] when it ended by itself.
+    dropped: Vec<AtomicU8>,
+}
+
+impl Runs {
+    pub(crate) fn new(slots: u32) -> Self {
+        let places = || (0..slots).map(|_| AtomicU8::new(IDLE)).collect();
+        Runs { now: places(), dropped: places() }
+    }
+
+    /// A run begins in this slot.
+    pub(crate) fn begin(&self, slot: u32) -> Run<'_> {
+        let slot = slot as usize;
+        self.dropped[slot].store(IDLE, SeqCst);
+        self.now[slot].store(SENT, SeqCst);
+        Run { runs: self, slot, over: false }
+    }
+
+    /// Runs that the engine is sure to count.
+    pub(crate) fn shown(&self) -> u32 {
+        self.now.iter().filter(|run| run.load(SeqCst) == SHOWN).count() as u32
+    }
+
+    /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a row, counts
+    /// no more runs than those of ours that it is sure to count. `busy` asks it; `None` is no answer.
+    pub(crate) async fn until_left<F: Future<Output = Busy>>(&self, slot: u32, busy: impl Fn() -> F) {
+        let mut looks_left = match self.dropped[slot as usize].load(SeqCst) {
+            IDLE => return,
+            SENT => LOOKS_UNANSWERED,
+            _ => LOOKS,
+        };
+        let all = looks_left;
+        loop {
+            let shown = self.shown(); // Before the look: what is shown meanwhile would be counted on one side only.
+            looks_left = match busy().await {
+                Busy::Gone => 0,
+                Busy::Runs(runs) if runs <= shown => looks_left - 1,
+                Busy::Runs(_) | Busy::Unknown => all,
+            };
+            if looks_left == 0 {
+                break;
+            }
+            sleep(LOOK_PERIOD).await;
+        }
+        self.dropped[slot as usize].store(IDLE, SeqCst);
+    }
+}
+
+/// What an engine says of its runs.
+pub(crate) enum Busy {
+    /// It computes this many, waiting ones included.
+    Runs(u32),
+    /// It does not say.
+    Unknown,
+    /// It is gone, and computes nothing anywhere.
+    Gone,
+}
+
+/// One run, as long as it is polled.
+pub(crate) struct Run<'a> {
+    runs: &'a Runs,
+    slot: usize,
+    over: bool,
+}
+
+impl Run<'_> {
+    /// The engine has given text.
+    pub(crate) fn show(&self) {
+        self.runs.now[self.slot].store(SHOWN, SeqCst);
+    }
+
+    /// It came to this. Else, and where it was stopped or its connection broke, the engine may still be at work on it.
+    pub(crate) fn conclude(mut self, result: &Result<Finish, EngineError>) {
+        self.over = matches!(result, Ok(_) | Err(EngineError::Refused(_) | EngineError::Unreachable(_)));
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let stood = self.runs.now[self.slot].swap(IDLE, SeqCst);
+        if !self.over {
+            self.runs.dropped[self.slot].store(stood, SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    use super::*;
+
+    async fn looks(runs: &Runs, slot: u32, counts: &[u32]) -> u32 {
+        let looks = AtomicU32::new(0);
+        runs.until_left(slot, || {
+            let look = looks.fetch_add(1, SeqCst) as usize;
+            std::future::ready(Busy::Runs(counts.get(look).copied().unwrap_or(0)))
+        })
+        .await;
+        looks.load(SeqCst)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_run_is_left_when_the_engine_counts_no_more_than_the_others() {
+        let runs = Runs::new(3);
+        let other = runs.begin(0);
+        other.show();
+        let run = runs.begin(1);
+        run.show();
+        drop(run);
+        assert_eq!(looks(&runs, 1, &[2, 2, 1, 2, 1, 1]).await, 6, "twice in a row no more than the other");
+        assert_eq!(looks(&runs, 1, &[9]).await, 0, "it has been left");
+        runs.begin(2).conclude(&Err(EngineError::Refused("no".into())));
+        assert_eq!(looks(&runs, 2, &[9]).await, 0, "it ended by itself");
+        drop(runs.begin(2));
+        assert_eq!(looks(&runs, 2, &[1]).await, LOOKS_UNANSWERED, "it may still be taken up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_is_gone_has_left_everything() {
+        let runs = Runs::new(1);
+        drop(runs.begin(0));
+        runs.until_left(0, || std::future::ready(Busy::Gone)).await;
+    }
+}

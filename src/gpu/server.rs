@@ -1,0 +1,317 @@
+//! What all engines behind HTTP share: a server that is reached or started, waited for, asked, streamed from and watched.
+
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+
+use crate::config::{CTX_DEFAULT, PoolConfig};
+use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
+use crate::gpu::http::{HttpClient, HttpError, whole};
+use crate::gpu::process::EngineProcess;
+use crate::gpu::sse::SseParser;
+
+/// How long the last process may take to be gone: a killed one must give its device's memory back first.
+const LAST_END_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two looks at a server that is loading.
+const HEALTH_PERIOD: Duration = Duration::from_millis(50);
+/// How long a small question may take.
+pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long figures may take; less than a probe has.
+pub(crate) const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
+/// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
+const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
+
+/// An engine's server, at the pool's `url` or from its `command`.
+pub(crate) struct Server {
+    pub(crate) context: EngineContext,
+    /// Set by a successful start.
+    client: OnceLock<HttpClient>,
+    /// The process that we started; `None` for a server at a URL. An async lock, since waiting for its end holds it.
+    process: Mutex<Option<EngineProcess>>,
+}
+
+/// What an engine makes of the events of one streamed answer.
+pub(crate) trait Reading: Send {
+    /// Takes the data of one event and hands its text on; the finish, when that was the last event that matters.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the run has failed by this event's word, or it is none of the protocol's.
+    fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError>;
+
+    /// The answer has ended without a last event.
+    ///
+    /// # Errors
+    /// [`EngineError::Lost`], where the protocol has one.
+    fn ended(&mut self) -> Result<Finish, EngineError> {
+        Err(EngineError::Lost("the answer ended without its last event".into()))
+    }
+}
+
+impl Server {
+    pub(crate) fn new(context: &EngineContext) -> Self {
+        Server { context: context.clone(), client: OnceLock::new(), process: Mutex::new(None) }
+    }
+
+    pub(crate) fn pool(&self) -> &PoolConfig {
+        &self.context.pool
+    }
+
+    /// The client, once the server has been started.
+    pub(crate) fn client(&self) -> Result<&HttpClient, EngineError> {
+        self.client.get().ok_or_else(|| EngineError::Unreachable("the server has not been started".into()))
+    }
+
+    /// Where the server listens, and the process if we start it.
+    fn launch(&self) -> Result<(String, Option<EngineProcess>), EngineError> {
+        let pool = self.pool();
+        if let Some(url) = &pool.url {
+            return Ok((url.replace("{index}", &self.context.replica.index.to_string()), None));
+        }
+        let command = pool.command.as_ref().ok_or_else(|| EngineError::Preload("neither url nor command".into()))?;
+        let ports = free_ports().map_err(|error| EngineError::Preload(format!("no free port: {error}")))?;
+        let command = filled(command, &self.context, &ports);
+        let process = EngineProcess::start(&command, &self.context)
+            .map_err(|error| EngineError::Preload(format!("{:?} cannot be started: {error}", command[0])))?;
+        Ok((format!("http://127.0.0.1:{}", ports[0]), Some(process)))
+    }
+
+    /// Starts the server, if it is ours to start, and waits until `ready` is answered with success. Returns its process.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it cannot be started, or has ended.
+    pub(crate) async fn start(&self, ready: &str) -> Result<Option<u32>, EngineError> {
+        self.context.site.until_clear(LAST_END_TIMEOUT).await;
+        let (base, process) = self.launch()?;
+        let client = HttpClient::new(&base, api_key(self.pool())?);
+        let process_id = process.as_ref().and_then(EngineProcess::id);
+        let mut place = self.process.lock().await;
+        *place = process;
+        // One future for all looks: its end takes a moment to be told whole.
+        let ended = async {
+            match place.as_mut() {
+                Some(process) => process.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(ended);
+        while client.get(ready, ASK_TIMEOUT).await.is_err() {
+            tokio::select! {
+                biased;
+                ended = &mut ended => return Err(ended),
+                () = sleep(HEALTH_PERIOD) => {}
+            }
+        }
+        self.client.set(client).map_err(|_| EngineError::Preload("loaded twice".into()))?;
+        Ok(process_id)
+    }
+
+    /// Returns when the server's process has ended; never for one that we did not start.
+    pub(crate) async fn failure(&self) -> EngineError {
+        let mut place = self.process.lock().await;
+        match place.as_mut() {
+            Some(process) => process.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Asks for JSON.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it does not answer, or with something else.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
+        let body = self.client()?.get(path, ASK_TIMEOUT).await.map_err(lost)?;
+        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
+    }
+
+    /// Its figures in Prometheus' text format; `None` when it does not give them in time.
+    pub(crate) async fn figures(&self, path: &str) -> Option<String> {
+        let text = self.client().ok()?.get(path, FIGURES_TIMEOUT).await.ok()?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the run did not come to its end.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+        answered: impl FnOnce(),
+        reading: &mut dyn Reading,
+        out: &mut dyn TokenOutput,
+    ) -> Result<Finish, EngineError> {
+        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
+        let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
+        answered();
+        if !answer.status().is_success() {
+            return Err(whole(answer).await.map_or_else(lost, |_| EngineError::Garbled("an empty refusal".into())));
+        }
+        let mut body = answer.into_body();
+        let mut parser = SseParser::default();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| EngineError::Lost(error.to_string()))?;
+            let Ok(bytes) = frame.into_data() else { continue };
+            // Several events may come in one piece; the first that ends or fails the run decides.
+            let flow = parser.push(&bytes, |data| match reading.event(data, out) {
+                Ok(None) => ControlFlow::Continue(()),
+                Ok(Some(finish)) => ControlFlow::Break(Ok(finish)),
+                Err(error) => ControlFlow::Break(Err(error)),
+            });
+            match flow.map_err(|error| EngineError::Garbled(error.to_string()))? {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(result) => return result,
+            }
+        }
+        reading.ended()
+    }
+
+    /// Sends a request and reads its whole JSON answer.
+    ///
+    /// # Errors
+    /// [`EngineError`] when there is no good one.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, EngineError> {
+        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
+        let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
+        let body = whole(answer).await.map_err(lost)?;
+        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
+    }
+}
+
+/// The key that the pool's engine wants, from the environment variable that the pool names.
+fn api_key(pool: &PoolConfig) -> Result<Option<String>, EngineError> {
+    let Some(name) = &pool.api_key_env else { return Ok(None) };
+    let missing = |_| EngineError::Preload(format!("api_key_env: the environment has no variable {name}"));
+    std::env::var(name).map(Some).map_err(missing)
+}
+
+/// A command with its placeholders filled in.
+fn filled(command: &[String], context: &EngineContext, ports: &[u16]) -> Vec<String> {
+    let pool = &context.pool;
+    let shares = pool.replicas.get(usize::from(context.replica.index)).map(|replica| replica.shares());
+    let split: Vec<String> = shares.iter().flatten().map(ToString::to_string).collect();
+    let mut values: Vec<(&str, String)> =
+        PORTS.into_iter().zip(ports).map(|(name, port)| (name, port.to_string())).collect();
+    values.extend([
+        ("{slots}", context.slots.to_string()),
+        ("{ctx}", u64::from(pool.ctx.unwrap_or(CTX_DEFAULT)).saturating_mul(context.slots.into()).to_string()),
+        ("{ctx_one}", pool.ctx.unwrap_or(CTX_DEFAULT).to_string()),
+        ("{model}", pool.model.clone()),
+        ("{index}", context.replica.index.to_string()),
+        ("{tensor_split}", split.join(",")),
+    ]);
+    let fill = |part: &String| values.iter().fold(part.clone(), |part, (name, value)| part.replace(name, value));
+    command.iter().map(fill).collect()
+}
+
+/// Ports that were free a moment ago. Whoever takes one in between makes the start fail, and the next start takes others.
+fn free_ports() -> std::io::Result<Vec<u16>> {
+    // All at once, so that they differ.
+    let bound: Vec<TcpListener> =
+        PORTS.iter().map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    bound.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
+}
+
+/// What a failed exchange means for the run that it belongs to.
+pub(crate) fn lost(error: HttpError) -> EngineError {
+    match error {
+        HttpError::Connect(text) => EngineError::Unreachable(text),
+        HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text),
+        HttpError::Status { status, body } => refusal(status, &body),
+    }
+}
+
+/// What an engine's refusal means: its status, and its words where the status says little.
+pub(crate) fn refusal(status: StatusCode, body: &str) -> EngineError {
+    let said = said(body);
+    match status {
+        // It would say so again.
+        StatusCode::BAD_REQUEST
+        | StatusCode::NOT_FOUND
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNPROCESSABLE_ENTITY => EngineError::Refused(said),
+        // Busy, or still loading: it has not begun.
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => EngineError::Unreachable(said),
+        _ => EngineError::Lost(format!("status {}: {said}", status.as_u16())),
+    }
+}
+
+/// The message inside an engine's error, in whichever of their shapes it comes; else the whole text.
+pub(crate) fn said(body: &str) -> String {
+    let parsed: Option<serde_json::Value> = serde_json::from_str(body).ok();
+    let found = parsed.as_ref().and_then(|value| {
+        let error = value.get("error").or_else(|| value.get("detail")).or_else(|| value.get("message"))?;
+        error.get("message").unwrap_or(error).as_str()
+    });
+    found.unwrap_or(body).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::failure::Cause;
+
+    #[test]
+    fn an_engines_refusal_is_understood_in_each_engines_shape() {
+        let cases = [
+            (
+                400,
+                r#"{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}"#,
+                Cause::Client,
+                "too long",
+            ),
+            (
+                404,
+                r#"{"error":{"message":"The model `x` does not exist.","type":"NotFoundError"}}"#,
+                Cause::Client,
+                "does not exist",
+            ),
+            (
+                422,
+                r#"{"error":"Input validation error: `inputs` must have less than 5 tokens","error_type":"validation"}"#,
+                Cause::Client,
+                "less than 5",
+            ),
+            (
+                424,
+                r#"{"error":"Request failed during generation: CUDA out of memory","error_type":"generation"}"#,
+                Cause::OutOfVram,
+                "generation",
+            ),
+            (429, r#"{"error":"Model is overloaded","error_type":"overloaded"}"#, Cause::Unreachable, "overloaded"),
+            (
+                503,
+                r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#,
+                Cause::Unreachable,
+                "Loading",
+            ),
+            (500, r#"{"error":"in ensemble 'x', Failed to process the request"}"#, Cause::Lost, "ensemble"),
+            (500, r#"{"detail":"std::bad_alloc"}"#, Cause::OutOfMemory, "bad_alloc"),
+            (418, "tea", Cause::Lost, "tea"),
+        ];
+        for (status, body, cause, text) in cases {
+            let error = refusal(StatusCode::from_u16(status).unwrap(), body);
+            assert!(error.cause() == cause && error.to_string().contains(text), "{status} {body}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn three_free_ports_differ() {
+        let ports = free_ports().unwrap();
+        assert!(ports.len() == 3 && ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2], "{ports:?}");
+    }
+}

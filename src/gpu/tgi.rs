@@ -1,0 +1,261 @@
+//! Hugging Face's Text Generation Inference, reached at a URL or started from a command.
+//!
+//! It draws tokens only where it is told to and takes no zeros for "off", so neutral values are left out. Special tokens, such as the
+//! end of the text, are counted and not shown.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::task::{FinishReason, Workload};
+use crate::core::units::Tokens;
+use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::figures;
+use crate::gpu::http::HttpError;
+use crate::gpu::runs::{Busy, Run, Runs};
+use crate::gpu::server::{ASK_TIMEOUT, FIGURES_TIMEOUT, Reading, Server, lost};
+
+/// A TGI server.
+pub struct Tgi {
+    server: Server,
+    runs: Runs,
+}
+
+/// `/info`, as far as it matters.
+#[derive(Deserialize)]
+struct Info {
+    model_id: String,
+    #[serde(default)]
+    model_sha: Option<String>,
+    #[serde(default)]
+    model_dtype: Option<String>,
+    version: String,
+    #[serde(default)]
+    max_concurrent_requests: Option<u32>,
+    #[serde(default)]
+    max_total_tokens: Option<u32>,
+}
+
+/// What is sent to `/generate_stream`.
+#[derive(Serialize)]
+struct Generate<'a> {
+    inputs: &'a str,
+    parameters: Parameters<'a>,
+}
+
+#[derive(Serialize)]
+struct Parameters<'a> {
+    max_new_tokens: u32,
+    seed: u64,
+    details: bool,
+    do_sample: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_k: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repetition_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    stop: &'a [String],
+}
+
+impl<'a> Generate<'a> {
+    fn new(job: &'a Job<'a>) -> Result<Self, EngineError> {
+        let (request, sampling) = (job.request, &job.request.parameters);
+        if sampling.min_p.is_some_and(|min_p| min_p > 0.0) {
+            return Err(EngineError::Refused("TGI has no min_p; leave it out".into()));
+        }
+        let greedy = sampling.temperature == Some(0.0);
+        Ok(Generate {
+            inputs: &request.prompt,
+            parameters: Parameters {
+                max_new_tokens: request.max_tokens.0,
+                seed: job.seed,
+                details: true,
+                do_sample: !greedy,
+                temperature: sampling.temperature.filter(|temperature| *temperature > 0.0),
+                top_p: sampling.top_p.filter(|top_p| !greedy && *top_p < 1.0),
+                top_k: sampling.top_k.filter(|top_k| !greedy && *top_k > 0),
+                repetition_penalty: sampling.repeat_penalty,
+                stop: &request.parameters.stop,
+            },
+        })
+    }
+}
+
+/// One event of the answer.
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow)]
+    token: Option<Token<'a>>,
+    #[serde(borrow)]
+    details: Option<Details<'a>>,
+    #[serde(borrow)]
+    error: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error_type: Option<Cow<'a, str>>,
+    #[serde(default)]
+    generated_text: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Token<'a> {
+    #[serde(borrow)]
+    text: Cow<'a, str>,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Details<'a> {
+    #[serde(borrow)]
+    finish_reason: Cow<'a, str>,
+    #[serde(default)]
+    input_length: Option<u32>,
+}
+
+struct Generating<'a, 'b>(&'a Run<'b>);
+
+impl Reading for Generating<'_, '_> {
+    fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
+        let event: Event<'_> = serde_json::from_slice(data).map_err(|error| EngineError::Garbled(error.to_string()))?;
+        if let Some(error) = event.error {
+            return Err(match event.error_type.as_deref() {
+                Some("validation") => EngineError::Refused(error.into_owned()),
+                Some("overloaded") => EngineError::Unreachable(error.into_owned()),
+                _ => EngineError::Lost(error.into_owned()),
+            });
+        }
+        self.0.show();
+        if let Some(token) = event.token.filter(|token| !token.special) {
+            out.push(&token.text)?;
+        }
+        let Some(details) = event.details else {
+            let over = event.generated_text.is_some();
+            return if over { Err(EngineError::Garbled("the last event has no details".into())) } else { Ok(None) };
+        };
+        let reason = match &*details.finish_reason {
+            "length" => FinishReason::Length,
+            "eos_token" | "stop_sequence" => FinishReason::Stop,
+            other => return Err(EngineError::Lost(format!("the run ended by {other:?}"))),
+        };
+        Ok(Some(Finish { reason, tokens_in: details.input_length.map(Tokens) }))
+    }
+}
+
+impl Tgi {
+    /// A server for this worker, at the pool's `url` or from its `command`.
+    pub fn new(context: &EngineContext) -> Self {
+        Tgi { server: Server::new(context), runs: Runs::new(context.pool.slots) }
+    }
+
+    async fn identify(&self) -> Result<EngineInfo, EngineError> {
+        let info: Info = self.server.ask("/info").await?;
+        let slots = self.server.context.slots;
+        if let Some(most) = info.max_concurrent_requests.filter(|most| *most < slots) {
+            let text = format!("the server takes {most} requests at once, the pool is configured for {slots}");
+            return Err(EngineError::Preload(text));
+        }
+        let dtype = info.model_dtype.unwrap_or_default();
+        let digest = format!("tgi:{}:{dtype}", info.model_sha.unwrap_or(info.model_id));
+        let mut about = EngineInfo::new(format!("tgi-{}", info.version), digest);
+        about.ctx = info.max_total_tokens.map(Tokens);
+        Ok(about)
+    }
+
+    async fn busy(&self) -> Busy {
+        let Ok(client) = self.server.client() else { return Busy::Gone };
+        match client.get("/metrics", FIGURES_TIMEOUT).await {
+            Ok(text) => busy(&String::from_utf8_lossy(&text)).map_or(Busy::Unknown, Busy::Runs),
+            Err(HttpError::Connect(_)) => Busy::Gone,
+            Err(_) => Busy::Unknown,
+        }
+    }
+}
+
+/// The gauges appear with the first request.
+fn busy(text: &str) -> Option<u32> {
+    let batch = figures::count(text, "tgi_batch_current_size").unwrap_or(0);
+    Some(batch.saturating_add(figures::count(text, "tgi_queue_size").unwrap_or(0)))
+}
+
+impl Engine for Tgi {
+    async fn preload(&self) -> Result<EngineInfo, EngineError> {
+        let process_id = self.server.start("/health").await?;
+        let info = EngineInfo { process_id, ..self.identify().await? };
+        // Without them nobody could say when a cancelled run has really ended.
+        self.server
+            .client()?
+            .get("/metrics", ASK_TIMEOUT)
+            .await
+            .map_err(|error| EngineError::Preload(format!("/metrics: {error}; leave the server's metrics on")))?;
+        Ok(info)
+    }
+
+    async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        if job.request.workload != Workload::Completion {
+            return Err(EngineError::Refused("TGI serves completions only".into()));
+        }
+        let body = Generate::new(&job)?;
+        let run = self.runs.begin(job.slot);
+        let result = self.server.stream("/generate_stream", &body, || (), &mut Generating(&run), out).await;
+        run.conclude(&result);
+        result
+    }
+
+    async fn released(&self, slot: u32) {
+        self.runs.until_left(slot, || self.busy()).await;
+    }
+
+    async fn probe(&self) -> Result<Telemetry, EngineError> {
+        self.server.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
+        let text = self.server.figures("/metrics").await;
+        Ok(Telemetry { slots_busy: text.as_deref().and_then(busy), ..Telemetry::default() })
+    }
+
+    async fn failure(&self) -> EngineError {
+        self.server.failure().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::engine::Stopped;
+
+    #[derive(Default)]
+    struct Text(String);
+    impl TokenOutput for Text {
+        fn push(&mut self, text: &str) -> Result<(), Stopped> {
+            self.0.push_str(text);
+            Ok(())
+        }
+    }
+
+    fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
+        let (runs, mut out) = (Runs::new(1), Text::default());
+        let run = runs.begin(0);
+        let result = Generating(&run).event(event.as_bytes(), &mut out);
+        (out.0, result)
+    }
+
+    #[test]
+    fn each_event_of_the_server_is_understood() {
+        let token = r#"{"index":1,"token":{"id":5,"text":" sea","logprob":-1.5,"special":false},"generated_text":null,"details":null}"#;
+        assert_eq!(read(token), (" sea".into(), Ok(None)));
+        let last = r#"{"index":2,"token":{"id":2,"text":"</s>","logprob":0,"special":true},"generated_text":"a sea","details":{"finish_reason":"eos_token","generated_tokens":2,"seed":7,"input_length":4}}"#;
+        let finish = Finish { reason: FinishReason::Stop, tokens_in: Some(Tokens(4)) };
+        assert_eq!(read(last), (String::new(), Ok(Some(finish))));
+    }
+
+    #[test]
+    fn its_errors_are_told_apart() {
+        let error = |kind: &str| read(&format!(r#"{{"error":"oops","error_type":"{kind}"}}"#)).1;
+        assert!(matches!(error("validation"), Err(EngineError::Refused(_))));
+        assert!(matches!(error("overloaded"), Err(EngineError::Unreachable(_))));
+        assert!(matches!(error("generation"), Err(EngineError::Lost(_))));
+        assert!(matches!(read(r#"{"generated_text":"x"}"#).1, Err(EngineError::Garbled(_))));
+    }
+}
