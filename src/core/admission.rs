@@ -259,7 +259,7 @@ fn check_budget(request: &TaskRequest, pool: &PoolFacts<'_>) -> Result<Tokens, T
     }
     let prompt = estimate_tokens(&request.prompt, pool.bytes_per_token);
     if request.workload != Workload::Completion {
-        return check_inputs(request, pool, prompt);
+        return check_inputs(request, pool, if request.prompt.is_empty() { Tokens(0) } else { prompt });
     }
     if prompt >= ctx {
         let text = format!("field 'prompt': about {prompt} tokens do not fit pool {id}'s context of {ctx} tokens");
@@ -385,9 +385,9 @@ mod tests {
         let id = id("p");
         let serves = PoolFacts { workloads: &[Workload::Embedding, Workload::Rerank], ..pool(&id) };
         let of = |bytes: usize| TaskRequest::embedding(vec!["x".repeat(bytes); 3]);
-        assert_eq!(route(&of(400), std::slice::from_ref(&serves)).unwrap().prompt_tokens, Tokens(303), "all of them");
+        assert_eq!(route(&of(400), std::slice::from_ref(&serves)).unwrap().prompt_tokens, Tokens(300), "all of them");
         let error = route(&of(404), std::slice::from_ref(&serves)).expect_err("too long");
-        assert!(error.message.starts_with("field 'inputs[0]': about 102 tokens"), "{error}");
+        assert!(error.message.starts_with("field 'inputs[0]': about 101 tokens"), "{error}");
         let error = route(&TaskRequest::completion("x"), &[serves]).expect_err("not served");
         assert!(error.message.contains("nothing serves \"completion\"; there is embedding, rerank"), "{error}");
     }

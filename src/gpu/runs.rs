@@ -43,6 +43,11 @@ impl Runs {
         Run { runs: self, slot, over: false }
     }
 
+    /// Whether nothing runs, and every dropped run has been left.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.now.iter().chain(&self.dropped).all(|run| run.load(SeqCst) == IDLE)
+    }
+
     /// Runs that the engine is sure to count.
     pub(crate) fn shown(&self) -> u32 {
         self.now.iter().filter(|run| run.load(SeqCst) == SHOWN).count() as u32

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
@@ -45,11 +46,12 @@ pub(crate) trait Reading: Send {
     /// [`EngineError`] when the run has failed by this event's word, or it is none of the protocol's.
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError>;
 
-    /// The answer has ended without a last event.
+    /// The answer has ended without a last event. `framed` says whether its end was told, and not only the connection's.
     ///
     /// # Errors
     /// [`EngineError::Lost`], where the protocol has one.
-    fn ended(&mut self) -> Result<Finish, EngineError> {
+    fn ended(&mut self, framed: bool) -> Result<Finish, EngineError> {
+        let _ = framed;
         Err(EngineError::Lost("the answer ended without its last event".into()))
     }
 }
@@ -157,6 +159,8 @@ impl Server {
         if !answer.status().is_success() {
             return Err(whole(answer).await.map_or_else(lost, |_| EngineError::Garbled("an empty refusal".into())));
         }
+        let headers = answer.headers();
+        let framed = headers.contains_key(TRANSFER_ENCODING) || headers.contains_key(CONTENT_LENGTH);
         let mut body = answer.into_body();
         let mut parser = SseParser::default();
         while let Some(frame) = body.frame().await {
@@ -173,7 +177,7 @@ impl Server {
                 ControlFlow::Break(result) => return result,
             }
         }
-        reading.ended()
+        reading.ended(framed)
     }
 
     /// Sends a request and reads its whole JSON answer.

@@ -7,7 +7,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -26,10 +25,36 @@ pub struct Triton {
     runs: Runs,
     /// The inputs that the model has; set by a successful load.
     inputs: OnceLock<BTreeSet<String>>,
-    /// Requests that the server counts, or is going to, since `ended_before`.
-    sent: AtomicU64,
-    /// Requests that had ended when we last had none out: others may have sent some, and refused ones are counted or not.
-    ended_before: Mutex<u64>,
+    counted: Mutex<Counted>,
+}
+
+/// What the server's count of ended requests is held against. Begun anew whenever none of ours is out: others may send some, and of
+/// those that it refuses some are counted and some are not.
+#[derive(Default)]
+struct Counted {
+    /// Requests that the server counts, or is going to, since then.
+    sent: u64,
+    /// Requests that had ended before.
+    ended_before: u64,
+    /// Looks in a row at which none of ours was out and the count stood still below what we had sent.
+    still: u32,
+    ended_last: u64,
+}
+
+/// Still looks after which what is missing in the server's count is not late, but was never counted. One a second while nothing runs.
+const STILL_LOOKS: u32 = 3;
+
+impl Counted {
+    /// Takes up the server's count while none of ours is out. An end is counted a moment after it is told, so a count that is behind
+    /// may only be late.
+    fn on_idle(&mut self, ended: u64) {
+        let is_behind = ended.saturating_sub(self.ended_before) < self.sent;
+        self.still = if is_behind && ended == self.ended_last { self.still + 1 } else { 0 };
+        self.ended_last = ended;
+        if !is_behind || self.still >= STILL_LOOKS {
+            *self = Counted { ended_before: ended, ended_last: ended, ..Counted::default() };
+        }
+    }
 }
 
 /// `/v2`.
@@ -104,7 +129,11 @@ impl Reading for Generating<'_, '_> {
         Ok(None)
     }
 
-    fn ended(&mut self) -> Result<Finish, EngineError> {
+    fn ended(&mut self, framed: bool) -> Result<Finish, EngineError> {
+        if !framed {
+            // A server that dies closes its connections too.
+            return Err(EngineError::Lost("the connection ended, and the answer's end was not told".into()));
+        }
         if self.tokens == 0 {
             return Err(EngineError::Lost("the answer ended without a token".into()));
         }
@@ -120,8 +149,7 @@ impl Triton {
             server: Server::new(context),
             runs: Runs::new(context.pool.slots),
             inputs: OnceLock::new(),
-            sent: AtomicU64::new(0),
-            ended_before: Mutex::new(0),
+            counted: Mutex::default(),
         }
     }
 
@@ -151,7 +179,7 @@ impl Triton {
         let what = format!("{}\0{:?}\0{}\0{config}", self.server.pool().model, model.versions, model.platform);
         let digest = format!("triton:{:016x}", xxh3_64(what.as_bytes()));
         let _ = self.inputs.set(inputs); // Loaded once.
-        *self.ended_before.lock() = self.ended().await?;
+        self.counted.lock().ended_before = self.ended().await?;
         Ok(EngineInfo::new(format!("triton-{}", server.version), digest))
     }
 
@@ -164,10 +192,15 @@ impl Triton {
 
     /// Requests of ours that have not ended, by the server's count.
     async fn busy(&self) -> Busy {
-        let sent = self.sent.load(SeqCst);
+        let (was_idle, sent) = (self.runs.is_idle(), self.counted.lock().sent);
         match self.ended().await {
             Ok(ended) => {
-                let ended = ended.saturating_sub(*self.ended_before.lock());
+                let mut counted = self.counted.lock();
+                if was_idle && self.runs.is_idle() && counted.sent == sent {
+                    counted.on_idle(ended);
+                    return Busy::Runs(0);
+                }
+                let ended = ended.saturating_sub(counted.ended_before);
                 Busy::Runs(u32::try_from(sent.saturating_sub(ended)).unwrap_or(u32::MAX))
             }
             Err(EngineError::Unreachable(_)) => Busy::Gone,
@@ -222,12 +255,12 @@ impl Engine for Triton {
         }
         let body = self.body(&job)?;
         let run = self.runs.begin(job.slot);
-        self.sent.fetch_add(1, SeqCst);
+        self.counted.lock().sent += 1;
         let mut reading = Generating { run: &run, max_tokens: job.request.max_tokens.0, tokens: 0 };
         let path = self.path("/generate_stream");
         let result = self.server.stream(&path, &body, || (), &mut reading, out).await;
         if matches!(result, Err(EngineError::Refused(_) | EngineError::Unreachable(_))) {
-            self.sent.fetch_sub(1, SeqCst); // It never reached the model, and is not counted.
+            self.counted.lock().sent -= 1; // It never reached the model, and is not counted.
         }
         run.conclude(&result);
         result
@@ -245,7 +278,7 @@ impl Engine for Triton {
             other => lost(other),
         })?;
         let busy = match self.busy().await {
-            Busy::Runs(runs) => Some(runs),
+            Busy::Runs(runs) => Some(runs.max(self.runs.shown())), // What gives text computes, whoever else has ended.
             Busy::Unknown | Busy::Gone => None,
         };
         Ok(Telemetry { slots_busy: busy, ..Telemetry::default() })
@@ -253,5 +286,27 @@ impl Engine for Triton {
 
     async fn failure(&self) -> EngineError {
         self.server.failure().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_is_late_is_waited_for_and_one_that_never_comes_is_not() {
+        let mut counted = Counted { sent: 3, ..Counted::default() };
+        counted.on_idle(2);
+        assert_eq!((counted.sent, counted.ended_before), (3, 0), "the third may only be late");
+        counted.on_idle(3);
+        assert_eq!((counted.sent, counted.ended_before), (0, 3), "all are counted");
+        counted.sent = 2;
+        for _ in 0..=STILL_LOOKS {
+            assert_eq!(counted.ended_before, 3);
+            counted.on_idle(4);
+        }
+        assert_eq!((counted.sent, counted.ended_before), (0, 4), "one of them was never counted");
+        counted.on_idle(9);
+        assert_eq!(counted.ended_before, 9, "others have sent some");
     }
 }

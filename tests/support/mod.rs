@@ -2,7 +2,13 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods)] // Each program uses its part.
 
 #[cfg(feature = "engines-http")]
+pub mod fakes;
+#[cfg(feature = "engines-http")]
 pub mod llama;
+#[cfg(feature = "engines-http")]
+pub mod misdeeds;
+#[cfg(feature = "service")]
+pub mod real;
 
 mod sim;
 #[allow(unused_imports)] // Each program uses its part.
