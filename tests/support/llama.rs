@@ -51,7 +51,8 @@ pub fn pids(orchestrator: &Orchestrator) -> Vec<u32> {
 pub fn port(pid: u32) -> u16 {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     let parts: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-    let at = parts.iter().position(|part| part == "--port" || part == "--http-port").unwrap();
+    // A flag that is given again wins.
+    let at = parts.iter().rposition(|part| part == "--port" || part == "--http-port").unwrap();
     parts[at + 1].parse().unwrap()
 }
 

@@ -7,6 +7,8 @@ pub mod fakes;
 pub mod llama;
 #[cfg(feature = "engines-http")]
 pub mod misdeeds;
+#[cfg(feature = "nvml")]
+pub mod nvml;
 #[cfg(feature = "service")]
 pub mod real;
 
