@@ -9,6 +9,7 @@ pub mod llama;
 pub mod misdeeds;
 #[cfg(feature = "nvml")]
 pub mod nvml;
+pub mod processes;
 #[cfg(feature = "service")]
 pub mod real;
 
