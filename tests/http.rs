@@ -8,6 +8,8 @@ mod support;
 mod bad_inputs;
 #[path = "http/contract.rs"]
 mod contract;
+#[path = "http/devices.rs"]
+mod devices;
 #[path = "http/life.rs"]
 mod life;
 #[path = "http/log.rs"]

@@ -198,6 +198,5 @@ async fn an_engine_that_is_seen_on_a_device_outside_its_mask_never_serves() {
     let wanted = format!("process {pid} of p/0 uses device {}, outside its mask {}", uuid(1), uuid(0));
     assert!(said.contains(&wanted), "{said}");
     driver.set(1, "compute_processes", serde_json::json!([]));
-    driver.set(0, "compute_processes", serde_json::json!([{"pid": pid, "memory": 5}]));
     orchestrator.until_ready().await;
 }

@@ -9,6 +9,8 @@ mod admission;
 mod cancel;
 #[path = "runtime/causes.rs"]
 mod causes;
+#[path = "runtime/devices.rs"]
+mod devices;
 #[path = "runtime/drain.rs"]
 mod drain;
 #[path = "runtime/panics.rs"]

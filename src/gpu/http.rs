@@ -24,8 +24,8 @@ use tokio::time::timeout;
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest part of an answer that is quoted in an error, in bytes.
-const QUOTE_BYTES_MAX: usize = 300;
+/// Longest part of a refusal that is kept, in bytes: room for an error in JSON with the request in it.
+const QUOTE_BYTES_MAX: usize = 4096;
 
 /// Why a request has no good answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -261,8 +261,11 @@ pub(crate) fn said(body: &str) -> String {
         let error = value.get("error").or_else(|| value.get("detail")).or_else(|| value.get("message"))?;
         error.get("message").unwrap_or(error).as_str()
     });
-    found.unwrap_or(body).to_owned()
+    found.unwrap_or(body).chars().take(SAID_CHARS_MAX).collect()
 }
+
+/// Longest part of an engine's error that is passed on, in characters.
+const SAID_CHARS_MAX: usize = 300;
 
 #[cfg(test)]
 mod tests {

@@ -5,23 +5,26 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use orchestrator_core::config::{
-    ClientConfig, DeviceRef, LimitConfig, PoolConfig, QueueConfig, QuotaConfig, ReplicaConfig, RestartConfig,
-    SimConfig, SimFaults, TimeoutConfig,
+    ClientConfig, DeviceRef, GpuConfig, LimitConfig, PoolConfig, QueueConfig, QuotaConfig, ReplicaConfig,
+    RestartConfig, SimConfig, SimFaults, TimeoutConfig,
 };
-use orchestrator_core::core::SessionId;
+use orchestrator_core::core::device::{DeviceSample, Observation};
 use orchestrator_core::core::full::FullPolicy;
+use orchestrator_core::core::health::Condition;
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
+use orchestrator_core::core::{DeviceId, SessionId};
 use orchestrator_core::env::InjectedPanic;
+use orchestrator_core::gpu::SimDevices;
 use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{
-    Config, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView, TaskRequest,
+    Config, DeviceView, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView, TaskRequest,
 };
 
 use super::check::{Checker, Law};
-use super::support::{World, client as client_id, is_idle, pool, pool_id, read_whole, start_with, task_id};
+use super::support::{World, client as client_id, devices_of, is_idle, pool, pool_id, read_whole, start_on, task_id};
 
 const TASKS: u64 = 60;
 /// What pools are reloaded with. The first two are good, all others come to grief while faults strike.
@@ -48,6 +51,7 @@ pub struct Tally {
     pub reloaded: u64,
     pub reloads_undone: u64,
     pub stuck: u64,
+    pub device_failures: u64,
     pub events: usize,
 }
 
@@ -67,6 +71,7 @@ impl std::ops::AddAssign for Tally {
         self.reloaded += other.reloaded;
         self.reloads_undone += other.reloads_undone;
         self.stuck += other.stuck;
+        self.device_failures += other.device_failures;
         self.events += other.events;
     }
 }
@@ -221,6 +226,27 @@ async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Dice) {
     }
 }
 
+/// Devices that fail, come back, and are reported to have done what they did not do.
+async fn driver(devices: SimDevices, ids: Vec<DeviceId>, mut dice: Dice) {
+    for _ in 0..dice.below(8) {
+        tokio::time::sleep(Duration::from_millis(dice.below(400))).await;
+        let id = &ids[dice.below(ids.len() as u64) as usize];
+        match dice.below(4) {
+            0 => devices.report(id, Observation::Xid(dice.one_of(&[13, 31, 63, 94]))),
+            1 => devices.report(id, Observation::Xid(dice.one_of(&[48, 74, 79, 95]))),
+            seen => {
+                let answer = if seen == 2 { dice.one_of(&LOSSES) } else { 3 };
+                let answers = [Observation::Lost, Observation::ResetRequired, Observation::Missing];
+                devices.set(id, answers.get(answer).cloned()); // The fourth is no answer at all.
+                tokio::time::sleep(Duration::from_millis(dice.below(1_500))).await;
+                devices.set(id, Some(Observation::Sample(DeviceSample::default())));
+            }
+        }
+    }
+}
+
+const LOSSES: [usize; 3] = [0, 1, 2];
+
 /// What a run has shown.
 pub struct Run {
     pub trace: Vec<TraceEvent>,
@@ -313,7 +339,18 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let attempts_max = pools.iter().map(|pool| pool.resume.attempts_max).max().unwrap_or_default();
         let law = Law { capacity, attempts_max, narrow: client_id("b") };
         let drains_b = dice.below(4) == 0 && pools.len() == 2;
-        let World { orchestrator, stats } = start_with(env.clone(), clients(&mut dice), pools).await;
+        let (devices, ids) = devices_of(&pools);
+        let gpu = GpuConfig {
+            poll_ms: 50,
+            answer_ms: 200,
+            recover_ms: dice.one_of(&[0, 100, 1_000]),
+            ..GpuConfig::default()
+        };
+        let config = Config { gpu, ..clients(&mut dice) };
+        let has_driver = dice.below(2) == 0;
+        let probe = has_driver.then(|| devices.clone());
+        let World { orchestrator, stats } = start_on(probe, env.clone(), config, pools).await;
+        let driver = has_driver.then(|| tokio::spawn(driver(devices, ids, Dice(dice.0.fork()))));
         env.set_events_max(EVENTS_MAX);
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
@@ -341,6 +378,17 @@ fn run_world(seed: u64) -> (Law, Tally) {
                 .expect("every reload ends")
                 .expect("and finds nothing wrong");
         }
+        if let Some(driver) = driver {
+            driver.await.expect("it goes by its dice");
+        }
+        // A device that failed too often is out for ten minutes.
+        let is_out = |device: &DeviceView| matches!(device.condition, Condition::Failed { .. });
+        let all_well = async {
+            while orchestrator.devices().devices.iter().any(is_out) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::time::timeout(LIVENESS, all_well).await.expect("every device comes back");
         tokio::time::sleep(Duration::from_secs(10)).await;
         for pool in orchestrator.pools().iter().filter(|pool| pool.state == PoolState::Ready) {
             let (first, rest) = pool.replicas.split_first().expect("it has replicas");
@@ -377,6 +425,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
             orchestrator.pools().iter().flat_map(|pool| &pool.replicas).map(|replica| replica.slot_leaks).sum();
         assert_eq!(leaks, 0, "no engine computes for nobody");
         tally.panics = env.panics_fired();
+        tally.device_failures = orchestrator.devices().devices.iter().map(|device| device.failures).sum();
         let pools = orchestrator.pools();
         let replicas = pools.iter().flat_map(|pool| &pool.replicas);
         tally.stuck = replicas.clone().map(|replica| replica.stop_timeouts).sum();

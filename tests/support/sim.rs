@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig, SimConfig, SimFaults};
-use orchestrator_core::core::{ClientId, PoolId, TaskId};
+use orchestrator_core::core::device::{DeviceInfo, Inventory, Origin};
+use orchestrator_core::core::{ClientId, DeviceId, PoolId, TaskId};
 use orchestrator_core::env::InjectedPanic;
-use orchestrator_core::gpu::EngineContext;
 use orchestrator_core::gpu::sim::{SimEngine, SimStats};
+use orchestrator_core::gpu::{EngineContext, SimDevices};
 use orchestrator_core::{Config, Env, Event, Orchestrator, TaskRequest, TaskStream};
 
 /// Panics that a test plans are not printed; all others are.
@@ -70,8 +71,16 @@ pub async fn start(env: Env, pools: Vec<PoolConfig>) -> World {
 }
 
 pub async fn start_with(env: Env, config: Config, pools: Vec<PoolConfig>) -> World {
+    start_on(None, env, config, pools).await
+}
+
+/// The same on these devices.
+pub async fn start_on(devices: Option<SimDevices>, env: Env, config: Config, pools: Vec<PoolConfig>) -> World {
     hush_planned_panics();
     let mut builder = Orchestrator::builder().env(env).config(config);
+    if let Some(devices) = devices {
+        builder = builder.devices(Arc::new(devices));
+    }
     let mut stats = Vec::new();
     for pool in pools {
         let of_pool: Vec<Arc<SimStats>> = pool.replicas.iter().map(|_| Arc::default()).collect();
@@ -81,6 +90,15 @@ pub async fn start_with(env: Env, config: Config, pools: Vec<PoolConfig>) -> Wor
         });
     }
     World { orchestrator: builder.start().await.expect("starts"), stats }
+}
+
+/// Devices of a driver, by the names that these pools have for them.
+pub fn devices_of(pools: &[PoolConfig]) -> (SimDevices, Vec<DeviceId>) {
+    let names = pools.iter().flat_map(|pool| &pool.replicas).flat_map(|replica| &replica.devices);
+    let ids: Vec<DeviceId> = names.map(|name| DeviceId::parse(&name.to_string()).unwrap()).collect();
+    let info = |id: &DeviceId| DeviceInfo { index: id.as_str().parse().ok(), ..DeviceInfo::unknown(id.clone()) };
+    let origin = Origin::Driver { version: "simulated".into() };
+    (SimDevices::new(Inventory { origin, devices: ids.iter().map(info).collect() }), ids)
 }
 
 pub fn task_id(text: &str) -> TaskId {

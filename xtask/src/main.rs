@@ -15,8 +15,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Install the real llama.cpp server and its tiny model, which the engine tests run on.
-    Engines,
+    /// Install the real llama.cpp and Triton servers with tiny models, which the engine tests run on.
+    Engines {
+        /// vLLM instead: some minutes and 6 GB.
+        #[arg(long)]
+        vllm: bool,
+    },
     /// Write `.specs/openapi.json` from the HTTP API's types.
     RegenOpenapi,
     /// Write `.specs/config.schema.json` from the configuration's types.
@@ -25,7 +29,10 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
-        Chore::Engines => install_engines(),
+        Chore::Engines { vllm: false } => {
+            install("llamacpp/llama-server").and_then(|()| install("triton/tritonserver"))
+        }
+        Chore::Engines { vllm: true } => install("vllm/vllm-serve"),
         Chore::RegenOpenapi => write(".specs/openapi.json", &http::openapi()),
         Chore::RegenSchema => write(".specs/config.schema.json", &config_file::schema()),
     };
@@ -43,15 +50,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
-fn install_engines() -> Result<(), String> {
-    let server = root().join("xtask/engines/llamacpp/llama-server");
+/// Installs what a script starts, whatever is not there yet.
+fn install(script: &str) -> Result<(), String> {
+    let server = root().join("xtask/engines").join(script);
     let status = Command::new(&server).arg("--install-only").status();
     match status.map_err(|error| format!("{} cannot be started: {error}", server.display()))? {
         status if status.success() => {
-            tell("llama.cpp is installed");
+            tell(&format!("{script} is installed"));
             Ok(())
         }
-        status => Err(format!("the installation of llama.cpp failed: {status}")),
+        status => Err(format!("the installation of {script} failed: {status}")),
     }
 }
 
