@@ -171,7 +171,7 @@ async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
 
     for (words, end, cause) in [
         ("no such model", "exit 3", Cause::ExitCode),
-        ("ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer", "exit 1", Cause::OutOfMemory),
+        ("ggml_gallocr_reserve_n: failed to allocate CUDA0 buffer", "exit 1", Cause::OutOfVram),
         ("so long", "kill -TERM $$", Cause::Signal),
     ] {
         let mut wrong = pool(&server, 1, 1);

@@ -25,7 +25,7 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
                     break;
                 }
             }
-            taken.push((mask, shares, path));
+            taken.push((mask, shares, format!("{path}.devices")));
         }
         affinity_faults(config, position, faults);
     }

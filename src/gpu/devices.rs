@@ -30,8 +30,16 @@ pub struct SimDevices(Arc<Inner>);
 struct Inner {
     inventory: Inventory,
     sink: Mutex<Option<DeviceSink>>,
-    /// What a look at each gives; `None` is no answer at all.
-    answers: Mutex<BTreeMap<DeviceId, Option<Observation>>>,
+    answers: Mutex<BTreeMap<DeviceId, Answer>>,
+}
+
+/// What a look at a device gives.
+#[derive(Default)]
+struct Answer {
+    /// `None` is that it is well; `Some(None)` is no answer yet.
+    given: Option<Option<Observation>>,
+    /// A look has had no answer yet.
+    is_owed: bool,
 }
 
 impl SimDevices {
@@ -41,9 +49,17 @@ impl SimDevices {
         SimDevices(Arc::new(Inner { inventory, sink: Mutex::new(None), answers }))
     }
 
-    /// From now on a look at this device gives that; `None` is no answer.
+    /// From now on a look at this device gives that; `None` is no answer, until there is another.
     pub fn set(&self, device: &DeviceId, answer: Option<Observation>) {
-        self.0.answers.lock().insert(device.clone(), answer);
+        let owed = {
+            let mut answers = self.0.answers.lock();
+            let entry = answers.entry(device.clone()).or_default();
+            entry.given = Some(answer.clone());
+            answer.filter(|_| std::mem::take(&mut entry.is_owed))
+        };
+        if let Some(seen) = owed {
+            self.report(device, seen);
+        }
     }
 
     /// The driver reports something of this device by itself.
@@ -65,13 +81,18 @@ impl DeviceProbe for SimDevices {
     }
 
     fn look(&self, device: &DeviceId) {
-        let answer = self.0.answers.lock().get(device).cloned();
+        let given = {
+            let mut answers = self.0.answers.lock();
+            let entry = answers.entry(device.clone()).or_default();
+            entry.is_owed = entry.given == Some(None);
+            entry.given.clone()
+        };
         let well = || {
             let memory_total = self.0.inventory.get(device).and_then(|device| device.memory);
             let memory_used = memory_total.map(|_| Default::default());
             Some(Observation::Sample(DeviceSample { memory_total, memory_used, ..DeviceSample::default() }))
         };
-        if let Some(seen) = answer.unwrap_or_else(well) {
+        if let Some(seen) = given.unwrap_or_else(well) {
             self.report(device, seen);
         }
     }

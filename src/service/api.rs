@@ -71,6 +71,9 @@ impl SubmitBody {
     /// One line that names the field and says what would be right.
     pub fn into_request(self, client_id: ClientId) -> Result<TaskRequest, String> {
         let named = |field: &str, error: InvalidId| format!("field '{field}': {error}");
+        if self.workload == Workload::Completion && self.inputs.is_some() {
+            return Err("field 'inputs': only for workload \"embedding\" or \"rerank\"; send a 'prompt'".into());
+        }
         let prompt = match (self.prompt, self.workload) {
             (Some(prompt), _) => prompt,
             (None, Workload::Embedding) => String::new(),

@@ -134,7 +134,7 @@ async fn what_a_worker_died_of_and_an_attempt_was_lost_to_is_told_apart() {
         (Fault::Engine(EngineError::Unreachable(text("x"))), Some(Cause::Unreachable), Some(Cause::Unreachable)),
         (Fault::RunAndProbe(EngineError::Lost(text("reset"))), Some(Cause::Lost), Some(Cause::Lost)),
         (Fault::Run(EngineError::Lost(text("reset by peer"))), None, Some(Cause::Lost)),
-        (Fault::Run(EngineError::Lost(text("CUDA error: out of memory"))), None, Some(Cause::OutOfMemory)),
+        (Fault::Run(EngineError::Lost(text("CUDA error: out of memory"))), None, Some(Cause::OutOfVram)),
         (Fault::Run(EngineError::Garbled(text("{]"))), None, Some(Cause::Garbled)),
         (Fault::Run(oom), None, Some(Cause::OutOfMemory)),
         (Fault::Run(lost), None, Some(Cause::DeviceLost)),

@@ -11,7 +11,7 @@ use orchestrator_core::{Config, Env, Event, TaskRequest};
 use crate::support::{World, devices_of, millisecond, pool, pool_id, read_whole, start_on, until_idle};
 
 fn config() -> Config {
-    let gpu = GpuConfig { poll_ms: 5, answer_ms: 50, recover_ms: 40, ..GpuConfig::default() };
+    let gpu = GpuConfig { poll_ms: 10, answer_ms: 50, recover_ms: 40, ..GpuConfig::default() };
     Config { gpu, ..Config::default() }
 }
 

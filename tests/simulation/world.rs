@@ -228,7 +228,7 @@ async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Dice) {
 
 /// Devices that fail, come back, and are reported to have done what they did not do.
 async fn driver(devices: SimDevices, ids: Vec<DeviceId>, mut dice: Dice) {
-    for _ in 0..dice.below(8) {
+    for _ in 0..dice.below(5) {
         tokio::time::sleep(Duration::from_millis(dice.below(400))).await;
         let id = &ids[dice.below(ids.len() as u64) as usize];
         match dice.below(4) {
@@ -341,7 +341,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let drains_b = dice.below(4) == 0 && pools.len() == 2;
         let (devices, ids) = devices_of(&pools);
         let gpu = GpuConfig {
-            poll_ms: 50,
+            poll_ms: 100,
             answer_ms: 200,
             recover_ms: dice.one_of(&[0, 100, 1_000]),
             ..GpuConfig::default()
