@@ -82,7 +82,12 @@ impl Devices {
             device.info.id == *id || is_part
         });
         let changes = concerned.map(|device| (device.info.id.clone(), device.observe(now, seen)));
-        let changes = changes.collect();
+        let mut changes: Vec<(DeviceId, Change)> = changes.collect();
+        if let (Observation::Sample(_), Some((_, Change::Down(failure)))) = (seen, changes.first().cloned()) {
+            // What a look at the whole has found: its parts say nothing of it themselves.
+            let parts = self.table.iter().filter(|device| device.info.mig == Mig::PartOf(id.clone()));
+            changes.extend(parts.map(|part| (part.info.id.clone(), part.fail(now, failure))));
+        }
         self.seen.notify_waiters();
         changes
     }
@@ -154,7 +159,7 @@ impl Devices {
         names.any(|id| mask.devices().contains(id))
     }
 
-    /// Waits until what a load needs is free on the devices of a mask, by a look that is newer than now, and an earlier process is seen on
+    /// Waits until what a load needs is free on the devices of a mask, by a look that is newer than now, and earlier processes are seen on
     /// none of them. Devices that say nothing of their memory are not waited for.
     ///
     /// # Errors
@@ -166,21 +171,24 @@ impl Devices {
         &self,
         mask: &DeviceMask,
         (need, shares): (Option<Need>, &[f64]),
-        last_process: Option<u32>,
+        last_processes: &[u32],
         limit: Duration,
     ) -> Result<(), EngineError> {
         let begin = self.env.now();
-        if !matches!(self.origin, Origin::Driver { .. }) || mask.devices().is_empty() {
+        let is_asked = need.is_some() || !last_processes.is_empty();
+        if !matches!(self.origin, Origin::Driver { .. }) || mask.devices().is_empty() || !is_asked {
             return Ok(());
         }
         let shortage = || {
-            self.of(mask).zip(shares).find_map(|(device, share)| {
-                let id = &device.info.id;
+            // By the mask, whose order the shares have.
+            mask.devices().iter().zip(shares).find_map(|(id, share)| {
+                let device = self.table.iter().find(|device| device.info.id == *id)?;
                 let Some((_, sample)) = device.sample().filter(|(at, _)| *at > begin) else {
                     return Some(EngineError::Preload(format!("device {id} has not been looked at")));
                 };
-                if let Some(pid) = last_process.filter(|last| sample.processes.iter().any(|(pid, _)| pid == last)) {
-                    let text = format!("device {id} has not been left by the engine's last process, {pid}");
+                let mut seen = sample.processes.iter().map(|(pid, _)| *pid);
+                if let Some(pid) = seen.find(|pid| last_processes.contains(pid)) {
+                    let text = format!("device {id} has not been left by process {pid} of the last engine");
                     return Some(EngineError::Preload(text));
                 }
                 let (wanted, free) = (need?.on_device(*share), sample.memory_free()?);
@@ -207,6 +215,12 @@ impl DeviceShared {
         if matches!(change, Change::Down(_)) {
             self.failures.fetch_add(1, Relaxed);
         }
+        change
+    }
+
+    fn fail(&self, now: Timestamp, failure: Failure) -> Change {
+        let change = self.state.lock().health.fail(now, failure);
+        self.failures.fetch_add(u64::from(matches!(change, Change::Down(_))), Relaxed);
         change
     }
 

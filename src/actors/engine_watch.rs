@@ -59,7 +59,9 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
                     place.kv.set_capacity(tokens);
                 }
                 place.vram_free.store(pool.devices.vram_free(&place.mask).unwrap_or(0), Relaxed);
-                place.relax(pool.env.now());
+                if place.relax(pool.env.now()) {
+                    pool.nudge_manager();
+                }
                 let stray = telemetry.slots_busy.unwrap_or(0).saturating_sub(place.slots.used());
                 looks_busier = if stray > 0 { looks_busier + 1 } else { 0 };
                 if looks_busier == LOOKS_BUSIER {

@@ -208,6 +208,9 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
     let identity = sealed.identity.as_deref();
     let served = pool.map(|pool| pool.edition().spec.clone());
     let spec = identity.map(|identity| &identity.spec).or(served.as_ref());
+    let replica = pool.zip(identity).and_then(|(pool, it)| pool.config.replicas.get(usize::from(it.replica.index)));
+    let split = replica.filter(|replica| replica.tensor_split.is_some()).map(|replica| replica.shares());
+    let tensor_split = split.map_or("none".to_owned(), |shares| format!("{shares:?}"));
     let [oom_events, driver_reset_events] = sealed.lost_to;
     let (outcome, eviction_events) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0),
@@ -226,7 +229,7 @@ fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
         model_id = spec.map_or("", |spec| spec.model.as_str()),
         quant = spec.map_or("", |spec| spec.quant.as_str()),
         ctx = pool.map_or(0, |pool| pool.ctx.load(Relaxed)),
-        tensor_split = "none",
+        tensor_split,
         engine_version = identity.map_or("", |identity| identity.engine_version.as_str()),
         sampler_profile_version = spec.map_or("", |spec| spec.sampler_profile_version.as_str()),
         kv_warmth = sealed.kv_warmth,

@@ -2,8 +2,9 @@
 //!
 //! Spec: ORCH-3003, ORCH-3011, ORCH-3037, ORCH-3049.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
@@ -14,6 +15,8 @@ use crate::core::resume::DeterminismClass;
 use crate::gpu::engine::{AnyEngine, EngineError, EngineInfo};
 use crate::gpu::host;
 
+/// How long the last engine's processes may take to be gone behind their SIGKILL.
+const LAST_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long memory that the last engine held may take to be free.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,10 +43,21 @@ impl Load<'_> {
         if let Some(fault) = &place.fault {
             return Err(EngineError::Preload(fault.clone()));
         }
+        // A large file takes its time, which is none of the engine's.
         let digest = host::digest(&self.edition.config.model_files, &place.id).await?;
+        let limit = Duration::from_millis(self.pool.config.timeouts.preload_ms);
+        let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
+        timeout(limit, self.load(digest)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn load(&self, digest: Option<String>) -> Result<EngineInfo, EngineError> {
+        let place = self.place();
+        // It may still have the memory that this one needs.
+        let term = Duration::from_millis(self.pool.config.timeouts.term_ms);
+        place.site.until_clear(term + LAST_END_TIMEOUT).await;
         self.check_room().await?;
         let mut info = self.engine.preload().await?;
-        place.last_process.store(info.process_id.unwrap_or(0), Relaxed);
+        *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         self.check_place(&info)?;
         if let Some(digest) = digest {
             info.model_digest = digest;
@@ -57,7 +71,8 @@ impl Load<'_> {
             }
             *place.self_test.lock() = Some(shown);
         }
-        self.check_place(&info)?; // By now it has computed something.
+        self.check_place(&info)?; // By now it has computed something, and has all its processes.
+        *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         Ok(info)
     }
 
@@ -68,8 +83,8 @@ impl Load<'_> {
             host::check_memory(wanted)?;
         }
         let shares = config.replicas[self.index as usize].shares();
-        let last = Some(place.last_process.load(Relaxed)).filter(|pid| *pid > 0);
-        self.pool.devices.until_room(&place.mask, (self.need(), &shares), last, ROOM_TIMEOUT).await
+        let last = place.last_processes.lock().clone();
+        self.pool.devices.until_room(&place.mask, (self.need(), &shares), &last, ROOM_TIMEOUT).await
     }
 
     /// What the load needs, for as many slots as its devices are good for.

@@ -17,6 +17,7 @@ pub(crate) mod engine_watch;
 pub mod event_log;
 pub(crate) mod gate;
 pub(crate) mod gpu_monitor;
+mod identity;
 pub(crate) mod latency;
 pub(crate) mod lease;
 pub(crate) mod ledger;

@@ -192,7 +192,7 @@ fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
     state.content.clear();
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
-    state.slots_ready = ready.map(|replica| replica.slots.total()).sum();
+    state.slots_ready = ready.map(|replica| replica.slots.limit()).sum();
     publish_rate(state);
 }
 

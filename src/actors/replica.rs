@@ -34,8 +34,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) estimate: Mutex<SlotEstimate>,
     /// Slots that its engine was started for.
     pub(crate) slots_started: AtomicU32,
-    /// The process of its last engine: its memory must be free before the next is loaded.
-    pub(crate) last_process: AtomicU32,
+    /// The processes of its last engine: their memory must be free before the next is loaded.
+    pub(crate) last_processes: Mutex<Vec<u32>>,
     pub(crate) worker: Address<WorkerMsg>,
     /// Where it stands. Written by its worker while that lives, by the pool's supervisor when it has died.
     pub(super) state: Mutex<ReplicaState>,
@@ -88,7 +88,7 @@ impl ReplicaShared {
             kv: KvBook::default(),
             estimate: Mutex::new(SlotEstimate::new(slots)),
             slots_started: AtomicU32::new(slots),
-            last_process: AtomicU32::new(0),
+            last_processes: Mutex::default(),
             worker: Address::default(),
             state: Mutex::new(ReplicaState::Preloading),
             part: Part::new(edition),
@@ -141,12 +141,14 @@ impl ReplicaShared {
         tracing::warn!(replica_id = %self.id, slots, "its device ran out of memory: it is good for fewer slots");
     }
 
-    /// Time has passed without its device running out of memory.
-    pub(crate) fn relax(&self, now: Timestamp) {
+    /// Time has passed without its device running out of memory. Returns whether there are more slots now.
+    pub(crate) fn relax(&self, now: Timestamp) -> bool {
         let mut estimate = self.estimate.lock();
-        if estimate.on_time(now) {
+        let is_more = estimate.on_time(now);
+        if is_more {
             self.slots.set_limit(estimate.get().min(self.slots_started.load(Relaxed)));
         }
+        is_more
     }
 
     /// What placement may know of it, as of now.

@@ -17,19 +17,24 @@ use tokio::time::{sleep, timeout};
 use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::identity::check_identity;
 use crate::actors::lease::{Assignment, SlotLease};
 use crate::actors::load::Load;
+use crate::actors::queue::QueueMsg;
 use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::failure::Cause;
-use crate::core::lifecycle::ReplicaState;
+use crate::core::lifecycle::{PoolState, ReplicaState};
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
 /// It gets no task meanwhile.
 const OWN_WORD_GRACE: Duration = Duration::from_secs(1);
+
+/// How long beyond its wait a failed device may stay out before those who wait for its pool are turned out.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(300);
 
 /// All that the actor needs.
 pub(crate) struct WorkerArgs {
@@ -58,6 +63,8 @@ pub(crate) enum WorkerMsg {
     EngineStuck(EngineError),
     /// That slot is free after all.
     EngineUnstuck,
+    /// The device that it waits for has been out for long.
+    DeviceStaysDown,
     /// The engine as a whole has failed.
     EngineFailed(EngineError),
 }
@@ -122,10 +129,11 @@ impl Actor for Worker {
             WorkerMsg::Run { assignment, lease } => on_run(state, &myself, assignment, lease),
             WorkerMsg::Prepare => return on_prepare(state, myself),
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
-            WorkerMsg::Adopted(result) => on_adopted(state, myself, result),
+            WorkerMsg::Adopted(result) => return on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
             WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
             WorkerMsg::EngineUnstuck => on_unstuck(state),
+            WorkerMsg::DeviceStaysDown => on_device_stays_down(state),
             WorkerMsg::Probed(result) => return on_probed(state, result),
             WorkerMsg::EngineFailed(cause) => return state.fail(cause),
         }
@@ -189,10 +197,27 @@ fn wait_for_device(
     state.set(ReplicaState::DeviceDown { until });
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {
-        pool.devices.until_usable(&pool.replicas[index as usize].mask).await;
+        let usable = pool.devices.until_usable(&pool.replicas[index as usize].mask);
+        tokio::pin!(usable);
+        tokio::select! {
+            biased;
+            () = &mut usable => {}
+            () = pool.env.sleep_until(until.after(DEVICE_PATIENCE)) => {
+                let _ = myself.cast(WorkerMsg::DeviceStaysDown); // Gone, as below.
+                usable.await;
+            }
+        }
         let _ = myself.cast(WorkerMsg::Prepare); // Gone: the next worker looks for itself.
     });
     Ok(())
+}
+
+/// Nobody waits for a device that does not come back: for its pool it is as if its breaker were open.
+fn on_device_stays_down(state: &WorkerState) {
+    state.set(ReplicaState::Broken { until: state.pool.env.now().after(DEVICE_PATIENCE) });
+    if state.pool.state() == PoolState::Broken {
+        state.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
+    }
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
@@ -215,12 +240,9 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.place().discard_engine();
     *state.place().engine.lock() = Some(engine.clone());
     state.engine = Some(engine.clone());
-    let limit = Duration::from_millis(state.pool.config.timeouts.preload_ms);
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {
-        let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
-        let load = Load { pool: &pool, index, edition: &edition, engine: &*engine };
-        let result = timeout(limit, load.run()).await.unwrap_or_else(|_| Err(late()));
+        let result = Load { pool: &pool, index, edition: &edition, engine: &*engine }.run().await;
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
 }
@@ -230,7 +252,7 @@ fn on_preloaded(
     myself: ActorRef<WorkerMsg>,
     result: Result<EngineInfo, EngineError>,
 ) -> Result<(), ActorProcessingErr> {
-    let checked = result.and_then(|info| check_identity(state, info));
+    let checked = result.and_then(|info| check_identity(&state.pool, state.place(), state.edition.as_ref(), info));
     let identity = match checked {
         Ok(identity) => identity,
         Err(error) => {
@@ -245,62 +267,28 @@ fn on_preloaded(
         model_digest = %identity.model_digest,
         "a worker is ready"
     );
-    become_ready(state, myself);
+    become_ready(state, myself)
+}
+
+fn on_adopted(
+    state: &mut WorkerState,
+    myself: ActorRef<WorkerMsg>,
+    result: Result<(), EngineError>,
+) -> Result<(), ActorProcessingErr> {
+    match result {
+        Ok(()) => return become_ready(state, myself),
+        Err(_) => start_engine(state, myself), // It died together with its last worker.
+    }
     Ok(())
 }
 
-/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first of those with
-/// one model says what it is.
-fn check_identity(state: &WorkerState, info: EngineInfo) -> Result<Arc<ReplicaIdentity>, EngineError> {
-    // What it was started with: its place may have been given another one since.
-    let edition = state.edition.clone().unwrap_or_else(|| state.place().edition());
-    match (info.ctx, edition.spec.ctx) {
-        (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
-            let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
-            return Err(EngineError::Preload(text));
-        }
-        _ => {}
+/// # Errors
+/// When a device has failed meanwhile: whoever told its workers may not have reached this one.
+fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {
+    if let Some((device, failure, _)) = state.pool.devices.unusable(&state.place().mask) {
+        return state.fail(EngineError::DeviceLost(format!("device {device}: {failure}")));
     }
-    let identity = Arc::new(ReplicaIdentity {
-        replica: state.place().id.clone(),
-        engine: state.pool.config.engine.clone(),
-        engine_version: info.engine_version,
-        model_digest: info.model_digest,
-        process_id: info.process_id,
-        spec: edition.spec.clone(),
-        ctx: info.ctx.map(|ctx| ctx.0),
-        generation: edition.generation,
-    });
-    let ours = Arc::new((identity.engine_version.clone(), identity.model_digest.clone()));
-    let is_served = state.pool.edition().generation == edition.generation;
-    let mut pinned = state.pool.pinned.lock(); // Over both, the look and the join: two loads cannot pass each other.
-    let others = state.pool.replicas.iter().filter(|other| other.id != identity.replica);
-    let theirs = others.filter_map(|other| other.identity.lock().clone());
-    let theirs = theirs.into_iter().find(|theirs| theirs.generation == edition.generation);
-    if let Some(theirs) = theirs.map(|theirs| (theirs.engine_version.clone(), theirs.model_digest.clone()))
-        && theirs != *ours
-    {
-        return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
-    }
-    if is_served {
-        *pinned = Some(ours);
-        if let (Some(ctx), None) = (info.ctx, edition.spec.ctx) {
-            state.pool.ctx.store(ctx.0, Relaxed);
-        }
-    }
-    *state.place().identity.lock() = Some(identity.clone());
-    Ok(identity)
-}
-
-fn on_adopted(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, result: Result<(), EngineError>) {
-    match result {
-        Ok(()) => become_ready(state, myself),
-        Err(_) => start_engine(state, myself), // It died together with its last worker.
-    }
-}
-
-fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
-    let Some(engine) = state.engine.clone() else { return };
+    let Some(engine) = state.engine.clone() else { return Ok(()) };
     let identity = state.place().identity.lock().clone();
     state.identity = identity;
     *state.place().ready_since.lock() = Some(state.pool.env.now());
@@ -313,6 +301,7 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     });
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move { measure(&pool, index, &*engine, myself).await });
+    Ok(())
 }
 
 fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {

@@ -170,6 +170,9 @@ impl PoolConfig {
         let is_told = self.command.iter().flatten().any(|part| part.contains("{model}"));
         match (&self.url, &self.command) {
             _ if to.model == from.model => None,
+            _ if !self.model_files.is_empty() => {
+                Some("its model_files are another model's, and would be checked instead; change the configuration")
+            }
             (Some(_), _) => {
                 Some("what runs at its url decides about the model; change it there and reload without a model")
             }

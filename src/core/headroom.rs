@@ -33,6 +33,8 @@ pub struct SlotEstimate {
     changed_at: Timestamp,
 }
 
+/// How long what is said of one want of memory may take.
+pub const SETTLE: Duration = Duration::from_secs(2);
 /// How long without running out of memory gives a slot back.
 pub const QUIET: Duration = Duration::from_secs(600);
 
@@ -47,8 +49,12 @@ impl SlotEstimate {
         self.now
     }
 
-    /// The device ran out of memory while this many tasks ran. One slot always stays.
+    /// The device ran out of memory while this many tasks ran. One slot always stays. Whoever says so within [`SETTLE`] of another means
+    /// the same: a whole batch is lost at once, task by task.
     pub fn on_out_of_vram(&mut self, now: Timestamp, running: u32) {
+        if self.now < self.total && now.since(self.changed_at) < SETTLE {
+            return;
+        }
         self.now = self.now.min(running).saturating_sub(1).max(1);
         self.changed_at = now;
     }
@@ -86,12 +92,14 @@ mod tests {
     fn a_device_that_ran_out_is_good_for_fewer_slots_until_it_has_been_quiet() {
         let at = |seconds: u64| Timestamp::from_micros(seconds * 1_000_000);
         let mut slots = SlotEstimate::new(8);
-        slots.on_out_of_vram(at(0), 6);
-        assert_eq!(slots.get(), 5);
-        slots.on_out_of_vram(at(1), 8);
+        for running in (1..=6).rev() {
+            slots.on_out_of_vram(at(10), running);
+        }
+        assert_eq!(slots.get(), 5, "six were lost at once, to one want of memory");
+        slots.on_out_of_vram(at(12), 8);
         assert_eq!(slots.get(), 4);
-        assert!(!slots.on_time(at(600)), "not quiet for long enough");
-        assert!(slots.on_time(at(601)) && !slots.on_time(at(602)));
+        assert!(!slots.on_time(at(611)), "not quiet for long enough");
+        assert!(slots.on_time(at(612)) && !slots.on_time(at(613)));
         assert_eq!(slots.get(), 5);
         slots.on_load_out_of_vram(at(650));
         assert_eq!(slots.get(), 2);

@@ -12,6 +12,9 @@ use crate::core::restart::{Backoff, Decision, Excess, RestartHistory, RestartPol
 use crate::core::units::Timestamp;
 use crate::core::xid::{XidEffect, xid};
 
+/// The XID of memory errors that concern only the process that hit them.
+const CONTAINED_ECC: u64 = 94;
+
 /// Looks in a row without an answer after which a device counts as failed.
 pub const LATE_MAX: u32 = 3;
 
@@ -100,6 +103,8 @@ pub struct Health {
     late: u32,
     /// Uncorrected ECC errors when it was last looked at. Those from before the first look are not held against it.
     ecc: Option<u64>,
+    /// The driver has said that the next ones were contained: only the process that hit them is concerned.
+    contained: bool,
 }
 
 /// The rule of devices: three failures within an hour come back after the wait, doubled each time; the fourth opens the breaker for
@@ -116,7 +121,13 @@ pub fn policy(wait: Duration) -> RestartPolicy {
 impl Health {
     /// A device that is well.
     pub fn new(policy: RestartPolicy) -> Self {
-        Health { condition: Condition::Healthy, history: RestartHistory::new(policy), late: 0, ecc: None }
+        Health {
+            condition: Condition::Healthy,
+            history: RestartHistory::new(policy),
+            late: 0,
+            ecc: None,
+            contained: false,
+        }
     }
 
     /// Where it stands.
@@ -147,6 +158,10 @@ impl Health {
             Observation::ResetRequired => self.fail(now, Failure::ResetRequired),
             Observation::Missing => self.fail(now, Failure::Missing),
             Observation::Xid(number) => match xid(*number).effect {
+                XidEffect::Process if *number == CONTAINED_ECC && self.is_usable() => {
+                    self.contained = true;
+                    Change::Suspect(*number)
+                }
                 XidEffect::Note => Change::None,
                 XidEffect::Process if self.is_usable() => Change::Suspect(*number),
                 XidEffect::Process => Change::None,
@@ -161,6 +176,7 @@ impl Health {
         self.ecc = sample.ecc_uncorrected.or(before);
         if let (Some(before), Some(errors)) = (before, sample.ecc_uncorrected)
             && errors > before
+            && !std::mem::take(&mut self.contained)
         {
             return self.fail(now, Failure::EccUncorrected);
         }
@@ -180,8 +196,8 @@ impl Health {
         }
     }
 
-    /// One that is out already only has its reason replaced by a worse one: it has not come back in between.
-    fn fail(&mut self, now: Timestamp, failure: Failure) -> Change {
+    /// Takes it out. One that is out already only has its reason replaced by a worse one: it has not come back in between.
+    pub fn fail(&mut self, now: Timestamp, failure: Failure) -> Change {
         if let Condition::Failed { until, .. } = self.condition {
             self.condition = Condition::Failed { failure, until };
             return Change::None;
@@ -267,6 +283,15 @@ mod tests {
         assert_eq!(health.observe(at(3), &ecc(4)), Change::Down(Failure::EccUncorrected));
         assert_eq!(health.observe(at(13), &ecc(0)), Change::Up, "reset");
         assert_eq!(health.observe(at(14), &ecc(1)), Change::Down(Failure::EccUncorrected));
+    }
+
+    #[test]
+    fn errors_that_the_driver_calls_contained_take_no_device_out() {
+        let mut health = Health::new(policy(WAIT));
+        health.observe(at(1), &ecc(0));
+        assert_eq!(health.observe(at(2), &Observation::Xid(94)), Change::Suspect(94));
+        assert_eq!(health.observe(at(3), &ecc(1)), Change::None, "that one");
+        assert_eq!(health.observe(at(4), &ecc(2)), Change::Down(Failure::EccUncorrected), "and no other");
     }
 
     #[test]

@@ -130,12 +130,15 @@ impl PoolState {
     }
 }
 
+/// How soon a device that is overdue may be back, at the earliest.
+const DEVICE_LOOK: Duration = Duration::from_secs(1);
+
 /// How long until the first replica that is down is tried again; `None` when none is going to be.
 pub fn next_try(now: Timestamp, replicas: impl IntoIterator<Item = ReplicaState>) -> Option<Duration> {
     let moments = replicas.into_iter().filter_map(|replica| match replica {
-        ReplicaState::Backoff { until } | ReplicaState::DeviceDown { until } | ReplicaState::Broken { until } => {
-            Some(until.since(now))
-        }
+        ReplicaState::Backoff { until } | ReplicaState::Broken { until } => Some(until.since(now)),
+        // Behind that moment it is looked at again and again.
+        ReplicaState::DeviceDown { until } => Some(until.since(now).max(DEVICE_LOOK)),
         _ => None,
     });
     moments.min()

@@ -12,9 +12,10 @@ pub enum XidEffect {
     /// A process on the device has lost its context, the device is well: engines on it are looked at, and those that do not answer
     /// are started again.
     Process,
-    /// The device's memory is not to be trusted before a reset: its engines end, their tasks resume elsewhere.
+    /// The device's memory is not to be trusted: its engines end, their tasks resume elsewhere. The driver does not say when it has been
+    /// reset; behind its wait a load with its self-test is the trial.
     Memory,
-    /// The device does not work before a reset: as for memory.
+    /// The device does not work as it is: as for memory.
     Reset,
     /// The device is not there any more: as for memory. It comes back with its host or its slot.
     Lost,

@@ -56,17 +56,20 @@ async fn digest_of(path: &str, replica: &ReplicaId) -> Result<String, EngineErro
         }
         known.entry(path.to_owned()).or_default().clone()
     };
-    let mut entry = entry.lock().await;
+    let mut entry = entry.lock_owned().await;
     let unreadable = |error: std::io::Error| EngineError::Preload(format!("{path}: it cannot be read: {error}"));
     let mark = mark(Path::new(path)).map_err(unreadable)?;
     if let Some((_, digest)) = entry.as_ref().filter(|(known, _)| *known == mark) {
         return Ok(digest.clone());
     }
     let (owned, replica) = (path.to_owned(), replica.clone());
-    let read = threads::run("model-digest", move || read(&owned, &replica)).await;
-    let digest = read.unwrap_or_else(|| Err(std::io::ErrorKind::Other.into())).map_err(unreadable)?;
-    *entry = Some((mark, digest.clone())); // As it was before: one that changed meanwhile is read again.
-    Ok(digest)
+    // The thread has the lock: should nobody wait for it any more, what it finds is known all the same, and nobody reads beside it.
+    let read = threads::run("model-digest", move || {
+        let digest = read(&owned, &replica)?;
+        *entry = Some((mark, digest.clone())); // As it was before: one that changed meanwhile is read again.
+        Ok(digest)
+    });
+    read.await.unwrap_or_else(|| Err(std::io::ErrorKind::Other.into())).map_err(unreadable)
 }
 
 fn mark(path: &Path) -> std::io::Result<Mark> {

@@ -8,16 +8,23 @@ use crate::gpu::engine::EngineError;
 
 /// Processes of this process's group, itself included. On a system without `/proc`, itself alone.
 pub(crate) fn group_of(pid: u32) -> Vec<u32> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return vec![pid] };
-    let processes = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let members: Vec<u32> = processes.filter(|process| group(*process) == Some(pid)).collect();
-    if members.is_empty() { vec![pid] } else { members }
+    members(pid).filter(|members| !members.is_empty()).unwrap_or_else(|| vec![pid])
 }
 
-fn group(pid: u32) -> Option<u32> {
+/// Processes of this group that have not ended; `None` on a system without `/proc`.
+pub(crate) fn members(group: u32) -> Option<Vec<u32>> {
+    let processes = std::fs::read_dir("/proc").ok()?;
+    let processes = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    Some(processes.filter(|process| living_in(*process) == Some(group)).collect())
+}
+
+/// The group of a process that has not ended.
+fn living_in(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Behind the name, which may have anything in it: state, parent, group.
-    stat.rsplit(") ").next()?.split(' ').nth(2)?.parse().ok()
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    let is_over = fields.next()?.starts_with(['Z', 'X']);
+    fields.nth(1)?.parse().ok().filter(|_| !is_over)
 }
 
 /// Whether the host has this much memory to give.
@@ -82,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_group_has_its_leader() {
-        let own = group(std::process::id()).expect("we have one");
+        let own = living_in(std::process::id()).expect("we have one");
         assert!(group_of(own).contains(&std::process::id()) || own == 0);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::AUTHORIZATION;
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -39,6 +39,9 @@ pub(crate) enum HttpError {
     /// The connection broke.
     #[error("{0}")]
     Broken(String),
+    /// The answer is longer than so many bytes.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
     /// An answer with a status that is none of success.
     #[error("status {status}: {body}")]
     Status {
@@ -147,9 +150,19 @@ impl HttpClient {
 
 /// Reads an answer to its end; one without success becomes an error.
 pub(crate) async fn whole(answer: Response<Incoming>) -> Result<Bytes, HttpError> {
+    whole_up_to(answer, ANSWER_BYTES_MAX).await
+}
+
+/// The same with another bound.
+pub(crate) async fn whole_up_to(answer: Response<Incoming>, bytes_max: usize) -> Result<Bytes, HttpError> {
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| HttpError::Broken(error.to_string()))?.to_bytes();
+    let body = Limited::new(answer.into_body(), bytes_max).collect().await.map_err(|error| {
+        match error.is::<LengthLimitError>() {
+            true => HttpError::TooLong(bytes_max),
+            false => HttpError::Broken(error.to_string()),
+        }
+    });
+    let body = body?.to_bytes();
     if status.is_success() {
         return Ok(body);
     }

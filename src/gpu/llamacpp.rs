@@ -5,7 +5,7 @@
 //! cached prompt is evaluated in other batches and may round otherwise.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -18,6 +18,7 @@ use crate::core::units::Tokens;
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::figures;
 use crate::gpu::http::HttpError;
+use crate::gpu::runs::{Busy, Runs};
 use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost, refusal};
 use crate::gpu::vectors;
 
@@ -32,6 +33,10 @@ pub struct LlamaCpp {
     server: Server,
     /// Slots whose run has not been answered yet, by number: the server may begin it after we have left.
     unanswered: Vec<AtomicBool>,
+    /// Runs that are no completions: the server takes a slot of its own choice for them.
+    elsewhere: Runs,
+    /// Completions that run now.
+    completions: AtomicU32,
 }
 
 /// `/props`, as far as it matters.
@@ -113,7 +118,12 @@ impl LlamaCpp {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
         let unanswered = (0..context.pool.slots).map(|_| AtomicBool::new(false)).collect();
-        LlamaCpp { server: Server::new(context), unanswered }
+        LlamaCpp {
+            server: Server::new(context),
+            unanswered,
+            elsewhere: Runs::new(context),
+            completions: AtomicU32::new(0),
+        }
     }
 
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
@@ -157,10 +167,43 @@ impl LlamaCpp {
     }
 }
 
+impl LlamaCpp {
+    /// Slots of the server that compute beyond those of our completions, which it takes as they are told.
+    async fn busy_elsewhere(&self) -> Busy {
+        let Ok(client) = self.server.client() else { return Busy::Gone };
+        match client.get("/slots", ASK_TIMEOUT).await {
+            Ok(body) => {
+                let slots: Option<Vec<Slot>> = serde_json::from_slice(&body).ok();
+                let busy = slots.map(|slots| slots.iter().filter(|slot| slot.is_processing).count() as u32);
+                let completions = self.completions.load(Relaxed);
+                busy.map_or(Busy::Unknown, |busy| Busy::Runs(busy.saturating_sub(completions)))
+            }
+            Err(HttpError::Connect(_)) => Busy::Gone,
+            Err(_) => Busy::Unknown,
+        }
+    }
+}
+
 /// Whether the server says that this slot computes nothing.
 fn is_idle(slots: &[u8], slot: u32) -> bool {
     let slots: Option<Vec<Slot>> = serde_json::from_slice(slots).ok();
     slots.is_some_and(|slots| slots.iter().all(|known| known.id != slot || !known.is_processing))
+}
+
+/// Counts a run while it lasts.
+struct Counted<'a>(&'a AtomicU32);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Reads one streamed completion.
@@ -190,11 +233,16 @@ impl Engine for LlamaCpp {
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
         let model = &self.server.pool().model;
-        match job.request.workload {
-            Workload::Completion => {}
-            Workload::Embedding => return vectors::embed(&self.server, "/v1/embeddings", model, &job, out).await,
-            Workload::Rerank => return vectors::rerank(&self.server, "/v1/rerank", model, &job, out).await,
+        if job.request.workload != Workload::Completion {
+            let run = self.elsewhere.begin(job.slot);
+            let result = match job.request.workload {
+                Workload::Rerank => vectors::rerank(&self.server, "/v1/rerank", model, &job, out).await,
+                _ => vectors::embed(&self.server, "/v1/embeddings", model, &job, out).await,
+            };
+            run.conclude(&result);
+            return result;
         }
+        let _counted = Counted::new(&self.completions);
         let unanswered = &self.unanswered[job.slot as usize];
         unanswered.store(true, Relaxed);
         let answered = || unanswered.store(false, Relaxed);
@@ -203,6 +251,7 @@ impl Engine for LlamaCpp {
 
     async fn released(&self, slot: u32) {
         let Ok(client) = self.server.client() else { return };
+        self.elsewhere.until_left(slot, || self.busy_elsewhere()).await;
         let unanswered = self.unanswered[slot as usize].swap(false, Relaxed);
         let mut looks_left = if unanswered { IDLE_LOOKS_UNANSWERED } else { 1 };
         while looks_left > 0 {

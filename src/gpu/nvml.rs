@@ -26,6 +26,8 @@ mod read;
 
 /// How long the driver may be waited for at once for an event. Each wait that ends without one is a wake-up.
 const EVENT_WAIT_MS: u32 = 1_000;
+/// Waits for an event with a set that lacks a device, before all are asked anew.
+const WAITS_INCOMPLETE: u32 = 10;
 /// How long the event thread waits before it tries again when the driver lets it wait for nothing.
 const EVENT_RETRY: Duration = Duration::from_secs(1);
 
@@ -151,13 +153,16 @@ fn answer(nvml: &Nvml, id: &DeviceId, questions: &Receiver<()>, sink: &Sink) {
 fn watch(nvml: &Nvml, devices: &[DeviceId], sink: &Sink, is_over: &AtomicBool) {
     let (_never, pause) = channel::<()>();
     while !is_over.load(SeqCst) {
-        let Some(events) = register(nvml, devices) else {
+        let Some((events, is_whole)) = register(nvml, devices) else {
             let _ = pause.recv_timeout(EVENT_RETRY); // Only time passes.
             continue;
         };
-        loop {
+        for waits in 0_u32.. {
             if is_over.load(SeqCst) {
                 return;
+            }
+            if waits >= WAITS_INCOMPLETE && !is_whole {
+                break; // Those that were left out may be willing by now.
             }
             match events.wait(EVENT_WAIT_MS) {
                 Ok(event) => {
@@ -182,9 +187,9 @@ fn watch(nvml: &Nvml, devices: &[DeviceId], sink: &Sink, is_over: &AtomicBool) {
     }
 }
 
-/// An event set with every device that has events; `None` when none has. A device that is refused takes the whole set along, so it is
+/// An event set with every device that has events, and whether those are all; `None` when none has. A device that is refused takes the whole set along, so it is
 /// left out and the others are registered anew.
-fn register<'a>(nvml: &'a Nvml, devices: &[DeviceId]) -> Option<EventSet<'a>> {
+fn register<'a>(nvml: &'a Nvml, devices: &[DeviceId]) -> Option<(EventSet<'a>, bool)> {
     let mut willing: Vec<&DeviceId> = devices.iter().collect();
     'anew: while !willing.is_empty() {
         let mut events = nvml.create_event_set().ok()?;
@@ -202,7 +207,8 @@ fn register<'a>(nvml: &'a Nvml, devices: &[DeviceId]) -> Option<EventSet<'a>> {
                 }
             }
         }
-        return Some(events);
+        let is_whole = willing.len() == devices.len();
+        return Some((events, is_whole));
     }
     None
 }

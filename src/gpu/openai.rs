@@ -14,7 +14,7 @@ use crate::gpu::figures;
 use crate::gpu::http::HttpError;
 use crate::gpu::openai_api::{Completing, Completion, Models};
 use crate::gpu::runs::{Busy, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, FIGURES_TIMEOUT, Server, lost};
+use crate::gpu::server::{FIGURES_TIMEOUT, Server};
 use crate::gpu::vectors;
 
 /// Where servers of this shape tell their version, and under which name.
@@ -32,7 +32,7 @@ pub struct OpenAi {
 impl OpenAi {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        OpenAi { server: Server::new(context), runs: Runs::new(context.pool.slots), model: OnceLock::new() }
+        OpenAi { server: Server::new(context), runs: Runs::new(context), model: OnceLock::new() }
     }
 
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
@@ -102,7 +102,7 @@ impl Engine for OpenAi {
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
-        self.server.client()?.get("/v1/models", ASK_TIMEOUT).await.map_err(lost)?;
+        self.server.ask::<Models>("/v1/models").await?.has(self.model())?;
         let Some(text) = self.server.figures("/metrics").await else { return Ok(Telemetry::default()) };
         let kv_usage = figures::sum(&text, "sglang:token_usage");
         let kv_tokens = figures::sum(&text, "sglang:max_total_num_tokens").map(|tokens| tokens as u64);

@@ -1,8 +1,10 @@
 //! The words of OpenAI's completions, as vLLM and many others speak them: what is sent, and what the events of an answer mean.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
@@ -66,7 +68,7 @@ impl<'a> Completion<'a> {
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(default, borrow)]
-    choices: Vec<Choice<'a>>,
+    choices: First<Choice<'a>>,
     usage: Option<Usage>,
     error: Option<serde_json::Value>,
 }
@@ -76,7 +78,39 @@ struct Choice<'a> {
     #[serde(default, borrow)]
     text: Cow<'a, str>,
     #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
+    finish_reason: Option<Text<'a>>,
+}
+
+/// Text that is borrowed where it can be: inside an `Option` serde would copy a bare `Cow`.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+/// The first entry of a list; we ask for one. Read without a list of our own: this is done for each token.
+struct First<T>(Option<T>);
+
+impl<T> Default for First<T> {
+    fn default() -> Self {
+        First(None)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = First<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<First<T>, A::Error> {
+                let first = entries.next_element()?;
+                while entries.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
 }
 
 #[derive(Deserialize)]
@@ -118,10 +152,10 @@ impl Reading for Completing<'_, '_> {
             new = usage.completion_tokens.saturating_sub(self.tokens).max(1);
             self.tokens = usage.completion_tokens;
         }
-        let Some(choice) = chunk.choices.into_iter().next() else { return Ok(None) };
+        let Some(choice) = chunk.choices.0 else { return Ok(None) };
         self.run.show();
         push_tokens(&choice.text, new, out)?;
-        match choice.finish_reason.as_deref() {
+        match choice.finish_reason.as_ref().map(|reason| &*reason.0) {
             None => {}
             Some("length") => self.reason = Some(FinishReason::Length),
             Some("stop" | "eos" | "stop_sequence") => self.reason = Some(FinishReason::Stop),
@@ -175,6 +209,15 @@ pub(crate) struct Model {
 }
 
 impl Models {
+    /// Whether the model is still served.
+    ///
+    /// # Errors
+    /// [`EngineError::Lost`] when it is not.
+    pub(crate) fn has(&self, id: &str) -> Result<(), EngineError> {
+        let lost = || EngineError::Lost(format!("the server serves {id:?} no more"));
+        self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(lost)
+    }
+
     /// The served model that a pool means: the one of its name, else the only one.
     ///
     /// # Errors
@@ -238,7 +281,7 @@ impl PromptUsage {
 mod tests {
     use super::*;
     use crate::gpu::engine::Stopped;
-    use crate::gpu::runs::Runs;
+    use crate::gpu::runs::tests::runs;
 
     #[derive(Default)]
     struct Pieces(Vec<String>);
@@ -251,7 +294,7 @@ mod tests {
     }
 
     fn read(events: &[&str]) -> (Vec<String>, Result<Option<Finish>, EngineError>) {
-        let runs = Runs::new(1);
+        let runs = runs(1);
         let run = runs.begin(0);
         let (mut reading, mut out) = (Completing::new(&run), Pieces::default());
         let mut last = Ok(None);

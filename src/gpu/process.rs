@@ -12,11 +12,12 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::core::id::ReplicaId;
 use crate::gpu::cgroup::Cgroup;
 use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
+use crate::gpu::host;
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
 const LINE_BYTES_MAX: usize = 2048;
@@ -28,12 +29,18 @@ const LAST_LINES: usize = 8;
 /// threads and not by processes, and would leave behind what the engine has started.
 const WATCH: &str = "trap '' TERM HUP INT QUIT USR1 USR2 ALRM; read -r _; kill -KILL 0";
 
+/// How long what an engine had started may take to be gone behind its SIGKILL, and the time between two looks.
+const GROUP_END_TIMEOUT: Duration = Duration::from_secs(5);
+const GROUP_END_PERIOD: Duration = Duration::from_millis(5);
+
 /// How long the last lines of a process that has ended are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A running process and all that it started. Dropping it ends the whole group: SIGTERM, and SIGKILL when its time is over.
 pub(crate) struct EngineProcess {
     group: Option<Pid>,
+    /// The group's number, for looking whether any of it is left.
+    number: u32,
     /// The engine and its watcher; `None` once they have been left to the site.
     children: Option<(Child, Child)>,
     site: EngineSite,
@@ -81,7 +88,16 @@ impl EngineProcess {
         }
         let children = Some((child, watcher));
         let term = Duration::from_millis(context.pool.timeouts.term_ms);
-        Ok(EngineProcess { group, children, site: context.site.clone(), term, cgroup, last_lines, readers })
+        Ok(EngineProcess {
+            group,
+            number: id.unsigned_abs(),
+            children,
+            site: context.site.clone(),
+            term,
+            cgroup,
+            last_lines,
+            readers,
+        })
     }
 
     /// The process's id, while it runs.
@@ -132,7 +148,10 @@ struct Ending {
     child: Child,
     watcher: Child,
     group: Option<Pid>,
+    number: u32,
     term: Duration,
+    /// Whoever says goodbye must not be ended by a pipe that nobody reads.
+    readers: JoinSet<()>,
 }
 
 impl Drop for Ending {
@@ -151,6 +170,15 @@ async fn gone(mut left: Ending, cgroup: Option<Cgroup>) {
     kill(left.group); // What it has started too, and its watcher.
     let _ = (left.child.wait().await, left.watcher.wait().await); // However they ended, they have.
     left.group = None;
+    // Not its own children: those of a large engine take a moment to give their memory back.
+    let is_left = || host::members(left.number).is_some_and(|members| !members.is_empty());
+    let _ = timeout(GROUP_END_TIMEOUT, async {
+        while is_left() {
+            sleep(GROUP_END_PERIOD).await;
+        }
+    })
+    .await;
+    left.readers.abort_all();
     drop(cgroup);
 }
 
@@ -182,7 +210,8 @@ impl Drop for EngineProcess {
         if tokio.is_err() || self.term.is_zero() {
             kill(group); // Nobody would be there to wait.
         }
-        let gone = gone(Ending { child, watcher, group, term: self.term }, cgroup);
+        let readers = std::mem::take(&mut self.readers);
+        let gone = gone(Ending { child, watcher, group, number: self.number, term: self.term, readers }, cgroup);
         match tokio {
             // At once, so that none is left as a zombie; whoever comes next waits for it.
             Ok(tokio) => {

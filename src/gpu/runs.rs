@@ -1,12 +1,13 @@
 //! Which runs an engine without numbered slots is at work on, by our own knowledge: what its counters are held against when a
 //! run is stopped.
 
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::gpu::engine::{EngineError, Finish};
+use crate::env::Env;
+use crate::gpu::engine::{EngineContext, EngineError, Finish};
 
 /// Time between two looks at an engine's counters while a run is being left.
 const LOOK_PERIOD: Duration = Duration::from_millis(10);
@@ -14,6 +15,9 @@ const LOOK_PERIOD: Duration = Duration::from_millis(10);
 /// may still have had to take it up.
 const LOOKS: u32 = 2;
 const LOOKS_UNANSWERED: u32 = 10;
+
+/// How long an engine may take to count a run that it has been sent, in microseconds.
+const TAKEN_UP_US: u64 = 1_000_000;
 
 const IDLE: u8 = 0;
 /// Sent; the engine may or may not count it.
@@ -23,22 +27,27 @@ const SHOWN: u8 = 2;
 
 /// The runs by slot.
 pub(crate) struct Runs {
-    /// What runs now.
+    env: Env,
+    /// What runs now, and since when in microseconds.
     now: Vec<AtomicU8>,
+    since: Vec<AtomicU64>,
     /// How the slot's last run stood when it was dropped; [`IDLE`] when it ended by itself.
     dropped: Vec<AtomicU8>,
 }
 
 impl Runs {
-    pub(crate) fn new(slots: u32) -> Self {
+    pub(crate) fn new(context: &EngineContext) -> Self {
+        let slots = context.pool.slots;
         let places = || (0..slots).map(|_| AtomicU8::new(IDLE)).collect();
-        Runs { now: places(), dropped: places() }
+        let since = (0..slots).map(|_| AtomicU64::new(0)).collect();
+        Runs { env: context.env.clone(), now: places(), since, dropped: places() }
     }
 
     /// A run begins in this slot.
     pub(crate) fn begin(&self, slot: u32) -> Run<'_> {
         let slot = slot as usize;
         self.dropped[slot].store(IDLE, SeqCst);
+        self.since[slot].store(self.env.now().as_micros(), SeqCst);
         self.now[slot].store(SENT, SeqCst);
         Run { runs: self, slot, over: false }
     }
@@ -48,9 +57,15 @@ impl Runs {
         self.now.iter().chain(&self.dropped).all(|run| run.load(SeqCst) == IDLE)
     }
 
-    /// Runs that the engine is sure to count.
-    pub(crate) fn shown(&self) -> u32 {
-        self.now.iter().filter(|run| run.load(SeqCst) == SHOWN).count() as u32
+    /// Runs that the engine is sure to count: those that have given text, and those that it must have taken up by now.
+    pub(crate) fn counted(&self) -> u32 {
+        let taken_up = self.env.now().as_micros().saturating_sub(TAKEN_UP_US);
+        let is_counted = |(run, since): &(&AtomicU8, &AtomicU64)| match run.load(SeqCst) {
+            SHOWN => true,
+            SENT => since.load(SeqCst) <= taken_up,
+            _ => false,
+        };
+        self.now.iter().zip(&self.since).filter(is_counted).count() as u32
     }
 
     /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a row, counts
@@ -63,10 +78,10 @@ impl Runs {
         };
         let all = looks_left;
         loop {
-            let shown = self.shown(); // Before the look: what is shown meanwhile would be counted on one side only.
+            let counted = self.counted(); // Before the look: what comes meanwhile would be counted on one side only.
             looks_left = match busy().await {
                 Busy::Gone => 0,
-                Busy::Runs(runs) if runs <= shown => looks_left - 1,
+                Busy::Runs(runs) if runs <= counted => looks_left - 1,
                 Busy::Runs(_) | Busy::Unknown => all,
             };
             if looks_left == 0 {
@@ -117,10 +132,28 @@ impl Drop for Run<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
     use super::*;
+    use crate::config::PoolConfig;
+    use crate::core::id::{DeviceMask, PoolId, ReplicaId};
+    use crate::gpu::engine::EngineSite;
+
+    /// Runs of a pool with so many slots.
+    pub(crate) fn runs(slots: u32) -> Runs {
+        let pool = PoolConfig { slots, ..PoolConfig::new("p", "e", "m") };
+        Runs::new(&EngineContext {
+            replica: ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 },
+            mask: DeviceMask::default(),
+            pool: Arc::new(pool),
+            env: Env::real(),
+            site: EngineSite::default(),
+            cpus: Arc::default(),
+            slots,
+        })
+    }
 
     async fn looks(runs: &Runs, slot: u32, counts: &[u32]) -> u32 {
         let looks = AtomicU32::new(0);
@@ -134,7 +167,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_run_is_left_when_the_engine_counts_no_more_than_the_others() {
-        let runs = Runs::new(3);
+        let runs = runs(3);
         let other = runs.begin(0);
         other.show();
         let run = runs.begin(1);
@@ -146,11 +179,19 @@ mod tests {
         assert_eq!(looks(&runs, 2, &[9]).await, 0, "it ended by itself");
         drop(runs.begin(2));
         assert_eq!(looks(&runs, 2, &[1]).await, LOOKS_UNANSWERED, "it may still be taken up");
+        let _waiting = runs.begin(2);
+        drop(other);
+        assert_eq!(looks(&runs, 0, &[1; 9]).await, 11, "one that is new may be the one that is counted");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let third = runs.begin(1);
+        third.show();
+        drop(third);
+        assert_eq!(looks(&runs, 1, &[1, 1]).await, 2, "by now it is counted");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_is_gone_has_left_everything() {
-        let runs = Runs::new(1);
+        let runs = runs(1);
         drop(runs.begin(0));
         runs.until_left(0, || std::future::ready(Busy::Gone)).await;
     }

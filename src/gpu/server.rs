@@ -14,18 +14,18 @@ use tokio::time::sleep;
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
-use crate::gpu::http::{HttpClient, HttpError, whole};
+use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
 use crate::gpu::process::EngineProcess;
 use crate::gpu::sse::SseParser;
 
-/// How long the last process may take to be gone: a killed one must give its device's memory back first.
-const LAST_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time between two looks at a server that is loading.
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 /// How long a small question may take.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long figures may take; less than a probe has.
 pub(crate) const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
+const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
 const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
 
@@ -89,7 +89,6 @@ impl Server {
     /// # Errors
     /// [`EngineError`] when it cannot be started, or has ended.
     pub(crate) async fn start(&self, ready: &str) -> Result<Option<u32>, EngineError> {
-        self.context.site.until_clear(LAST_END_TIMEOUT).await;
         let (base, process) = self.launch()?;
         let client = HttpClient::new(&base, api_key(self.pool())?);
         let process_id = process.as_ref().and_then(EngineProcess::id);
@@ -191,7 +190,7 @@ impl Server {
     ) -> Result<T, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
         let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
-        let body = whole(answer).await.map_err(lost)?;
+        let body = whole_up_to(answer, VECTORS_BYTES_MAX).await.map_err(lost)?;
         serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
     }
 }
@@ -235,6 +234,7 @@ pub(crate) fn lost(error: HttpError) -> EngineError {
     match error {
         HttpError::Connect(text) => EngineError::Unreachable(text),
         HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text),
+        HttpError::TooLong(_) => EngineError::Refused(error.to_string()), // It would be as long again.
         HttpError::Status { status, body } => refusal(status, &body),
     }
 }
@@ -244,10 +244,9 @@ pub(crate) fn refusal(status: StatusCode, body: &str) -> EngineError {
     let said = said(body);
     match status {
         // It would say so again.
-        StatusCode::BAD_REQUEST
-        | StatusCode::NOT_FOUND
-        | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::UNPROCESSABLE_ENTITY => EngineError::Refused(said),
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
+            EngineError::Refused(said)
+        }
         // Busy, or still loading: it has not begun.
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => EngineError::Unreachable(said),
         _ => EngineError::Lost(format!("status {}: {said}", status.as_u16())),
@@ -284,7 +283,7 @@ mod tests {
             (
                 404,
                 r#"{"error":{"message":"The model `x` does not exist.","type":"NotFoundError"}}"#,
-                Cause::Client,
+                Cause::Lost,
                 "does not exist",
             ),
             (

@@ -148,7 +148,7 @@ impl Reading for Generating<'_, '_> {
 impl Tgi {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        Tgi { server: Server::new(context), runs: Runs::new(context.pool.slots) }
+        Tgi { server: Server::new(context), runs: Runs::new(context) }
     }
 
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
-        let (runs, mut out) = (Runs::new(1), Text::default());
+        let (runs, mut out) = (crate::gpu::runs::tests::runs(1), Text::default());
         let run = runs.begin(0);
         let result = Generating(&run).event(event.as_bytes(), &mut out);
         (out.0, result)

@@ -4,7 +4,6 @@
 //! instead of being ignored. A stream has no last event; it ends with the answer. Triton counts requests that have ended and none that
 //! run, so a stopped run counts as left when as many have ended as were sent.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
@@ -16,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::task::{FinishReason, Workload};
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::http::HttpError;
+use crate::gpu::openai_api::Text;
 use crate::gpu::runs::{Busy, Run, Runs};
 use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost, said};
 
@@ -105,7 +105,7 @@ struct Count {
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(borrow)]
-    text_output: Option<Cow<'a, str>>,
+    text_output: Option<Text<'a>>,
     error: Option<String>,
 }
 
@@ -122,7 +122,9 @@ impl Reading for Generating<'_, '_> {
         if let Some(error) = event.error {
             return Err(EngineError::Lost(error));
         }
-        let text = event.text_output.ok_or_else(|| EngineError::Garbled("an event without text_output".into()))?;
+        let Some(Text(text)) = event.text_output else {
+            return Err(EngineError::Garbled("an event without text_output".into()));
+        };
         self.run.show();
         self.tokens += u32::from(!text.is_empty());
         out.push(&text)?;
@@ -147,7 +149,7 @@ impl Triton {
     pub fn new(context: &EngineContext) -> Self {
         Triton {
             server: Server::new(context),
-            runs: Runs::new(context.pool.slots),
+            runs: Runs::new(context),
             inputs: OnceLock::new(),
             counted: Mutex::default(),
         }
@@ -160,7 +162,7 @@ impl Triton {
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
         let server: ServerInfo = self.server.ask("/v2").await?;
         let model: ModelInfo = self.server.ask(&self.path("")).await.map_err(|error| match error {
-            EngineError::Refused(text) => EngineError::Preload(text), // No such model.
+            EngineError::Refused(text) | EngineError::Lost(text) => EngineError::Preload(text), // No such model.
             other => other,
         })?;
         let inputs: BTreeSet<String> = model.inputs.into_iter().map(|input| input.name).collect();
@@ -271,14 +273,14 @@ impl Engine for Triton {
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
-        self.server.client()?.get("/v2/health/ready", ASK_TIMEOUT).await.map_err(|error| match error {
+        self.server.client()?.get(&self.path("/ready"), ASK_TIMEOUT).await.map_err(|error| match error {
             HttpError::Status { status, body } if status.is_client_error() => {
                 EngineError::Unreachable(format!("it is not ready: {}", said(&body)))
             }
             other => lost(other),
         })?;
         let busy = match self.busy().await {
-            Busy::Runs(runs) => Some(runs.max(self.runs.shown())), // What gives text computes, whoever else has ended.
+            Busy::Runs(runs) => Some(runs.max(self.runs.counted())), // What gives text computes, whoever else has ended.
             Busy::Unknown | Busy::Gone => None,
         };
         Ok(Telemetry { slots_busy: busy, ..Telemetry::default() })

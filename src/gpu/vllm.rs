@@ -35,7 +35,7 @@ struct Version {
 impl Vllm {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        Vllm { server: Server::new(context), runs: Runs::new(context.pool.slots), model: OnceLock::new() }
+        Vllm { server: Server::new(context), runs: Runs::new(context), model: OnceLock::new() }
     }
 
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
@@ -101,6 +101,7 @@ impl Engine for Vllm {
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.server.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
+        self.server.ask::<Models>("/v1/models").await?.has(self.model())?;
         let Some(text) = self.server.figures("/metrics").await else { return Ok(Telemetry::default()) };
         let config = |name| figures::label(&text, "vllm:cache_config_info", name)?.parse::<u64>().ok();
         let kv_tokens = config("kv_cache_size_tokens")

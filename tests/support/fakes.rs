@@ -121,7 +121,7 @@ impl Kind {
     /// What is wrong with a body, if anything is: each field of it must be one that the engine documents, in its range.
     fn complaint(self, body: &Value) -> Option<String> {
         let number = |value: &Value| value.is_number();
-        let (fields, rules): (&Value, Vec<(&str, bool, fn(&Value) -> bool)>) = match self {
+        let (fields, rules): (&Value, Vec<Rule>) = match self {
             Kind::LlamaCpp => (
                 body,
                 vec![
@@ -208,6 +208,9 @@ impl Kind {
             .or(sampled.map(|name| format!("{name} is no number")))
     }
 }
+
+/// A field, whether it must be there, and what is right for it.
+type Rule = (&'static str, bool, fn(&Value) -> bool);
 
 /// One fake server.
 pub struct Server {

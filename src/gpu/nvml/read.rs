@@ -87,7 +87,8 @@ pub(super) fn observe(nvml: &Nvml, id: &DeviceId) -> Observation {
         Ok(sample) => Observation::Sample(sample),
         Err(NvmlError::GpuLost) => Observation::Lost,
         Err(NvmlError::ResetRequired) => Observation::ResetRequired,
-        Err(_) => Observation::Missing,
+        Err(NvmlError::NotFound | NvmlError::InvalidArg | NvmlError::Uninitialized) => Observation::Missing,
+        Err(_) => Observation::Late, // It has said nothing of the device; three in a row are a failure.
     }
 }
 
