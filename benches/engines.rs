@@ -7,6 +7,9 @@
 #[path = "../tests/support/fakes.rs"]
 #[allow(dead_code)]
 mod fakes;
+#[path = "../tests/support/fields.rs"]
+#[allow(dead_code)]
+mod fields;
 #[path = "../tests/support/misdeeds.rs"]
 #[allow(dead_code)]
 mod misdeeds;

@@ -5,9 +5,13 @@
 
 #[path = "../tests/simulation/check.rs"]
 mod check;
+#[path = "../tests/simulation/driver.rs"]
+mod driver;
 #[allow(dead_code)]
 #[path = "../tests/support/sim.rs"]
 mod support;
+#[path = "../tests/simulation/tally.rs"]
+mod tally;
 #[path = "../tests/simulation/world.rs"]
 mod world;
 
@@ -16,7 +20,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use world::{Tally, run, watch_panics};
+use tally::Tally;
+use world::{run, watch_panics};
 
 const USAGE: &str = "usage: simulate [--seeds N | --seed S] [--bugs, with the feature planted-bugs]";
 

@@ -4,11 +4,16 @@
 
 #[path = "simulation/check.rs"]
 mod check;
+#[path = "simulation/driver.rs"]
+mod driver;
 mod support;
+#[path = "simulation/tally.rs"]
+mod tally;
 #[path = "simulation/world.rs"]
 mod world;
 
-use world::{Tally, run, watch_panics};
+use tally::Tally;
+use world::{run, watch_panics};
 
 const SEEDS: u64 = 2_000;
 

@@ -69,7 +69,18 @@ fn nothing_in_the_library_breaks_determinism() {
             assert!(part.trim_start().starts_with("biased;"), "{name}: select! number {number} is not biased");
         }
         let code: Vec<&str> = production(&text).lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        let forbidden = ["thread_rng", " rand::", "spawn_blocking", "thread::spawn", "sync::watch", "RandomState"];
+        if name == "src/gpu/threads.rs" {
+            continue; // The one place for calls that block, which nothing simulated makes.
+        }
+        let forbidden = [
+            "thread::Builder",
+            "thread_rng",
+            " rand::",
+            "spawn_blocking",
+            "thread::spawn",
+            "sync::watch",
+            "RandomState",
+        ];
         for line in code {
             assert!(!forbidden.iter().any(|word| line.contains(word)), "{name}: {line}");
         }
@@ -79,8 +90,8 @@ fn nothing_in_the_library_breaks_determinism() {
 #[test]
 fn no_test_is_ignored_and_none_waits_for_the_wall_clock() {
     for (name, text) in files("tests").into_iter().chain(files("src")) {
-        if name == "tests/tidy.rs" {
-            continue; // It names what it forbids.
+        if name == "tests/tidy.rs" || name.starts_with("tests/fake-nvml") {
+            continue; // It names what it forbids; and a driver that is slow is slow in real time.
         }
         assert!(!text.contains("#[ignore"), "{name}");
         assert!(!text.contains("thread::sleep"), "{name}");

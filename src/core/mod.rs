@@ -34,6 +34,7 @@ pub mod task;
 pub mod trace;
 pub mod units;
 pub mod wire;
+pub mod workload;
 pub mod xid;
 
 pub use error::{ErrorCode, TaskError};

@@ -8,6 +8,7 @@ use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, Epoch, SessionId, TaskId};
 use crate::core::resume::OnLoss;
 use crate::core::units::Tokens;
+pub use crate::core::workload::{INPUTS_MAX, Workload};
 
 /// The class of a task. Interactive work goes first, by weight and not absolutely: batch never starves (FAIR-1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,31 +39,6 @@ impl Priority {
         match self {
             Priority::Interactive => "interactive",
             Priority::Batch => "batch",
-        }
-    }
-}
-
-/// What kind of answer a task wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "service", derive(utoipa::ToSchema, schemars::JsonSchema))]
-pub enum Workload {
-    /// Text that goes on from the prompt.
-    #[default]
-    Completion,
-    /// A vector for each input.
-    Embedding,
-    /// A score for each input.
-    Rerank,
-}
-
-impl Workload {
-    /// The workload as it is written in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Workload::Completion => "completion",
-            Workload::Embedding => "embedding",
-            Workload::Rerank => "rerank",
         }
     }
 }
@@ -130,8 +106,6 @@ pub struct Sampling {
 
 /// Most stop texts of one task: engines scan for each of them behind every token.
 pub const STOP_TEXTS_MAX: usize = 16;
-/// Most texts of one embedding or ranking.
-pub const INPUTS_MAX: usize = 2_048;
 /// Longest stop text, in bytes.
 pub const STOP_TEXT_BYTES_MAX: usize = 256;
 

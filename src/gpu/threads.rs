@@ -3,12 +3,14 @@
 //! A thread cannot be stopped from outside. One that is stuck in a driver stays there; whoever started it goes on without it. Nothing that
 //! is simulated comes here, so no simulation sees a thread.
 
+#[cfg(feature = "engines-http")]
 use tokio::sync::oneshot;
 
 /// Runs blocking work on a thread of its own; `None` when no thread is to be had, or the work panicked.
 ///
 /// # Cancel safety
 /// Dropping it leaves the thread to its end; nobody hears what came of it.
+#[cfg(feature = "engines-http")]
 pub(crate) async fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = oneshot::channel();
     let started = start(name, move || drop(sender.send(work()))); // Unsent: nobody wants to know any more.

@@ -8,23 +8,23 @@ use orchestrator_core::config::{
     ClientConfig, DeviceRef, GpuConfig, LimitConfig, PoolConfig, QueueConfig, QuotaConfig, ReplicaConfig,
     RestartConfig, SimConfig, SimFaults, TimeoutConfig,
 };
-use orchestrator_core::core::device::{DeviceSample, Observation};
+use orchestrator_core::core::SessionId;
 use orchestrator_core::core::full::FullPolicy;
 use orchestrator_core::core::health::Condition;
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
-use orchestrator_core::core::{DeviceId, SessionId};
 use orchestrator_core::env::InjectedPanic;
-use orchestrator_core::gpu::SimDevices;
 use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{
     Config, DeviceView, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView, TaskRequest,
 };
 
 use super::check::{Checker, Law};
+use super::driver::driver;
 use super::support::{World, client as client_id, devices_of, is_idle, pool, pool_id, read_whole, start_on, task_id};
+use super::tally::Tally;
 
 const TASKS: u64 = 60;
 /// What pools are reloaded with. The first two are good, all others come to grief while faults strike.
@@ -34,55 +34,13 @@ const EVENTS_MAX: usize = 100_000;
 /// Virtual time after which a task that has not ended never will: the wall timeout of all its attempts, and every wait.
 const LIVENESS: Duration = Duration::from_secs(3_600);
 
-/// What one run has shown, for the report that keeps the test honest: a simulation without faults proves nothing.
-#[derive(Default, Debug)]
-pub struct Tally {
-    pub accepted: u64,
-    pub refused: u64,
-    pub completed: u64,
-    pub canceled: u64,
-    pub resets: u64,
-    pub resumed: u64,
-    pub deserted: u64,
-    pub timeouts: u64,
-    pub evicted: u64,
-    pub turned_out: u64,
-    pub panics: u64,
-    pub reloaded: u64,
-    pub reloads_undone: u64,
-    pub stuck: u64,
-    pub device_failures: u64,
-    pub events: usize,
-}
-
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, other: Tally) {
-        self.accepted += other.accepted;
-        self.refused += other.refused;
-        self.completed += other.completed;
-        self.canceled += other.canceled;
-        self.resets += other.resets;
-        self.resumed += other.resumed;
-        self.deserted += other.deserted;
-        self.timeouts += other.timeouts;
-        self.evicted += other.evicted;
-        self.turned_out += other.turned_out;
-        self.panics += other.panics;
-        self.reloaded += other.reloaded;
-        self.reloads_undone += other.reloads_undone;
-        self.stuck += other.stuck;
-        self.device_failures += other.device_failures;
-        self.events += other.events;
-    }
-}
-
-struct Dice(fastrand::Rng);
+pub struct Dice(pub fastrand::Rng);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0.u64(0..limit)
     }
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
 }
@@ -226,27 +184,6 @@ async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Dice) {
     }
 }
 
-/// Devices that fail, come back, and are reported to have done what they did not do.
-async fn driver(devices: SimDevices, ids: Vec<DeviceId>, mut dice: Dice) {
-    for _ in 0..dice.below(5) {
-        tokio::time::sleep(Duration::from_millis(dice.below(400))).await;
-        let id = &ids[dice.below(ids.len() as u64) as usize];
-        match dice.below(4) {
-            0 => devices.report(id, Observation::Xid(dice.one_of(&[13, 31, 63, 94]))),
-            1 => devices.report(id, Observation::Xid(dice.one_of(&[48, 74, 79, 95]))),
-            seen => {
-                let answer = if seen == 2 { dice.one_of(&LOSSES) } else { 3 };
-                let answers = [Observation::Lost, Observation::ResetRequired, Observation::Missing];
-                devices.set(id, answers.get(answer).cloned()); // The fourth is no answer at all.
-                tokio::time::sleep(Duration::from_millis(dice.below(1_500))).await;
-                devices.set(id, Some(Observation::Sample(DeviceSample::default())));
-            }
-        }
-    }
-}
-
-const LOSSES: [usize; 3] = [0, 1, 2];
-
 /// What a run has shown.
 pub struct Run {
     pub trace: Vec<TraceEvent>,
@@ -350,7 +287,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let has_driver = dice.below(2) == 0;
         let probe = has_driver.then(|| devices.clone());
         let World { orchestrator, stats } = start_on(probe, env.clone(), config, pools).await;
-        let driver = has_driver.then(|| tokio::spawn(driver(devices, ids, Dice(dice.0.fork()))));
+        let driving = has_driver.then(|| tokio::spawn(driver(devices, ids, Dice(dice.0.fork()))));
         env.set_events_max(EVENTS_MAX);
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
@@ -378,8 +315,8 @@ fn run_world(seed: u64) -> (Law, Tally) {
                 .expect("every reload ends")
                 .expect("and finds nothing wrong");
         }
-        if let Some(driver) = driver {
-            driver.await.expect("it goes by its dice");
+        if let Some(driving) = driving {
+            driving.await.expect("it goes by its dice");
         }
         // A device that failed too often is out for ten minutes.
         let is_out = |device: &DeviceView| matches!(device.condition, Condition::Failed { .. });

@@ -4,6 +4,8 @@
 #[cfg(feature = "engines-http")]
 pub mod fakes;
 #[cfg(feature = "engines-http")]
+pub mod fields;
+#[cfg(feature = "engines-http")]
 pub mod llama;
 #[cfg(feature = "engines-http")]
 pub mod misdeeds;
