@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use orchestrator_core::config::PoolConfig;
-use orchestrator_core::core::task::{FinishReason, Sampling};
+use orchestrator_core::core::task::{FinishReason, Sampling, Workload};
 use orchestrator_core::{CancelOutcome, Cause, Config, ErrorCode, Event, Orchestrator, TaskRequest, service::engines};
 use serde_json::{Value, json};
 use support::fakes::{Kind, Server};
@@ -104,6 +104,9 @@ async fn fake_conforms(kind: Kind) {
     server.pace_us.store(2_000, SeqCst);
     let mut pool = kind.pool(&[&server]);
     pool.slots = 4;
+    if !matches!(kind, Kind::Tgi | Kind::Triton) {
+        pool.workloads = vec![Workload::Completion, Workload::Embedding, Workload::Rerank];
+    }
     let config = Config { pools: vec![pool], ..Config::default() };
     let orchestrator = engines::builder(config).start().await.unwrap();
     orchestrator.until_ready().await;
@@ -135,10 +138,28 @@ async fn fake_conforms(kind: Kind) {
         Kind::Tgi => assert!(matches!(&end, Event::Error(error) if error.message.contains("min_p")), "{end:?}"),
         _ => assert_eq!(server.last_body.lock()["min_p"], 0.25),
     }
+    vectors(kind, &orchestrator).await;
     let complaints: Vec<String> = server.complaints.lock().clone();
     assert!(complaints.is_empty(), "{complaints:?}");
     println!("{kind:?}: conforms; {opened} connections for 20 tasks");
     server.stop();
+}
+
+/// Embeddings and rankings, where the engine has them: a result for each input, in their order.
+async fn vectors(kind: Kind, orchestrator: &Orchestrator) {
+    let texts = || ["four", "four more"].map(str::to_owned).to_vec();
+    let requests = [TaskRequest::embedding(texts()), TaskRequest::rerank("which", texts())];
+    let wanted = [["[0.5,0.5]", "[1.125,0.5]"], [r#"{"index":0,"score":0.5}"#, r#"{"index":1,"score":1.125}"#]];
+    for (request, wanted) in requests.into_iter().zip(wanted) {
+        if matches!(kind, Kind::Tgi | Kind::Triton) {
+            let error = orchestrator.submit(request).await.err().unwrap();
+            assert!(error.message.contains("field 'workload'"), "{error}");
+            continue;
+        }
+        let (text, end) = text_of(orchestrator, request).await;
+        assert_eq!(text, wanted.concat());
+        assert!(matches!(&end, Event::End(end) if end.tokens_out == 2 && end.tokens_in.0 >= 7), "{end:?}");
+    }
 }
 
 /// The request with [`sampling`] in the engine's own words.

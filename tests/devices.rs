@@ -14,9 +14,11 @@ use orchestrator_core::core::health::{Condition, Failure};
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::gpu::nvml;
 use orchestrator_core::gpu::sim::SimEngine;
+use orchestrator_core::service::engines;
 use orchestrator_core::{Config, DeviceView, Event, Orchestrator, TaskRequest};
 use serde_json::json;
 use support::nvml::{FakeDriver, device, uuid};
+use support::real;
 use support::{eventually, is_idle, millisecond, pool_id, read_whole};
 
 /// A pool of one simulated engine on this device.
@@ -79,14 +81,22 @@ async fn two_and_eight_devices_are_listed_resolved_and_measured() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_xid_ends_in_its_documented_state() {
-    let mut driver = FakeDriver::new("xids", 1);
+    // A device may fail three times in an hour; the fourth opens its breaker.
+    xids_end_in_their_states("xids", &[(13, false), (31, false), (63, false), (94, false), (48, true), (64, true)])
+        .await;
+    let orchestrator = xids_end_in_their_states("more-xids", &[(74, true), (79, true), (95, true), (48, true)]).await;
+    let waits = |state| matches!(state, ReplicaState::DeviceDown { .. });
+    eventually("its worker waits for it", || waits(orchestrator.pools()[0].replicas[0].state)).await;
+    let error = orchestrator.submit(TaskRequest::completion("x")).await.err().unwrap();
+    assert!(error.retry_after_ms > Some(60_000), "the breaker is open for minutes: {error:?}");
+}
+
+async fn xids_end_in_their_states(name: &str, xids: &[(u64, bool)]) -> Orchestrator {
+    let mut driver = FakeDriver::new(name, 1);
     let orchestrator = start(&driver, fast(), vec![pool_on("a", 0)]).await;
     orchestrator.until_ready().await;
     let (mut restarts, mut failures) = (0, 0);
-    // How often a device may fail in an hour before its breaker opens is three: the fourth is seen and never comes back here.
-    for (number, fails) in
-        [(13, false), (31, false), (63, false), (94, false), (48, true), (79, true), (95, true), (64, true)]
-    {
+    for &(number, fails) in xids {
         driver.xid(0, number);
         eventually("the XID is counted", || seen(&orchestrator, 0).xids.contains_key(&number)).await;
         let view = seen(&orchestrator, 0);
@@ -107,10 +117,7 @@ async fn every_xid_ends_in_its_documented_state() {
         }
         assert_eq!(orchestrator.pools()[0].replicas[0].restarts, restarts, "{number}");
     }
-    let waits = |state| matches!(state, ReplicaState::DeviceDown { .. });
-    eventually("its worker waits for it", || waits(orchestrator.pools()[0].replicas[0].state)).await;
-    let error = orchestrator.submit(TaskRequest::completion("x")).await.err().unwrap();
-    assert!(error.retry_after_ms > Some(60_000), "the breaker is open for minutes: {error:?}");
+    orchestrator
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,8 +256,25 @@ fn without_a_driver_that_is_said_and_a_broken_one_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_fails_under_load_costs_no_task_a_byte_and_the_other_pool_nothing() {
-    let mut driver = FakeDriver::new("load", 2);
+    let driver = FakeDriver::new("load", 2);
     let orchestrator = start(&driver, fast(), vec![pool_on("a", 0), pool_on("b", 1)]).await;
+    fails_under_load(driver, orchestrator, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_fails_under_real_llamacpp_servers_costs_no_task_a_byte() {
+    let Some(pool) = real::llamacpp(1, 1) else { return };
+    let driver = FakeDriver::new("llama", 2);
+    let on = |id: &str, device: u32| {
+        let replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(device)], ..ReplicaConfig::default() }];
+        PoolConfig { id: id.into(), replicas, ..pool.clone() }
+    };
+    let config = Config { pools: vec![on("a", 0), on("b", 1)], ..fast() };
+    let orchestrator = engines::builder(config).devices(driver.open()).start().await.unwrap();
+    fails_under_load(driver, orchestrator, 1).await;
+}
+
+async fn fails_under_load(mut driver: FakeDriver, orchestrator: Orchestrator, slots: u32) {
     orchestrator.until_ready().await;
     eventually("both have said what they are", || orchestrator.replica_sets().len() == 1).await;
     let request = |number: u64| TaskRequest::completion(format!("prompt {number}")).max_tokens(300).seed(number);
@@ -262,7 +286,7 @@ async fn a_device_that_fails_under_load_costs_no_task_a_byte_and_the_other_pool_
             streams.push(tokio::spawn(read_whole(submitted.stream())));
         }
         if round == 1 {
-            eventually("both run", || orchestrator.pools().iter().all(|pool| pool.slots_used == 4)).await;
+            eventually("both run", || orchestrator.pools().iter().all(|pool| pool.slots_used == slots)).await;
             driver.xid(1, 79);
             driver.set(1, "error", 15);
             orchestrator.until_pool(&pool_id("b"), |state| state == PoolState::Unready).await;
@@ -289,5 +313,7 @@ async fn a_device_that_fails_under_load_costs_no_task_a_byte_and_the_other_pool_
     driver.set(1, "error", 0);
     orchestrator.until_pool(&pool_id("b"), |state| state == PoolState::Ready).await;
     eventually("all slots are free", || is_idle(&orchestrator)).await;
-    println!("24 of 24 streams equal, {} resumed on the sibling; the pool is back with its device", pools[1].resumed);
+    let engine = &pools[0].engine;
+    println!("{engine}: 24 of 24 streams equal, {} resumed on the sibling; the pool is back", pools[1].resumed);
+    orchestrator.stop().await;
 }

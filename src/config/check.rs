@@ -43,7 +43,7 @@ impl Config {
         range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
         range("http.keep_alive_ms", self.http.keep_alive_ms, 100, DEADLINE_MS_MAX);
         range("http.metrics_ms", self.http.metrics_ms, 10, DEADLINE_MS_MAX);
-        range("gpu.poll_ms", self.gpu.poll_ms, 10, 3_600_000);
+        range("gpu.poll_ms", self.gpu.poll_ms, 10, 5_000); // A load waits for a look.
         range("gpu.answer_ms", self.gpu.answer_ms, 1, 3_600_000);
         range("gpu.recover_ms", self.gpu.recover_ms, 0, DEADLINE_MS_MAX);
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);

@@ -26,6 +26,8 @@ pub mod vllm;
 #[cfg(feature = "engines-http")]
 pub(crate) mod cgroup;
 #[cfg(feature = "engines-http")]
+pub(crate) mod completions;
+#[cfg(feature = "engines-http")]
 pub(crate) mod digest;
 #[cfg(feature = "engines-http")]
 pub(crate) mod figures;

@@ -16,6 +16,7 @@ use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
 use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
 use crate::gpu::process::EngineProcess;
+use crate::gpu::runs::Busy;
 use crate::gpu::sse::SseParser;
 
 /// Time between two looks at a server that is loading.
@@ -23,7 +24,7 @@ const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 /// How long a small question may take.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long figures may take; less than a probe has.
-pub(crate) const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
+const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
 const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
@@ -135,6 +136,18 @@ impl Server {
     pub(crate) async fn figures(&self, path: &str) -> Option<String> {
         let text = self.client().ok()?.get(path, FIGURES_TIMEOUT).await.ok()?;
         Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// How many runs it computes by its own figures, which `read` takes from their text; none at all are an empty one.
+    pub(crate) async fn busy(&self, read: impl Fn(&str) -> Option<u32>) -> Busy {
+        let Ok(client) = self.client() else { return Busy::Gone };
+        let runs = match client.get("/metrics", FIGURES_TIMEOUT).await {
+            Ok(text) => read(&String::from_utf8_lossy(&text)),
+            Err(HttpError::Status { .. }) => read(""),
+            Err(HttpError::Connect(_)) => return Busy::Gone,
+            Err(_) => None,
+        };
+        runs.map_or(Busy::Unknown, Busy::Runs)
     }
 
     /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun.

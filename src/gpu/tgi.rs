@@ -11,9 +11,8 @@ use crate::core::task::{FinishReason, Workload};
 use crate::core::units::Tokens;
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::figures;
-use crate::gpu::http::HttpError;
-use crate::gpu::runs::{Busy, Run, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, FIGURES_TIMEOUT, Reading, Server, lost};
+use crate::gpu::runs::{Run, Runs};
+use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost};
 
 /// A TGI server.
 pub struct Tgi {
@@ -164,15 +163,6 @@ impl Tgi {
         about.ctx = info.max_total_tokens.map(Tokens);
         Ok(about)
     }
-
-    async fn busy(&self) -> Busy {
-        let Ok(client) = self.server.client() else { return Busy::Gone };
-        match client.get("/metrics", FIGURES_TIMEOUT).await {
-            Ok(text) => busy(&String::from_utf8_lossy(&text)).map_or(Busy::Unknown, Busy::Runs),
-            Err(HttpError::Connect(_)) => Busy::Gone,
-            Err(_) => Busy::Unknown,
-        }
-    }
 }
 
 /// The gauges appear with the first request.
@@ -206,7 +196,7 @@ impl Engine for Tgi {
     }
 
     async fn released(&self, slot: u32) {
-        self.runs.until_left(slot, || self.busy()).await;
+        self.runs.until_left(slot, || self.server.busy(busy)).await;
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {

@@ -221,10 +221,46 @@ impl Server {
             let body: Value = serde_json::from_slice(&body).unwrap_or_default();
             return self.run(connection, body).await;
         }
+        if let Some(answer) = self.vectors(path, &body) {
+            let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", answer.len());
+            connection.get_mut().write_all((head + &answer).as_bytes()).await?;
+            return Ok(true);
+        }
         let (status, text) = self.about(path);
         let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", text.len());
         connection.get_mut().write_all((head + &text).as_bytes()).await?;
         Ok(true)
+    }
+
+    /// Embeddings and rankings, of engines that have them; results come in another order than the inputs.
+    fn vectors(&self, path: &str, body: &[u8]) -> Option<String> {
+        if matches!(self.kind, Kind::Tgi | Kind::Triton) || !["/v1/embeddings", "/v1/rerank"].contains(&path) {
+            return None;
+        }
+        let body: Value = serde_json::from_slice(body).ok()?;
+        let wanted: &[&str] = match path {
+            "/v1/embeddings" => &["encoding_format", "input", "model"],
+            _ => &["documents", "model", "query"],
+        };
+        let fields: Vec<&String> = body.as_object()?.keys().collect();
+        if fields != wanted {
+            self.complaints.lock().push(format!("{path}: {body}"));
+        }
+        let texts = body.get("input").or(body.get("documents"))?.as_array()?.clone();
+        let value = |text: &Value| text.as_str().unwrap().len() as f64 / 8.0;
+        let results = texts.iter().enumerate().rev();
+        Some(match path {
+            "/v1/embeddings" => {
+                let data: Vec<Value> =
+                    results.map(|(index, text)| json!({"index": index, "embedding": [value(text), 0.5]})).collect();
+                json!({"data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}}).to_string()
+            }
+            _ => {
+                let ranked: Vec<Value> =
+                    results.map(|(index, text)| json!({"index": index, "relevance_score": value(text)})).collect();
+                json!({"results": ranked, "usage": {"total_tokens": 9}}).to_string()
+            }
+        })
     }
 
     /// What it says of itself.
