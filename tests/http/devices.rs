@@ -63,3 +63,22 @@ fn texts_are_embedded_and_ranked_where_a_pool_says_that_it_does() {
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("nothing serves \"completion\"; there is embedding, rerank"), "{message}");
 }
+
+#[test]
+fn the_command_line_lists_what_there_is() {
+    let list = |library: &std::path::Path| {
+        let command = std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+            .args(["devices", "--library"])
+            .arg(library)
+            .output()
+            .unwrap();
+        assert!(command.status.success());
+        String::from_utf8(command.stdout).unwrap()
+    };
+    let driver = FakeDriver::new("list", 2);
+    let said = list(&driver.library);
+    assert!(said.starts_with("NVIDIA driver 570.00, 2 devices\n"), "{said}");
+    assert!(said.contains(&format!("  1 {} Fake H100, 81920 MiB, sm_90, NUMA node 0\n", uuid(1))), "{said}");
+    let said = list(std::path::Path::new("/nowhere/libnvidia-ml.so"));
+    assert!(said.contains("no NVIDIA driver found") && said.contains("devices would be simulated"), "{said}");
+}
