@@ -4,6 +4,7 @@
 //! `cargo bench --bench engines`
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+// Shared with the tests, of which each program uses its part.
 #[path = "../tests/support/fakes.rs"]
 #[allow(dead_code)]
 mod fakes;

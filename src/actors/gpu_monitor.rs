@@ -13,7 +13,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::actors::shared::RuntimeShared;
 use crate::actors::worker::WorkerMsg;
-use crate::core::device::{DeviceSample, Mig, Observation};
+use crate::core::device::{DeviceSample, Observation};
 use crate::core::health::Change;
 use crate::core::id::DeviceId;
 use crate::core::units::Timestamp;
@@ -119,26 +119,22 @@ fn take_up(state: &GpuMonitorState, device: &DeviceId, what: &Observation) {
             Change::Up => tracing::info!(%device, "a device may be used again"),
             Change::Suspect(number) => {
                 let text = format!("XID {number} on device {device}: {}", xid(number).meaning);
-                tell(state, &device, |text| WorkerMsg::EngineSuspected(EngineError::Lost(text)), &text);
+                tell(state, &device, || WorkerMsg::EngineSuspected(EngineError::Lost(text.clone())));
             }
             Change::Down(failure) => {
                 tracing::error!(%device, %failure, driver_reset_events = 1, "a device has failed");
                 let text = format!("device {device}: {failure}");
-                tell(state, &device, |text| WorkerMsg::EngineFailed(EngineError::DeviceLost(text)), &text);
+                tell(state, &device, || WorkerMsg::EngineFailed(EngineError::DeviceLost(text.clone())));
             }
         }
     }
 }
 
 /// Tells every worker that uses the device. Who is not there looks at the table when it comes.
-fn tell(state: &GpuMonitorState, device: &DeviceId, message: impl Fn(String) -> WorkerMsg, text: &str) {
-    let parent = state.runtime.devices.iter().find(|known| known.info.id == *device).map(|known| &known.info.mig);
-    if matches!(parent, Some(Mig::Divided(_))) {
-        return; // Nobody uses it whole; its parts are told apart.
-    }
+fn tell(state: &GpuMonitorState, device: &DeviceId, message: impl Fn() -> WorkerMsg) {
     for place in state.runtime.pools.iter().flat_map(|pool| &pool.replicas) {
         if place.mask.devices().contains(device) {
-            place.worker.cast(message(text.to_owned()));
+            place.worker.cast(message());
         }
     }
 }

@@ -117,6 +117,19 @@ pub trait TokenOutput: Send {
     fn push(&mut self, text: &str) -> Result<(), Stopped>;
 }
 
+/// Keeps what an engine says, piece by piece. For tests.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Pieces(pub(crate) Vec<String>);
+
+#[cfg(test)]
+impl TokenOutput for Pieces {
+    fn push(&mut self, text: &str) -> Result<(), Stopped> {
+        self.0.push(text.to_owned());
+        Ok(())
+    }
+}
+
 /// The task is over, or its budget is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no more tokens are wanted")]

@@ -285,21 +285,12 @@ impl Engine for LlamaCpp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::engine::Stopped;
-
-    #[derive(Default)]
-    struct Text(String);
-    impl TokenOutput for Text {
-        fn push(&mut self, text: &str) -> Result<(), Stopped> {
-            self.0.push_str(text);
-            Ok(())
-        }
-    }
+    use crate::gpu::engine::Pieces;
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
-        let mut out = Text::default();
+        let mut out = Pieces::default();
         let result = Completing.event(event.as_bytes(), &mut out);
-        (out.0, result)
+        (out.0.concat(), result)
     }
 
     #[test]

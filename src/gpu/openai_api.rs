@@ -280,18 +280,8 @@ impl PromptUsage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::engine::Stopped;
+    use crate::gpu::engine::Pieces;
     use crate::gpu::runs::tests::runs;
-
-    #[derive(Default)]
-    struct Pieces(Vec<String>);
-
-    impl TokenOutput for Pieces {
-        fn push(&mut self, text: &str) -> Result<(), Stopped> {
-            self.0.push(text.to_owned());
-            Ok(())
-        }
-    }
 
     fn read(events: &[&str]) -> (Vec<String>, Result<Option<Finish>, EngineError>) {
         let runs = runs(1);

@@ -69,7 +69,7 @@ impl Runs {
     }
 
     /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a row, counts
-    /// no more runs than those of ours that it is sure to count. `busy` asks it; `None` is no answer.
+    /// no more runs than those of ours that it is sure to count. `busy` asks it.
     pub(crate) async fn until_left<F: Future<Output = Busy>>(&self, slot: u32, busy: impl Fn() -> F) {
         let mut looks_left = match self.dropped[slot as usize].load(SeqCst) {
             IDLE => return,
@@ -141,10 +141,10 @@ pub(crate) mod tests {
     use crate::core::id::{DeviceMask, PoolId, ReplicaId};
     use crate::gpu::engine::EngineSite;
 
-    /// Runs of a pool with so many slots.
-    pub(crate) fn runs(slots: u32) -> Runs {
+    /// What a worker of a pool with so many slots is told.
+    pub(crate) fn context(slots: u32) -> EngineContext {
         let pool = PoolConfig { slots, ..PoolConfig::new("p", "e", "m") };
-        Runs::new(&EngineContext {
+        EngineContext {
             replica: ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 },
             mask: DeviceMask::default(),
             pool: Arc::new(pool),
@@ -152,7 +152,12 @@ pub(crate) mod tests {
             site: EngineSite::default(),
             cpus: Arc::default(),
             slots,
-        })
+        }
+    }
+
+    /// Runs of such a pool.
+    pub(crate) fn runs(slots: u32) -> Runs {
+        Runs::new(&context(slots))
     }
 
     async fn looks(runs: &Runs, slot: u32, counts: &[u32]) -> u32 {

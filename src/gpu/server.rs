@@ -27,6 +27,9 @@ pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
 const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// What a server without figures answers; any other refusal says nothing about them.
+const HAS_NO_FIGURES: [StatusCode; 4] =
+    [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::FORBIDDEN];
 /// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
 const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
 
@@ -138,12 +141,12 @@ impl Server {
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// How many runs it computes by its own figures, which `read` takes from their text; none at all are an empty one.
+    /// How many runs it computes by its own figures, which `read` takes from their text; a server that has none gives an empty one.
     pub(crate) async fn busy(&self, read: impl Fn(&str) -> Option<u32>) -> Busy {
         let Ok(client) = self.client() else { return Busy::Gone };
         let runs = match client.get("/metrics", FIGURES_TIMEOUT).await {
             Ok(text) => read(&String::from_utf8_lossy(&text)),
-            Err(HttpError::Status { .. }) => read(""),
+            Err(HttpError::Status { status, .. }) if HAS_NO_FIGURES.contains(&status) => read(""),
             Err(HttpError::Connect(_)) => return Busy::Gone,
             Err(_) => None,
         };
@@ -281,6 +284,8 @@ const SAID_CHARS_MAX: usize = 300;
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::core::failure::Cause;
 
@@ -332,5 +337,38 @@ mod tests {
     fn three_free_ports_differ() {
         let ports = free_ports().unwrap();
         assert!(ports.len() == 3 && ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2], "{ports:?}");
+    }
+
+    /// A server that gives one answer to everything, and ours that speaks to it.
+    async fn answering(answer: &'static str) -> Server {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        to(&base)
+    }
+
+    fn to(base: &str) -> Server {
+        let server = Server::new(&crate::gpu::runs::tests::context(1));
+        assert!(server.client.set(HttpClient::new(base, None)).is_ok());
+        server
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_figures_fail_for_a_moment_is_not_taken_for_one_that_computes_nothing() {
+        let read = |text: &str| Some(text.len() as u32);
+        let busy = async |answer| answering(answer).await.busy(read).await;
+        let given = busy("HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc").await;
+        assert!(matches!(given, Busy::Runs(3)));
+        let none = busy("HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        assert!(matches!(none, Busy::Runs(0)), "it has none");
+        let failed = busy("HTTP/1.1 500 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        assert!(matches!(failed, Busy::Unknown), "it has some, and they cannot be had now");
+        let gone = to("http://127.0.0.1:1").busy(read).await;
+        assert!(matches!(gone, Busy::Gone));
     }
 }

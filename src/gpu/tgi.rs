@@ -213,22 +213,13 @@ impl Engine for Tgi {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::engine::Stopped;
-
-    #[derive(Default)]
-    struct Text(String);
-    impl TokenOutput for Text {
-        fn push(&mut self, text: &str) -> Result<(), Stopped> {
-            self.0.push_str(text);
-            Ok(())
-        }
-    }
+    use crate::gpu::engine::Pieces;
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
-        let (runs, mut out) = (crate::gpu::runs::tests::runs(1), Text::default());
+        let (runs, mut out) = (crate::gpu::runs::tests::runs(1), Pieces::default());
         let run = runs.begin(0);
         let result = Generating(&run).event(event.as_bytes(), &mut out);
-        (out.0, result)
+        (out.0.concat(), result)
     }
 
     #[test]

@@ -83,19 +83,11 @@ fn hand_on(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::engine::Stopped;
-
-    struct Lines(Vec<String>);
-    impl TokenOutput for Lines {
-        fn push(&mut self, text: &str) -> Result<(), Stopped> {
-            self.0.push(text.to_owned());
-            Ok(())
-        }
-    }
+    use crate::gpu::engine::Pieces;
 
     #[test]
     fn results_come_in_the_order_of_the_inputs_and_none_is_missing() {
-        let mut out = Lines(Vec::new());
+        let mut out = Pieces::default();
         let finish = hand_on(vec![(1, json!([0.5])), (0, json!([0.25]))], 2, None, &mut out);
         assert!(finish.is_ok());
         assert_eq!(out.0, ["[0.25]", "[0.5]"]);
