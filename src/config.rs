@@ -1,9 +1,12 @@
 //! Every tunable: what it means, its unit, its default and why. Checked once, then passed on by value (ORCH-3030).
 
+pub(crate) mod change;
 mod check;
 mod clients;
 mod devices;
+mod http;
 mod masks;
+mod objectives;
 mod order;
 mod pool;
 mod resume;
@@ -16,8 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::restart::{Backoff, Excess, RestartPolicy};
 
+pub use change::ConfigChange;
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
 pub use devices::{AntiAffinity, DriverUse, GpuConfig, Resolved, resolve};
+pub use http::{AccessConfig, HttpConfig, TlsConfig};
+pub use objectives::{BatchObjectives, InteractiveObjectives, ObjectivesConfig};
 pub use order::{ClassOrder, ClassWeights, CostConfig, MemoryConfig, QueueConfig};
 pub use pool::{DeviceRef, ModelFile, PoolConfig, ProcessConfig, ReplicaConfig};
 pub use resume::ResumeConfig;
@@ -54,6 +60,8 @@ section! {
         pub sessions: SessionConfig = SessionConfig::default(),
         /// How long the ends of tasks are remembered.
         pub retention: RetentionConfig = RetentionConfig::default(),
+        /// What is wanted of the service, by class; measured all the time.
+        pub objectives: ObjectivesConfig = ObjectivesConfig::default(),
         /// Places at the intake gate beyond what the queues and slots hold, for tasks between two actors. With too few,
         /// a full queue's policy is never asked; 256 is more than two cores have in flight at once.
         pub intake_margin: u32 = 256,
@@ -68,20 +76,8 @@ section! {
         pub host_labels: Vec<String> = Vec::new(),
         /// The HTTP API of the service; an embedded runtime has none.
         pub http: HttpConfig = HttpConfig::default(),
-    }
-}
-
-section! {
-    /// The HTTP API of the service.
-    pub struct HttpConfig {
-        /// Address and port to listen on; `--listen` comes first.
-        pub listen: String = "127.0.0.1:7700".into(),
-        /// Largest body of a request, in bytes. JSON may need several bytes for one of the prompt.
-        pub body_bytes_max: u32 = 8 * 1024 * 1024,
-        /// Time between two comments on a stream without events, in milliseconds: proxies close silent connections.
-        pub keep_alive_ms: u64 = 15_000,
-        /// Time between two `metrics` events on a stream, in milliseconds.
-        pub metrics_ms: u64 = 1_000,
+        /// Who may use the service; an embedded runtime asks nobody.
+        pub access: AccessConfig = AccessConfig::default(),
     }
 }
 

@@ -42,9 +42,13 @@ pub use actors::task_view::TaskView;
 pub use config::Config;
 pub use core::failure::Cause;
 pub use core::model::{ModelChange, ModelSpec};
+pub use core::objectives::{ObjectiveView, SloView, Window};
 pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
 pub use env::Env;
 pub use orchestrator::{
     Builder, CancelOutcome, Explanation, Orchestrator, PoolConsidered, ReplicaConsidered, StartError, Submitted,
 };
-pub use views::{DeathView, DeviceView, DevicesView, PoolView, ReplicaSetView, ReplicaView, RuntimeView, XidView};
+pub use views::{
+    ClientView, ConfigGeneration, DeathView, DeviceView, DevicesView, FailureView, LatencyRow, OverviewView,
+    PoolOverview, PoolView, ReplicaSetView, ReplicaView, RuntimeView, XidView,
+};

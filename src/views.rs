@@ -1,6 +1,7 @@
 //! What can be seen of a runtime: plain values, as of the moment they were taken. No actor is asked for them.
 
 mod devices;
+mod overview;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::core::units::{Timestamp, millis_ceil};
 use crate::orchestrator::Orchestrator;
 
 pub use devices::{DeviceView, DevicesView, XidView};
+pub use overview::{ClientView, ConfigGeneration, FailureView, LatencyRow, OverviewView, PoolOverview};
 
 /// One pool.
 #[derive(Clone, Debug, Serialize)]
@@ -103,6 +105,8 @@ pub struct ReplicaView {
     pub kv_tokens: Option<u64>,
     /// See there.
     pub kv_reserved: u64,
+    /// Resident memory of its engine's processes, in bytes, when the worker started them.
+    pub ram_used_bytes: Option<u64>,
     /// Version that its engine reports, when it is loaded.
     pub engine_version: Option<String>,
     /// Digest of its model, when it is loaded.
@@ -250,6 +254,7 @@ impl ReplicaView {
             engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
             engine_process_id: identity.as_ref().and_then(|identity| identity.process_id),
             model_digest: identity.map(|identity| identity.model_digest.clone()),
+            ram_used_bytes: Some(replica.ram_used.load(Relaxed)).filter(|bytes| *bytes > 0),
             kv_usage: telemetry.kv_usage,
             engine_slots_busy: telemetry.slots_busy,
             started: replica.started.each_ref().map(|count| count.load(Relaxed)),
@@ -276,12 +281,12 @@ impl ReplicaView {
 impl Orchestrator {
     /// Every pool, in the order of the configuration.
     pub fn pools(&self) -> Vec<PoolView> {
-        self.shared().pools.iter().map(|pool| PoolView::of(pool)).collect()
+        self.shared().pools.table().serving.iter().map(|pool| PoolView::of(pool)).collect()
     }
 
     /// One pool; `None` when there is none of this name.
     pub fn pool(&self, id: &PoolId) -> Option<PoolView> {
-        self.pool_shared(id).map(|pool| PoolView::of(pool))
+        self.pool_shared(id).map(|pool| PoolView::of(&pool))
     }
 
     /// The runtime as a whole.
@@ -299,8 +304,9 @@ impl Orchestrator {
 
     /// Pools grouped by identity, in the order of their first pool.
     pub fn replica_sets(&self) -> Vec<ReplicaSetView> {
+        let table = self.shared().pools.table();
         let mut sets: Vec<(&PoolShared, ReplicaSetView)> = Vec::new();
-        for pool in &self.shared().pools {
+        for pool in &table.serving {
             let ready: Vec<&ReplicaShared> =
                 pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
             let identity = ready.iter().find_map(|replica| replica.identity.lock().clone());

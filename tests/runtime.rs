@@ -19,6 +19,8 @@ mod panics;
 mod quarantine;
 #[path = "runtime/queue_policies.rs"]
 mod queue_policies;
+#[path = "runtime/reconfigure.rs"]
+mod reconfigure;
 #[path = "runtime/reload.rs"]
 mod reload;
 #[path = "runtime/resume.rs"]

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::actors::clients::ClientShared;
+use crate::actors::clients::Policy;
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
 use crate::actors::route::Route;
@@ -96,7 +96,7 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
 /// Checks a task and takes its part of its client's limits; the last check, so that a refusal takes nothing.
 fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared>, TaskError> {
     let request = &*record.request;
-    let bytes_max = runtime.config.prompt_bytes_max;
+    let bytes_max = runtime.config().prompt_bytes_max;
     let bytes = request.text_bytes();
     if bytes > bytes_max as usize {
         let field = if request.inputs.is_empty() { "prompt" } else { "inputs" };
@@ -104,10 +104,12 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
     let client = runtime.clients.get(&request.client_id);
+    let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
-    let facts: Vec<PoolFacts<'_>> = runtime.pools.iter().map(|pool| facts_of(pool, request, &client)).collect();
+    let table = runtime.pools.table();
+    let facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     let route = route(request, &facts)?;
-    let (pool, prompt_tokens) = (runtime.pools[route.pool].clone(), route.prompt_tokens);
+    let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;
     let memory = &pool.config.memory;
     let memory_bytes =
@@ -119,7 +121,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
 }
 
 /// What admission may know of a pool, as of now.
-pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, client: &ClientShared) -> PoolFacts<'a> {
+pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: &Policy) -> PoolFacts<'a> {
     let state = pool.state();
     PoolFacts {
         id: &pool.id,
@@ -130,8 +132,8 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, client: 
         bytes_per_token: pool.config.bytes_per_token,
         state,
         room: pool.has_room(request.priority),
-        allowed: client.policy.allows(pool.position),
-        wait: pool.expected_wait(request.priority, Some((&request.client_id, client.policy.weight))),
+        allowed: policy.allows(&pool.id) && request.may_use(&pool.id),
+        wait: pool.expected_wait(request.priority, Some((&request.client_id, policy.weight))),
         next_try: if state.takes_tasks() { None } else { pool.next_try() },
     }
 }

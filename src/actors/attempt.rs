@@ -13,7 +13,6 @@ use ractor::ActorRef;
 use tokio::time::timeout;
 
 use crate::actors::event_log::ReplicaIdentity;
-use crate::actors::latency::Sample;
 use crate::actors::lease::{Assignment, SlotLease, return_to_queue};
 use crate::actors::record::TaskRecord;
 use crate::actors::replica::ReplicaShared;
@@ -204,24 +203,12 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
     }
 }
 
-/// Tells the pool manager, the latency actor and the sessions actor about a task that ran to an end.
+/// Tells the pool manager and the sessions actor about a task that ran to an end.
 fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     let timing = sealed.timing;
     {
         let mut sum = attempt.pool.held.lock();
         *sum = (sum.0.saturating_add((timing.total - timing.queue).as_micros() as u64), sum.1 + 1);
-    }
-    if let Some(first_token) = timing.first_token {
-        let gaps = sealed.tokens_out.saturating_sub(1);
-        attempt.pool.record_sample(Sample {
-            class: record.priority(),
-            queue: timing.queue,
-            start_error: timing.queue.abs_diff(record.promise().1),
-            first_token,
-            per_token: (gaps > 0).then(|| timing.decode / gaps),
-            decode: timing.decode,
-            total: timing.total,
-        });
     }
     if let Some(session) = record.request.session_id.clone() {
         let (client, identity) = (record.request.client_id.clone(), attempt.identity.clone());

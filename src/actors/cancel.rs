@@ -43,7 +43,7 @@ impl Drop for Presence {
         let (Some(visits), Some(runtime)) = (self.record.reader_leaves(), self.runtime.upgrade()) else { return };
         // Outside of a tokio runtime nobody could wait: the task goes on, and ends as if it had been kept.
         let Ok(tokio) = tokio::runtime::Handle::try_current() else { return };
-        let (record, grace) = (self.record.clone(), Duration::from_millis(runtime.config.disconnect_grace_ms));
+        let (record, grace) = (self.record.clone(), Duration::from_millis(runtime.config().disconnect_grace_ms));
         let runtime = self.runtime.clone(); // Nothing that waits keeps a runtime alive.
         tokio.spawn(async move {
             tokio::time::sleep(grace).await;

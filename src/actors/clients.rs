@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::actors::queue::QueueMsg;
 use crate::actors::shared::PoolShared;
 use crate::config::{ClientConfig, Config};
-use crate::core::id::ClientId;
+use crate::core::id::{ClientId, PoolId};
 use crate::core::limits::{Exceeded, Limits, Quotas, Take, Usage};
 use crate::core::units::{Timestamp, Tokens};
 
@@ -26,16 +26,16 @@ const LOOKS: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) weight: u32,
-    /// The pools that it may use, by position; `None` is all.
-    pools: Option<Vec<u16>>,
+    /// The pools that it may use; `None` is all.
+    pools: Option<Vec<PoolId>>,
     limits: Limits,
     quotas: Quotas,
 }
 
 impl Policy {
-    fn new(client: &ClientConfig, config: &Config) -> Arc<Self> {
-        let position = |name: &String| config.pools.iter().position(|pool| pool.id == *name).map(|at| at as u16);
-        let pools = client.pools.as_ref().map(|names| names.iter().filter_map(position).collect());
+    fn new(client: &ClientConfig) -> Arc<Self> {
+        let pools =
+            client.pools.as_ref().map(|names| names.iter().filter_map(|name| PoolId::parse(name).ok()).collect());
         let (limits, quotas) = (client.limits.limits(), client.quotas.quotas());
         Arc::new(Policy { weight: client.weight, pools, limits, quotas })
     }
@@ -46,15 +46,16 @@ impl Policy {
     }
 
     /// Whether the client may use this pool.
-    pub(crate) fn allows(&self, pool: u16) -> bool {
-        self.pools.as_ref().is_none_or(|pools| pools.contains(&pool))
+    pub(crate) fn allows(&self, pool: &PoolId) -> bool {
+        self.pools.as_ref().is_none_or(|pools| pools.contains(pool))
     }
 }
 
 /// One client. What it uses is counted only where something limits it: only then a record has a
 /// [`Claim`](super::claim::Claim).
 pub(crate) struct ClientShared {
-    pub(crate) policy: Arc<Policy>,
+    /// Written when the configuration changes.
+    policy: RwLock<Arc<Policy>>,
     /// A short lock, taken when a task of this client comes, starts or ends.
     state: Mutex<State>,
 }
@@ -68,18 +69,25 @@ struct State {
 
 impl ClientShared {
     fn new(policy: Arc<Policy>) -> Arc<Self> {
-        Arc::new(ClientShared { policy, state: Mutex::default() })
+        Arc::new(ClientShared { policy: RwLock::new(policy), state: Mutex::default() })
+    }
+
+    /// What it may do, as of now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        self.policy.read().clone()
     }
 
     /// Takes a new task in, to wait.
     pub(crate) fn admit(&self, now: Timestamp, take: Take) -> Result<(), Exceeded> {
-        self.state.lock().usage.admit(&self.policy.limits, &self.policy.quotas, now, take)
+        let policy = self.policy();
+        self.state.lock().usage.admit(&policy.limits, &policy.quotas, now, take)
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
     pub(crate) fn start(&self, take: Take, pool: &Arc<PoolShared>) -> bool {
+        let policy = self.policy();
         let mut state = self.state.lock();
-        let starts = state.usage.start(&self.policy.quotas, take);
+        let starts = state.usage.start(&policy.quotas, take);
         if !starts && !state.held_in.iter().any(|held| Arc::ptr_eq(held, pool)) {
             state.held_in.push(pool.clone());
         }
@@ -121,12 +129,17 @@ impl ClientShared {
 
 /// All clients of one runtime.
 pub(crate) struct Clients {
-    listed: BTreeMap<ClientId, Arc<ClientShared>>,
+    /// Written when the configuration changes.
+    listed: RwLock<Listed>,
+    /// Clients that are not listed, each with its own limits. One short lock for each of their tasks.
+    strangers: Mutex<Strangers>,
+}
+
+struct Listed {
+    clients: BTreeMap<ClientId, Arc<ClientShared>>,
     /// Stands for every client that is not listed, when nothing has to be counted for it.
     unlimited: Option<Arc<ClientShared>>,
     default: Arc<Policy>,
-    /// Clients that are not listed, each with its own limits. One short lock for each of their tasks.
-    strangers: Mutex<Strangers>,
 }
 
 #[derive(Default)]
@@ -139,23 +152,55 @@ struct Strangers {
 
 impl Clients {
     pub(crate) fn new(config: &Config) -> Self {
-        let listed = config.clients.iter().filter_map(|(name, client)| {
+        let clients = config.clients.iter().filter_map(|(name, client)| {
             let id = ClientId::parse(name).ok()?; // Checked with the configuration.
-            Some((id, ClientShared::new(Policy::new(client, config))))
+            Some((id, ClientShared::new(Policy::new(client))))
         });
-        let default = Policy::new(&config.default_client, config);
+        let default = Policy::new(&config.default_client);
         let unlimited = default.is_unlimited().then(|| ClientShared::new(default.clone()));
-        Clients { listed: listed.collect(), unlimited, default, strangers: Mutex::default() }
+        let listed = RwLock::new(Listed { clients: clients.collect(), unlimited, default });
+        Clients { listed, strangers: Mutex::default() }
+    }
+
+    /// Takes another configuration up. What clients use now stays counted. Their pools are told, since who had to wait may run now.
+    pub(crate) fn update(&self, config: &Config) {
+        let fresh = Clients::new(config).listed.into_inner();
+        let mut listed = self.listed.write();
+        let before = std::mem::replace(&mut *listed, fresh);
+        for (id, known) in before.clients {
+            // One that is not listed any more goes on under the default as long as it has tasks; then it is a stranger.
+            let policy = listed.clients.get(&id).map_or_else(|| listed.default.clone(), |client| client.policy());
+            *known.policy.write() = policy;
+            known.change(|_| {}, Some(&id));
+            if let Some(entry) = listed.clients.get_mut(&id) {
+                *entry = known;
+            }
+        }
+        if let (Some(known), Some(_)) = (&before.unlimited, &listed.unlimited) {
+            *known.policy.write() = listed.default.clone();
+            listed.unlimited = Some(known.clone());
+        }
+        let default = listed.default.clone();
+        drop(listed);
+        let strangers: Vec<_> = {
+            let strangers = self.strangers.lock();
+            strangers.known.iter().map(|(id, (_, shared))| (id.clone(), shared.clone())).collect()
+        };
+        for (id, shared) in strangers {
+            *shared.policy.write() = default.clone();
+            shared.change(|_| {}, Some(&id));
+        }
     }
 
     /// The entry of this client.
     pub(crate) fn get(&self, client: &ClientId) -> Arc<ClientShared> {
-        if let Some(listed) = self.listed.get(client) {
-            return listed.clone();
+        let listed = self.listed.read();
+        if let Some(known) = listed.clients.get(client) {
+            return known.clone();
         }
-        match &self.unlimited {
+        match &listed.unlimited {
             Some(shared) => shared.clone(),
-            None => self.strangers.lock().touch(client, &self.default),
+            None => self.strangers.lock().touch(client, &listed.default),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -22,7 +22,9 @@ use crate::gpu::engine::EngineError;
 pub(crate) struct Devices {
     env: Env,
     pub(crate) origin: Origin,
-    table: Vec<DeviceShared>,
+    policy: RestartPolicy,
+    /// Only ever longer: simulated devices that a new configuration names.
+    table: RwLock<Arc<Vec<Arc<DeviceShared>>>>,
     /// Something was seen of a device.
     seen: Notify,
 }
@@ -55,28 +57,40 @@ impl Devices {
             let unknown = named.devices().iter().filter(|id| inventory.get(id).is_none());
             infos.extend(unknown.map(|id| DeviceInfo::unknown(id.clone())));
         }
-        let device = |info| DeviceShared {
-            info,
-            state: Mutex::new(DeviceState { health: Health::new(policy), sample: None, xids: BTreeMap::new() }),
-            failures: AtomicU64::new(0),
-        };
-        let table = infos.into_iter().map(device).collect();
-        Devices { env, origin: inventory.origin.clone(), table, seen: Notify::new() }
+        let table = infos.into_iter().map(|info| DeviceShared::new(info, policy)).collect();
+        let (origin, table) = (inventory.origin.clone(), RwLock::new(Arc::new(table)));
+        Devices { env, origin, policy, table, seen: Notify::new() }
+    }
+
+    /// A new configuration names these: simulated devices are there as soon as somebody names them.
+    pub(crate) fn learn(&self, masks: &[DeviceMask]) {
+        if matches!(self.origin, Origin::Driver { .. }) {
+            return;
+        }
+        let mut table = self.table.write();
+        for id in masks.iter().flat_map(|mask| mask.devices()) {
+            if !table.iter().any(|device| device.info.id == *id) {
+                Arc::make_mut(&mut table).push(DeviceShared::new(DeviceInfo::unknown(id.clone()), self.policy));
+            }
+        }
     }
 
     /// Each of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &DeviceShared> {
-        self.table.iter()
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<DeviceShared>>> {
+        self.table.read().clone()
     }
 
-    fn of(&self, mask: &DeviceMask) -> impl Iterator<Item = &DeviceShared> {
-        self.table.iter().filter(|device| mask.devices().contains(&device.info.id))
+    fn of(&self, mask: &DeviceMask) -> impl Iterator<Item = Arc<DeviceShared>> {
+        let all = self.all();
+        let named = |device: &&Arc<DeviceShared>| mask.devices().contains(&device.info.id);
+        all.iter().filter(named).cloned().collect::<Vec<_>>().into_iter()
     }
 
     /// Takes up what was seen of a device, and of the parts that it is divided into; returns what that changes for each.
     pub(crate) fn observe(&self, id: &DeviceId, seen: &Observation) -> Vec<(DeviceId, Change)> {
         let now = self.env.now();
-        let concerned = self.table.iter().filter(|device| {
+        let table = self.all();
+        let concerned = table.iter().filter(|device| {
             // A look at a whole device says nothing of its parts' memory; what fails fails with all its parts.
             let is_part = device.info.mig == Mig::PartOf(id.clone()) && !matches!(seen, Observation::Sample(_));
             device.info.id == *id || is_part
@@ -85,7 +99,7 @@ impl Devices {
         let mut changes: Vec<(DeviceId, Change)> = changes.collect();
         if let (Observation::Sample(_), Some((_, Change::Down(failure)))) = (seen, changes.first().cloned()) {
             // What a look at the whole has found: its parts say nothing of it themselves.
-            let parts = self.table.iter().filter(|device| device.info.mig == Mig::PartOf(id.clone()));
+            let parts = table.iter().filter(|device| device.info.mig == Mig::PartOf(id.clone()));
             changes.extend(parts.map(|part| (part.info.id.clone(), part.fail(now, failure))));
         }
         self.seen.notify_waiters();
@@ -136,13 +150,13 @@ impl Devices {
 
     /// Memory that is free on the fullest device of the mask; `None` when unknown.
     pub(crate) fn vram_free(&self, mask: &DeviceMask) -> Option<u64> {
-        let free = |device: &DeviceShared| device.sample().and_then(|(_, sample)| sample.memory_free());
-        self.of(mask).map(|device| free(device).map(|free| free.0)).min().flatten()
+        let free = |device: &Arc<DeviceShared>| device.sample().and_then(|(_, sample)| sample.memory_free());
+        self.of(mask).map(|device| free(&device).map(|free| free.0)).min().flatten()
     }
 
     /// Which of these processes were seen on devices outside the mask, and on which.
     pub(crate) fn strays(&self, mask: &DeviceMask, processes: &[u32]) -> Option<(u32, DeviceId)> {
-        self.table.iter().filter(|device| !self.is_inside(device, mask)).find_map(|device| {
+        self.all().iter().filter(|device| !self.is_inside(device, mask)).find_map(|device| {
             let (_, sample) = device.sample()?;
             let stray = sample.processes.iter().map(|(pid, _)| *pid).find(|pid| processes.contains(pid))?;
             Some((stray, device.info.id.clone()))
@@ -179,10 +193,11 @@ impl Devices {
         if !matches!(self.origin, Origin::Driver { .. }) || mask.devices().is_empty() || !is_asked {
             return Ok(());
         }
+        let table = self.all();
         let shortage = || {
             // By the mask, whose order the shares have.
             mask.devices().iter().zip(shares).find_map(|(id, share)| {
-                let device = self.table.iter().find(|device| device.info.id == *id)?;
+                let device = table.iter().find(|device| device.info.id == *id)?;
                 let Some((_, sample)) = device.sample().filter(|(at, _)| *at > begin) else {
                     return Some(EngineError::Preload(format!("device {id} has not been looked at")));
                 };
@@ -202,6 +217,11 @@ impl Devices {
 }
 
 impl DeviceShared {
+    fn new(info: DeviceInfo, policy: RestartPolicy) -> Arc<Self> {
+        let state = DeviceState { health: Health::new(policy), sample: None, xids: BTreeMap::new() };
+        Arc::new(DeviceShared { info, state: Mutex::new(state), failures: AtomicU64::new(0) })
+    }
+
     fn observe(&self, now: Timestamp, seen: &Observation) -> Change {
         let mut state = self.state.lock();
         match seen {
@@ -252,6 +272,6 @@ impl crate::actors::shared::PoolShared {
         let resolved = crate::config::resolve(&config, &inventory);
         let policy = crate::core::health::policy(Duration::ZERO);
         let devices = Devices::new(&inventory, &DeviceMask::default(), policy, env.clone());
-        Self::new(0, &resolved, (env, Arc::new(devices)), factory).expect("valid")
+        Self::new((0, 0), &resolved, (env, Arc::new(devices)), factory).expect("valid")
     }
 }

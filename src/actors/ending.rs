@@ -62,6 +62,7 @@ impl TaskRecord {
             lost_to: state.lost_to,
             deserted: state.deserted,
             timing,
+            resume_gap: state.resume_gap,
             tokens_in,
             tokens_out: state.log.tokens(),
             bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.log.bytes(),

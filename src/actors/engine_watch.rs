@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
+use crate::gpu::host::memory_of;
 use crate::planted::planted;
 
 /// How often a Ready engine is measured.
@@ -58,6 +59,8 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
                 if let (Some(tokens), None) = (telemetry.kv_tokens, pool.config.memory.kv_tokens) {
                     place.kv.set_capacity(tokens);
                 }
+                let process = place.identity.lock().as_ref().and_then(|identity| identity.process_id);
+                place.ram_used.store(process.map_or(0, memory_of), Relaxed);
                 place.vram_free.store(pool.devices.vram_free(&place.mask).unwrap_or(0), Relaxed);
                 if place.relax(pool.env.now()) {
                     pool.nudge_manager();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Counts the tasks that are anywhere between submission and their end.
 pub(crate) struct IntakeGate {
-    limit: usize,
+    limit: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -18,13 +18,14 @@ pub(crate) struct Permit(Arc<IntakeGate>);
 impl IntakeGate {
     /// A gate with this many places.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(IntakeGate { limit, used: AtomicUsize::new(0) })
+        Arc::new(IntakeGate { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0) })
     }
 
     /// Takes a place, or `None` when all are taken. Never waits.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Permit> {
         // Relaxed suffices: the count guards nothing but itself.
-        let entered = self.used.fetch_update(Relaxed, Relaxed, |used| (used < self.limit).then_some(used + 1));
+        let limit = self.limit();
+        let entered = self.used.fetch_update(Relaxed, Relaxed, |used| (used < limit).then_some(used + 1));
         entered.is_ok().then(|| Permit(self.clone()))
     }
 
@@ -35,7 +36,12 @@ impl IntakeGate {
 
     /// Places there are.
     pub(crate) fn limit(&self) -> usize {
-        self.limit
+        self.limit.load(Relaxed)
+    }
+
+    /// Changes how many there are. Who is inside stays.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Relaxed);
     }
 }
 

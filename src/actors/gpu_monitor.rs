@@ -78,8 +78,8 @@ impl Actor for GpuMonitor {
 fn on_tick(state: &mut GpuMonitorState, myself: &ActorRef<GpuMonitorMsg>) {
     let (runtime, now) = (state.runtime.clone(), state.runtime.env.now());
     let Some(probe) = &runtime.probe else { return };
-    let limit = Duration::from_millis(runtime.config.gpu.answer_ms);
-    for device in runtime.devices.iter() {
+    let limit = Duration::from_millis(runtime.config().gpu.answer_ms);
+    for device in runtime.devices.all().iter() {
         let id = &device.info.id;
         match state.asked.get(id).copied() {
             None => {
@@ -94,7 +94,7 @@ fn on_tick(state: &mut GpuMonitorState, myself: &ActorRef<GpuMonitorMsg>) {
             Some(_) => {}
         }
     }
-    myself.send_after(Duration::from_millis(runtime.config.gpu.poll_ms), || GpuMonitorMsg::Tick);
+    myself.send_after(Duration::from_millis(runtime.config().gpu.poll_ms), || GpuMonitorMsg::Tick);
 }
 
 fn on_seen(state: &mut GpuMonitorState, device: &DeviceId, what: &Observation) {
@@ -132,7 +132,8 @@ fn take_up(state: &GpuMonitorState, device: &DeviceId, what: &Observation) {
 
 /// Tells every worker that uses the device. Who is not there looks at the table when it comes.
 fn tell(state: &GpuMonitorState, device: &DeviceId, message: impl Fn() -> WorkerMsg) {
-    for place in state.runtime.pools.iter().flat_map(|pool| &pool.replicas) {
+    let table = state.runtime.pools.table();
+    for place in table.every().flat_map(|pool| &pool.replicas) {
         if place.mask.devices().contains(device) {
             place.worker.cast(message());
         }

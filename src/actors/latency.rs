@@ -1,71 +1,35 @@
-//! The latency actor: owns a pool's histograms and computes its percentiles.
+//! The latency actor: owns a pool's histograms, its tally of objectives and its clients' shares, and computes its percentiles.
 //!
-//! Attempts put samples into [`Samples`] and knock once; the actor takes all that are there. So at most one message is
-//! under way however many tasks end, and what is not collected yet is bounded. Percentiles walk through whole histograms,
-//! so they are computed a few times a second at most, whatever the rate of tasks. A restart begins with empty histograms.
+//! Whoever seals a task puts a sample into [`Samples`](super::sample::Samples) and knocks once; the actor takes all that are there. So
+//! at most one message is under way however many tasks end, and what is not collected yet is bounded. Percentiles walk through whole
+//! histograms, so they are computed a few times a second at most, whatever the rate of tasks. While something is in a window the actor
+//! looks every ten seconds whether it has left; an idle pool costs nothing. A restart begins with empty histograms.
 //!
-//! Spec: ORCH-3028.
+//! Spec: ORCH-3028, ORCH-3041.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use parking_lot::Mutex;
+use hdrhistogram::{Counter, Histogram};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 
+use crate::actors::sample::{Run, Sample};
 use crate::actors::shared::PoolShared;
+use crate::core::objectives::{Tallies, Tally, Window};
+use crate::core::rolling::{DIGITS, Rolling, VALUE_US_MAX};
+use crate::core::shares::{Given, Shares};
 use crate::core::task::Priority;
+use crate::core::units::Timestamp;
 
-/// Most samples that wait to be collected; beyond it the newest are counted as lost. 64 KiB.
-const SAMPLES_MAX: usize = 1024;
-/// Largest value of a histogram, in microseconds: a day. Larger ones count as a day.
-const VALUE_US_MAX: u64 = 24 * 3_600 * 1_000_000;
 /// How long percentiles may lag behind what has been collected.
 const PUBLISH_DELAY: Duration = Duration::from_millis(250);
-/// Significant digits of a histogram: a relative error of at most 1 %, in about 20 KiB each.
-const DIGITS: u8 = 2;
-
-/// One task's durations.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    pub(crate) class: Priority,
-    pub(crate) queue: Duration,
-    /// How far the start was from its prediction, early or late.
-    pub(crate) start_error: Duration,
-    pub(crate) first_token: Duration,
-    /// Mean time from one token to the next; `None` with fewer than two tokens.
-    pub(crate) per_token: Option<Duration>,
-    pub(crate) decode: Duration,
-    pub(crate) total: Duration,
-}
-
-/// Samples on their way to the latency actor.
-#[derive(Default)]
-pub(crate) struct Samples {
-    waiting: Mutex<Vec<Sample>>,
-    /// The actor has been told and has not collected yet.
-    knocked: AtomicBool,
-    pub(crate) lost: AtomicU64,
-}
-
-impl PoolShared {
-    /// Hands a sample to the latency actor.
-    pub(crate) fn record_sample(&self, sample: Sample) {
-        {
-            let mut waiting = self.samples.waiting.lock();
-            if waiting.len() == SAMPLES_MAX {
-                self.samples.lost.fetch_add(1, Relaxed);
-                return;
-            }
-            waiting.push(sample);
-        }
-        if !self.samples.knocked.swap(true, SeqCst) && !self.latency.cast(LatencyMsg::Collect) {
-            self.samples.knocked.store(false, SeqCst); // Nobody there: the next sample knocks again.
-        }
-    }
-}
+/// How long what has left a window may still be shown.
+const AGE_PERIOD: Duration = Duration::from_secs(10);
+/// Ten minutes in few slices: the oldest two minutes leave together. A busy histogram takes 9 KiB for each.
+const TEN_MINUTES: (Duration, u64) = (Duration::from_secs(120), 5);
+const ONE_MINUTE: (Duration, u64) = (Duration::from_secs(10), 6);
 
 /// Percentiles of one kind of duration, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -83,7 +47,7 @@ pub struct Quantiles {
 }
 
 /// Number of durations that are measured.
-const STAGES: usize = 6;
+const STAGES: usize = 7;
 
 /// The durations that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -101,12 +65,21 @@ pub enum Stage {
     Total,
     /// Between the start and its prediction, early or late (ORCH-3029).
     StartError,
+    /// A stream's silence between a lost attempt and the next token.
+    ResumeGap,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Stage; STAGES] =
-        [Stage::Queue, Stage::FirstToken, Stage::PerToken, Stage::Decode, Stage::Total, Stage::StartError];
+    pub const ALL: [Stage; STAGES] = [
+        Stage::Queue,
+        Stage::FirstToken,
+        Stage::PerToken,
+        Stage::Decode,
+        Stage::Total,
+        Stage::StartError,
+        Stage::ResumeGap,
+    ];
 
     /// The stage as it is written in metric names.
     pub const fn as_str(self) -> &'static str {
@@ -117,6 +90,7 @@ impl Stage {
             Stage::Decode => "decode",
             Stage::Total => "total",
             Stage::StartError => "start_prediction_error",
+            Stage::ResumeGap => "resume_gap",
         }
     }
 }
@@ -127,8 +101,10 @@ pub const BUCKETS_MS: [u64; 14] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_
 /// One kind of duration of one class.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageView {
-    /// Its percentiles.
+    /// Its percentiles since the start.
     pub quantiles: Quantiles,
+    /// Its percentiles in each of [`Window::ALL`].
+    pub windows: [Quantiles; 2],
     /// Samples at most as long as each of [`BUCKETS_MS`].
     pub buckets: [u64; BUCKETS_MS.len()],
 }
@@ -138,6 +114,12 @@ pub struct StageView {
 pub struct LatencyView {
     /// By class ([`Priority::index`]), then by stage in the order of [`Stage::ALL`].
     pub stages: [[StageView; STAGES]; 2],
+    /// How objectives were met, by class, in each of [`Window::ALL`].
+    pub tallies: [[Tally; 2]; 2],
+    /// What was given to whom in the last minute.
+    pub given: Given,
+    /// Tokens a second that were generated over the last minute.
+    pub tokens_per_s: f64,
 }
 
 /// What the actor is told.
@@ -148,17 +130,33 @@ pub(crate) enum LatencyMsg {
     // ---- from itself
     /// Compute the percentiles and show them.
     Publish,
+    /// Look what has left the windows.
+    Age,
 }
 
 /// The actor.
 pub(crate) struct Latency;
 
-/// Its state: a histogram for each class and stage, in microseconds.
+/// One kind of duration of one class, in microseconds.
+struct Row {
+    whole: Histogram<u64>,
+    sum: u64,
+    windows: [Rolling; 2],
+}
+
+/// Its state.
 pub(crate) struct LatencyState {
     pool: Arc<PoolShared>,
-    histograms: [[(Histogram<u64>, u64); STAGES]; 2],
+    /// By class, then by stage.
+    rows: [Vec<Row>; 2],
+    tallies: [Tallies; 2],
+    shares: Shares,
+    /// When this life began, for rates over less than a minute.
+    began_at: Timestamp,
     /// A `Publish` is under way.
     armed: bool,
+    /// An `Age` is under way.
+    ages: bool,
 }
 
 impl Actor for Latency {
@@ -171,14 +169,10 @@ impl Actor for Latency {
         myself: ActorRef<LatencyMsg>,
         pool: Arc<PoolShared>,
     ) -> Result<LatencyState, ActorProcessingErr> {
-        let histogram = || Histogram::new_with_bounds(1, VALUE_US_MAX, DIGITS).map(|histogram| (histogram, 0));
-        let row = || {
-            let row = [histogram()?, histogram()?, histogram()?, histogram()?, histogram()?, histogram()?];
-            Ok::<_, hdrhistogram::CreationError>(row)
-        };
-        let histograms = [row()?, row()?];
+        let rows = [rows()?, rows()?];
         myself.cast(LatencyMsg::Collect)?; // Whoever knocked at a dead actor is heard now.
-        Ok(LatencyState { pool, histograms, armed: false })
+        let (tallies, shares, began_at) = (Default::default(), Shares::default(), pool.env.now());
+        Ok(LatencyState { pool, rows, tallies, shares, began_at, armed: false, ages: false })
     }
 
     async fn handle(
@@ -190,9 +184,16 @@ impl Actor for Latency {
         match message {
             LatencyMsg::Collect => on_collect(state, &myself),
             LatencyMsg::Publish => on_publish(state),
+            LatencyMsg::Age => on_age(state, &myself),
         }
         Ok(())
     }
+}
+
+fn rows() -> Result<Vec<Row>, hdrhistogram::CreationError> {
+    let windows = || [ONE_MINUTE, TEN_MINUTES].map(|(slice, slices)| Rolling::new(slice, slices));
+    let row = |_| Ok(Row { whole: Histogram::new_with_bounds(1, VALUE_US_MAX, DIGITS)?, sum: 0, windows: windows() });
+    Stage::ALL.iter().map(row).collect()
 }
 
 fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
@@ -202,49 +203,101 @@ fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
     if samples.is_empty() {
         return;
     }
+    let (now, wanted) = (state.pool.env.now(), *state.pool.objectives.lock());
     for sample in samples {
-        let row = &mut state.histograms[sample.class.index()];
-        let durations = [
-            Some(sample.queue),
-            Some(sample.first_token),
-            sample.per_token,
-            Some(sample.decode),
-            Some(sample.total),
-            Some(sample.start_error),
-        ];
-        for ((histogram, sum), duration) in row.iter_mut().zip(durations) {
-            let Some(duration) = duration else { continue };
-            let micros = (duration.as_micros() as u64).clamp(1, VALUE_US_MAX);
-            histogram.saturating_record(micros);
-            *sum = sum.saturating_add(micros);
+        let Sample { class, client, weighted, output, run, outcome } = sample;
+        if let Some(run) = run {
+            note_run(&mut state.rows[class.index()], now, &run);
+        }
+        if let Some(outcome) = outcome {
+            state.tallies[class.index()].count(now, class, &outcome, &wanted);
+        }
+        if weighted > 0 {
+            state.shares.note(now, &client, weighted, output);
         }
     }
     if !std::mem::replace(&mut state.armed, true) {
         myself.send_after(PUBLISH_DELAY, || LatencyMsg::Publish);
     }
+    if !std::mem::replace(&mut state.ages, true) {
+        myself.send_after(AGE_PERIOD, || LatencyMsg::Age);
+    }
+}
+
+fn note_run(rows: &mut [Row], now: Timestamp, run: &Run) {
+    let durations = [
+        Some(run.queue),
+        Some(run.first_token),
+        run.per_token,
+        Some(run.decode),
+        Some(run.total),
+        Some(run.start_error),
+        run.resume_gap,
+    ];
+    for (row, duration) in rows.iter_mut().zip(durations) {
+        let Some(duration) = duration else { continue };
+        let micros = (duration.as_micros() as u64).clamp(1, VALUE_US_MAX);
+        row.whole.saturating_record(micros);
+        row.sum = row.sum.saturating_add(micros);
+        row.windows.iter_mut().for_each(|window| window.record(now, micros));
+    }
 }
 
 fn on_publish(state: &mut LatencyState) {
     state.armed = false;
+    look_at_slots(state);
     *state.pool.latency_view.lock() = Arc::new(observe(state));
 }
 
-fn observe(state: &LatencyState) -> LatencyView {
-    LatencyView { stages: state.histograms.each_ref().map(|row| row.each_ref().map(stage_view)) }
+fn on_age(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
+    let now = state.pool.env.now();
+    let rows = state.rows.iter_mut().flatten();
+    rows.flat_map(|row| &mut row.windows).for_each(|window| window.advance(now));
+    state.tallies.iter_mut().for_each(|tallies| tallies.advance(now));
+    state.shares.advance(now);
+    let quiet = state.rows.iter().flatten().flat_map(|row| &row.windows).all(Rolling::is_empty);
+    state.ages = !(quiet && state.tallies.iter().all(Tallies::is_empty) && state.shares.is_empty());
+    if state.ages {
+        myself.send_after(AGE_PERIOD, || LatencyMsg::Age);
+    }
+    on_publish(state);
 }
 
-fn stage_view((histogram, sum): &(Histogram<u64>, u64)) -> StageView {
-    if histogram.is_empty() {
+/// While batch tasks wait, every slot should be in use.
+fn look_at_slots(state: &mut LatencyState) {
+    let (pool, batch) = (&state.pool, Priority::Batch.index());
+    if pool.depth[batch].load(Relaxed) > 0 {
+        let total = pool.replicas.iter().map(|replica| replica.slots.total()).sum();
+        state.tallies[batch].look(pool.env.now(), pool.slots_used(), total);
+    }
+}
+
+fn observe(state: &LatencyState) -> LatencyView {
+    let now = state.pool.env.now();
+    let stages = state.rows.each_ref().map(|rows| std::array::from_fn(|stage| stage_view(&rows[stage])));
+    let tallies = state.tallies.each_ref().map(|tallies| Window::ALL.map(|window| tallies.of(now, window)));
+    let given = state.shares.given();
+    let seconds = now.since(state.began_at).as_secs_f64().clamp(1.0, 60.0);
+    let tokens_per_s = given.output as f64 / seconds;
+    LatencyView { stages, tallies, given, tokens_per_s }
+}
+
+fn quantiles<T: Counter>(histogram: &Histogram<T>, sum: u64) -> Quantiles {
+    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+    Quantiles { count: histogram.len(), p50: at(0.5), p95: at(0.95), p99: at(0.99), sum: sum as f64 / 1000.0 }
+}
+
+fn stage_view(row: &Row) -> StageView {
+    if row.whole.is_empty() {
         return StageView::default();
     }
     // One walk for all buckets; counting up to each bound would be one for each.
     let mut buckets = [0; BUCKETS_MS.len()];
-    for step in histogram.iter_recorded() {
+    for step in row.whole.iter_recorded() {
         let fitting = buckets.iter_mut().zip(BUCKETS_MS).filter(|(_, bound)| step.value_iterated_to() <= bound * 1000);
         fitting.for_each(|(count, _)| *count += step.count_at_value());
     }
-    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-    let quantiles =
-        Quantiles { count: histogram.len(), p50: at(0.5), p95: at(0.95), p99: at(0.99), sum: *sum as f64 / 1000.0 };
-    StageView { quantiles, buckets }
+    let window = |window: &Rolling| window.merged().map(|(histogram, sum)| quantiles(&histogram, sum));
+    let windows = row.windows.each_ref().map(|rolling| window(rolling).unwrap_or_default());
+    StageView { quantiles: quantiles(&row.whole, row.sum), windows, buckets }
 }

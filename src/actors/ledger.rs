@@ -12,9 +12,11 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
+use crate::actors::failures::{FailedTask, Failures};
 use crate::actors::gate::Permit;
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
+use crate::actors::sample::note_end;
 use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
@@ -35,6 +37,7 @@ pub(crate) struct Ledger {
     retention: RetentionConfig,
     /// Ended tasks in the order of their ends. One short lock for each end.
     ended: Mutex<Ended>,
+    pub(crate) failures: Failures,
 }
 
 #[derive(Default)]
@@ -46,7 +49,7 @@ struct Ended {
 impl Ledger {
     pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
         let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
-        Ledger { env, tasks, next_seq, retention, ended: Mutex::default() }
+        Ledger { env, tasks, next_seq, retention, ended: Mutex::default(), failures: Failures::default() }
     }
 
     /// The task with this id.
@@ -87,6 +90,7 @@ impl Ledger {
         terminal: Terminal,
     ) -> Result<SealedTask, Refusal> {
         let now = self.env.now();
+        let failure = if let Terminal::Error(error) = &terminal { Some(error.clone()) } else { None };
         let kind = match &terminal {
             Terminal::End { reason, .. } => TraceKind::Ended { seq: record.seq, reason: *reason },
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
@@ -94,9 +98,15 @@ impl Ledger {
         let sealed = record.seal(by, now, terminal)?;
         settle(record, &sealed);
         count_end(&sealed, &kind);
+        note_end(record, &sealed, &kind);
         log_end(record, &sealed, &kind);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
+            if let Some(error) = failure {
+                let pool_id = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).map(|pool| pool.id.clone());
+                let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
+                self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });
+            }
             self.retain(record, now, sealed.bytes);
         } else {
             self.forget(&record.id, record.seq); // Never accepted: its id is free again.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use crate::actors::latency::Latency;
+use crate::actors::leaving::look_whether_left;
 use crate::actors::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::queue::{QueueActor, QueueArgs, QueueMsg};
 use crate::actors::record::TaskRecord;
@@ -49,6 +50,8 @@ pub(crate) enum PoolSupervisorMsg {
     Drained,
     /// A draining pool has had its time.
     DrainExpired,
+    /// The pool has stopped and leaves the runtime: look whether anything of it is left.
+    LookWhetherLeft,
     /// The wait before a restart is over.
     StartChild { child: PoolChild, generation: u64 },
 }
@@ -129,6 +132,7 @@ impl Actor for PoolSupervisor {
                     on_drain(state);
                 }
                 walk(state).await?;
+                look_whether_left(state);
             }
             PoolSupervisorMsg::LookAtReload => {
                 state.looks_again = false;
@@ -136,6 +140,7 @@ impl Actor for PoolSupervisor {
             }
             PoolSupervisorMsg::Drained => stop_workers(state),
             PoolSupervisorMsg::DrainExpired => on_drain_expired(state),
+            PoolSupervisorMsg::LookWhetherLeft => look_whether_left(state),
             PoolSupervisorMsg::StartChild { child, generation } => {
                 if state.children.is_due(child, generation) && is_wanted(state.pool.intent(), child) {
                     state.bring_back(Next::Start(child)).await?;
@@ -272,7 +277,8 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
     if state.pool.intent() != Intent::Drain {
         return;
     }
-    let accepted = |record: &Arc<TaskRecord>| record.phase().is_accepted();
+    // What runs and can go on elsewhere does so when its worker stops.
+    let accepted = |record: &Arc<TaskRecord>| record.phase().is_accepted() && state.pool.heir_of(record).is_none();
     for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(accepted) {
         let text = format!("pool {} was drained before the task could end", state.pool.id);
         let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
@@ -294,6 +300,7 @@ fn stop_workers(state: &mut PoolSupervisorState) {
         state.pool.set_replica_state(index, ReplicaState::Stopped);
         state.pool.replicas[index as usize].discard_engine();
     }
+    look_whether_left(state);
 }
 
 /// Whether this child should live: a stopped pool has no workers.

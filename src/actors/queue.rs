@@ -15,6 +15,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
+use crate::actors::leaving::{hand_over, pass_on};
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::submission::{Accepted, Submission, Verdict};
@@ -86,6 +87,8 @@ pub(crate) struct QueueState {
     deadlines: BTreeSet<(Timestamp, TaskSeq)>,
     /// The moment of the `DeadlineDue` that is under way.
     armed: Option<Timestamp>,
+    /// What waited when the pool began to leave has been handed over.
+    pub(super) handed_over: bool,
 }
 
 impl Actor for QueueActor {
@@ -100,7 +103,8 @@ impl Actor for QueueActor {
         let mut books = shared.books.lock();
         let queue = Queue::new(pool.config.queue.bounds(), &mut books);
         let (deadlines, armed) = (BTreeSet::new(), None);
-        let mut state = QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed };
+        let mut state =
+            QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed, handed_over: false };
         on_refill(&mut state, &mut books);
         state.publish(&books);
         drop(books);
@@ -141,6 +145,7 @@ impl Actor for QueueActor {
             QueueMsg::PoolOut => {}
             QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut books, at),
         }
+        hand_over(state, &mut books);
         if state.pool.is_out() {
             turn_everybody_out(state, &mut books);
         }
@@ -183,6 +188,11 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
             let _ = reply.send(Ok(Accepted { queue_position, predicted_start }));
             return;
         }
+    }
+    if let Some(heir) = state.pool.heir_of(&record).cloned() {
+        record.reroute(heir.clone());
+        heir.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
+        return;
     }
     if state.pool.is_out() {
         let _ = reply.send(Err(out(state)));
@@ -286,6 +296,7 @@ fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecor
             state.queue.enqueue(books, record.arrival(), record.clone());
             state.trace_queued(&record);
         }
+        Phase::Queued if pass_on(state, books, &record) => {}
         Phase::Queued => {
             state.note_deadline(&record);
             if state.queue.put_back(books, record.arrival(), record.clone()) {

@@ -65,6 +65,10 @@ pub(super) struct State {
     pub(super) first_token_at: Option<Timestamp>,
     /// Begin of the newest attempt, or its newest token.
     progress_at: Timestamp,
+    /// The last token that readers have, of a task whose attempt was lost behind it; until the next new one.
+    silent_since: Option<Timestamp>,
+    /// The longest of such silences.
+    pub(super) resume_gap: Option<Duration>,
     pub(super) ended_at: Option<Timestamp>,
     pub(super) identity: Option<Arc<ReplicaIdentity>>,
     pub(super) kv_warmth: bool,
@@ -106,6 +110,8 @@ impl TaskRecord {
             begun_at: None,
             first_token_at: None,
             progress_at: now,
+            silent_since: None,
+            resume_gap: None,
             ended_at: None,
             identity: None,
             kv_warmth: false,
@@ -188,6 +194,10 @@ impl TaskRecord {
         let mut state = self.state.lock();
         state.fence(epoch)?;
         state.step(Step::Return)?;
+        if state.log.tokens() > 0 {
+            let last = state.progress_at;
+            state.silent_since.get_or_insert(last);
+        }
         if let Some(claim) = &mut state.claim {
             claim.give_back(&self.request.client_id);
         }
@@ -265,6 +275,9 @@ impl TaskRecord {
         let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| Refusal::Sealed)?;
         state.progress_at = now;
         state.first_token_at.get_or_insert(now);
+        if let Some(since) = state.silent_since.take() {
+            state.resume_gap = state.resume_gap.max(Some(now.since(since)));
+        }
         self.wake_readers(guard);
         Ok(index)
     }

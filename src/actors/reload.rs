@@ -274,6 +274,14 @@ impl PoolShared {
         }
     }
 
+    /// A reload that has just begun is not wanted after all: it walks back, which takes no step.
+    pub(crate) fn give_up_reload(&self, why: &str) {
+        let of = self.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
+        if let Some(of) = of {
+            self.fail_reload(of, why.to_owned());
+        }
+    }
+
     /// The pool has stopped: a reload under way comes to nothing.
     pub(crate) fn abandon_reload(&self) {
         let of = self.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);

@@ -53,6 +53,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) telemetry: Mutex<Telemetry>,
     /// Memory that is free on its fullest device, in bytes; 0 when unknown. Written by its worker.
     pub(crate) vram_free: AtomicU64,
+    /// Resident memory of its engine's processes, in bytes; 0 when it has none. Written by its worker.
+    pub(crate) ram_used: AtomicU64,
     pub(crate) started: [AtomicU64; 2],
     pub(crate) tokens_in: AtomicU64,
     pub(crate) tokens_out: AtomicU64,
@@ -98,6 +100,7 @@ impl ReplicaShared {
             identity: Mutex::new(None),
             telemetry: Mutex::default(),
             vram_free: AtomicU64::new(0),
+            ram_used: AtomicU64::new(0),
             started: Default::default(),
             tokens_in: AtomicU64::new(0),
             tokens_out: AtomicU64::new(0),

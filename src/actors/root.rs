@@ -13,7 +13,7 @@ use crate::actors::gpu_monitor::GpuMonitor;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
-use crate::actors::supervise::{Children, KillInOrder, Next, SUPERVISORS, Supervisor};
+use crate::actors::supervise::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
 use crate::core::restart::Breaker;
 
 /// What the actor is told.
@@ -21,6 +21,8 @@ use crate::core::restart::Breaker;
 pub(crate) enum RootMsg {
     /// The wait before a restart is over.
     StartChild { child: RootChild, generation: u64 },
+    /// The pools have changed: new ones are to be started.
+    PoolsChanged,
     /// Do nothing: the trace shows that it lives, or a planned fault strikes.
     Ping,
 }
@@ -61,7 +63,7 @@ impl Actor for Root {
         let mut children = Children::new(runtime.env.clone(), SUPERVISORS);
         children.declare(RootChild::Sessions, "sessions");
         children.declare(RootChild::GpuMonitor, "gpu_monitor");
-        for pool in &runtime.pools {
+        for pool in runtime.pools.table().every() {
             children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position));
         }
         children.declare(RootChild::Admission, "admission");
@@ -83,6 +85,7 @@ impl Actor for Root {
                 state.bring_back(Next::Start(child)).await
             }
             RootMsg::StartChild { .. } | RootMsg::Ping => Ok(()),
+            RootMsg::PoolsChanged => on_pools_changed(state).await,
         }
     }
 
@@ -93,6 +96,13 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let Some(child) = state.children.dead(&event) else { return Ok(()) };
+        if let RootChild::Pool(number) = child
+            && state.runtime.pools.table().get(number).is_none_or(|pool| pool.is_leaving() && has_left(&event))
+        {
+            state.children.forget(child);
+            state.runtime.pools.forget(number);
+            return Ok(());
+        }
         let next = state.children.after_death(child);
         let outcome = state.bring_back(next).await;
         if outcome.is_err() {
@@ -102,10 +112,29 @@ impl Actor for Root {
     }
 }
 
+/// Starts the supervisors of pools that have none yet.
+async fn on_pools_changed(state: &mut RootState) -> Result<(), ActorProcessingErr> {
+    let table = state.runtime.pools.table();
+    for pool in table.every() {
+        let child = RootChild::Pool(pool.position);
+        if !state.children.knows(child) {
+            state.children.declare(child, format!("pool_supervisor/{}", pool.position));
+            state.bring_back(Next::Start(child)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pool's supervisor ended because nothing of the pool is left, rather than died.
+fn has_left(event: &SupervisionEvent) -> bool {
+    death(event).is_some_and(|(_, cause)| cause == STOPPED)
+}
+
 impl RootState {
     /// Everything below, in the order in which it is killed when the root dies: leaves first.
     fn descendants(&self) -> Vec<ActorCell> {
-        let pools = self.runtime.pools.iter().flat_map(|pool| pool.actors());
+        let table = self.runtime.pools.table();
+        let pools = table.every().flat_map(|pool| pool.actors());
         pools.chain(self.children.living(|_| true)).collect()
     }
 }
@@ -131,7 +160,8 @@ impl Supervisor for RootState {
                 Ok(actor.get_cell())
             }
             RootChild::Pool(position) => {
-                let pool = runtime.pools[position as usize].clone();
+                let gone = || SpawnErr::StartupFailed(format!("pool {position} is gone").into());
+                let pool = runtime.pools.table().get(position).cloned().ok_or_else(gone)?;
                 let args = PoolSupervisorArgs { runtime, pool: pool.clone() };
                 let (actor, _) = Actor::spawn_linked(None, PoolSupervisor, args, parent).await?;
                 pool.supervisor.publish(actor.clone());

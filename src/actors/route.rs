@@ -29,7 +29,7 @@ impl TaskRecord {
     /// Notes where the task goes, and takes its part of its client's limits. A task that is sent again keeps its part.
     pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Take) -> Result<(), Exceeded> {
         let mut state = self.state.lock();
-        if state.phase == Phase::Submitted && state.claim.is_none() && !route.client.policy.is_unlimited() {
+        if state.phase == Phase::Submitted && state.claim.is_none() && !route.client.policy().is_unlimited() {
             state.claim = Some(Claim::new(route.client.clone(), now, take)?);
         }
         state.route = Some(route);
@@ -77,7 +77,7 @@ impl TaskRecord {
         let (prompt, weight) = {
             let state = self.state.lock();
             let route = state.route.as_ref();
-            route.map_or((Tokens(0), 1), |route| (route.prompt_tokens, route.client.policy.weight))
+            route.map_or((Tokens(0), 1), |route| (route.prompt_tokens, route.client.policy().weight))
         };
         let size = Size::new(prompt, request.max_tokens, request.expected_tokens);
         let (client, session) = (&request.client_id, request.session_id.as_ref());
@@ -93,7 +93,8 @@ impl TaskRecord {
     /// Whether its client may use this pool.
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();
-        state.route.as_ref().is_some_and(|route| route.client.policy.allows(pool.position))
+        self.request.may_use(&pool.id)
+            && state.route.as_ref().is_some_and(|route| route.client.policy().allows(&pool.id))
     }
 
     /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they may.

@@ -116,7 +116,7 @@ impl Actor for Sessions {
 fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolShared>, submission: Submission) {
     let record = submission.record.clone();
     let key = (record.request.client_id.clone(), session);
-    let bound = state.sessions.get(&key).and_then(|known| state.runtime.pools.get(known.pool? as usize)).cloned();
+    let bound = state.sessions.get(&key).and_then(|known| state.runtime.pools.table().get(known.pool?).cloned());
     // It stays with its pool, as long as that takes tasks and gives the same tokens.
     let stays = |pool: &Arc<PoolShared>| pool.state().takes_tasks() && pool.is_same_set(routed) && record.may_use(pool);
     let pool = bound.filter(stays).unwrap_or_else(|| routed.clone());
@@ -137,7 +137,8 @@ impl SessionsState {
     fn touch(&mut self, key: Key) -> &mut Session {
         let turn = self.next_turn;
         self.next_turn += 1;
-        if !self.sessions.contains_key(&key) && self.sessions.len() >= self.runtime.config.sessions.capacity as usize {
+        if !self.sessions.contains_key(&key) && self.sessions.len() >= self.runtime.config().sessions.capacity as usize
+        {
             let oldest = self.by_use.first_key_value().map(|(_, key)| key.clone());
             oldest.iter().for_each(|oldest| self.forget(oldest));
         }
@@ -172,7 +173,7 @@ impl SessionsState {
     }
 
     fn ttl(&self) -> Duration {
-        Duration::from_millis(self.runtime.config.sessions.ttl_ms)
+        Duration::from_millis(self.runtime.config().sessions.ttl_ms)
     }
 
     fn observe(&self, key: &Key) -> Option<SessionView> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use ractor::ActorCell;
 use tokio::sync::Notify;
 
@@ -19,14 +19,17 @@ use crate::actors::counters::Counters;
 use crate::actors::devices::Devices;
 use crate::actors::gate::IntakeGate;
 use crate::actors::gpu_monitor::{GpuMonitorMsg, Probe};
-use crate::actors::latency::{LatencyMsg, LatencyView, Samples};
+use crate::actors::latency::{LatencyMsg, LatencyView};
 use crate::actors::ledger::Ledger;
 use crate::actors::pool_manager::PoolManagerMsg;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
+use crate::actors::pools::{Pools, Table};
 use crate::actors::queue::QueueMsg;
 use crate::actors::refusals::Refusals;
 use crate::actors::reload::{Edition, Reloads};
 use crate::actors::replica::ReplicaShared;
+use crate::actors::root::RootMsg;
+use crate::actors::sample::Samples;
 use crate::actors::sessions::SessionsMsg;
 use crate::config::{CTX_DEFAULT, Config, ConfigError, PoolConfig, Resolved};
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
@@ -34,6 +37,7 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
+use crate::core::objectives::Objectives;
 use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::resume::LossRule;
 use crate::core::task::{Priority, TaskRequest};
@@ -44,7 +48,8 @@ use crate::planted::planted;
 /// One runtime.
 pub(crate) struct RuntimeShared {
     pub(crate) env: Env,
-    pub(crate) config: Config,
+    /// Written by the public handle.
+    settings: RwLock<Settings>,
     /// The devices of this host.
     pub(crate) devices: Arc<Devices>,
     pub(crate) gpu_monitor: Address<GpuMonitorMsg>,
@@ -53,7 +58,9 @@ pub(crate) struct RuntimeShared {
     pub(crate) ledger: Ledger,
     pub(crate) clients: Clients,
     pub(crate) gate: Arc<IntakeGate>,
-    pub(crate) pools: Vec<Arc<PoolShared>>,
+    pub(crate) pools: Pools,
+    /// Told when the pools have changed.
+    pub(crate) root: Address<RootMsg>,
     pub(crate) admission: Address<AdmissionMsg>,
     pub(crate) sessions: Address<SessionsMsg>,
     /// Refusals before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
@@ -63,12 +70,67 @@ pub(crate) struct RuntimeShared {
     pub(crate) refusals: Refusals,
 }
 
+/// The configuration that is in force.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    /// As it was given.
+    pub(crate) given: Arc<Config>,
+    /// With its devices by their UUIDs.
+    pub(crate) resolved: Arc<Config>,
+    /// 1 at the start; each change counts.
+    pub(crate) generation: u64,
+}
+
+impl RuntimeShared {
+    /// The parts of a runtime, none of which has begun to live.
+    pub(crate) fn new(
+        settings: Settings,
+        env: Env,
+        (devices, probe): (Arc<Devices>, Probe),
+        gate: Arc<IntakeGate>,
+        pools: Vec<Arc<PoolShared>>,
+    ) -> Self {
+        RuntimeShared {
+            clients: Clients::new(&settings.given),
+            ledger: Ledger::new(env.clone(), settings.given.retention.clone()),
+            env,
+            settings: RwLock::new(settings),
+            devices,
+            gpu_monitor: Address::default(),
+            probe,
+            gate,
+            pools: Pools::new(pools),
+            root: Address::default(),
+            admission: Address::default(),
+            sessions: Address::default(),
+            rejected: Default::default(),
+            limited: Default::default(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// The configuration as of now. A short lock, read at admission.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.settings.read().resolved.clone()
+    }
+
+    /// The configuration as of now, as it was given and as it is meant.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.read().clone()
+    }
+
+    /// Puts another configuration in force. For the public handle, which has made the pools fit it.
+    pub(crate) fn set_settings(&self, settings: Settings) {
+        *self.settings.write() = settings;
+    }
+}
+
 /// Policies that refuse before any queue is asked.
 pub(crate) const LIMITS: [&str; 5] = ["gate", RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED];
 
 /// One pool.
 pub(crate) struct PoolShared {
-    /// Its place in the configuration.
+    /// Its number. Of those that a runtime starts with, the place in the configuration.
     pub(crate) position: u16,
     pub(crate) id: PoolId,
     /// As it was configured. What a reload may change is in its edition.
@@ -116,30 +178,36 @@ pub(crate) struct PoolShared {
     /// A nudge to the pool manager is on its way: slots that are freed meanwhile need no other.
     nudged: AtomicBool,
     pub(crate) samples: Samples,
+    /// What is wanted of its tasks. Written when the configuration changes.
+    pub(crate) objectives: Mutex<Objectives>,
     /// Percentiles. Written by the latency actor.
     pub(crate) latency_view: Mutex<Arc<LatencyView>>,
     pub(crate) counters: Counters,
     /// Wakes whoever waits for a change of the pool's state.
     pub(crate) state_changed: Notify,
-    /// The other pools with its engine, which may come to serve the same. Set once, when all pools are there.
-    others: OnceLock<Vec<Weak<PoolShared>>>,
+    /// The other pools with its engine, which may come to serve the same. Written when the pools change.
+    others: RwLock<Arc<[Weak<PoolShared>]>>,
+    /// It has left the configuration, and ends when it is through with its tasks.
+    pub(super) is_leaving: AtomicBool,
+    /// The pool that takes its place, if one does.
+    pub(super) successor: OnceLock<Arc<PoolShared>>,
 }
 
 impl PoolShared {
     pub(crate) fn new(
-        position: u16,
+        (position, row): (u16, usize),
         resolved: &Resolved,
         (env, devices): (Env, Arc<Devices>),
         factory: EngineFactory,
     ) -> Result<Arc<Self>, ConfigError> {
-        let config = resolved.config.pools[usize::from(position)].clone();
+        let config = resolved.config.pools[row].clone();
         let id = PoolId::parse(&config.id)
-            .map_err(|error| ConfigError { path: format!("pools[{position}].id"), message: error.to_string() })?;
+            .map_err(|error| ConfigError { path: format!("pools[{row}].id"), message: error.to_string() })?;
         let config = Arc::new(config);
         let edition = Edition::first(&config);
         let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
             let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
-            let fault = resolved.fault_of(usize::from(position), index).map(ToString::to_string);
+            let fault = resolved.fault_of(row, index).map(ToString::to_string);
             let mask = replica.mask()?;
             let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
             let place = ReplicaShared::new(replica_id, mask, config.slots, edition.clone());
@@ -174,7 +242,9 @@ impl PoolShared {
             depth: Default::default(),
             wanted: AtomicU32::new(0),
             crowd: Mutex::default(),
-            others: OnceLock::new(),
+            others: RwLock::default(),
+            is_leaving: AtomicBool::new(false),
+            successor: OnceLock::new(),
             books,
             settlements: Mutex::default(),
             rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean, measured: false }),
@@ -182,6 +252,7 @@ impl PoolShared {
             offered: AtomicU32::new(0),
             nudged: AtomicBool::new(false),
             samples: Samples::default(),
+            objectives: Mutex::new(resolved.config.objectives.wanted()),
             latency_view: Mutex::default(),
             counters: Counters::default(),
             state_changed: Notify::new(),
@@ -240,9 +311,9 @@ impl PoolShared {
     }
 
     /// Tells the pool which others there are.
-    pub(crate) fn meet(self: &Arc<Self>, all: &[Arc<PoolShared>]) {
-        let others = all.iter().filter(|other| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine);
-        let _ = self.others.set(others.map(Arc::downgrade).collect()); // Set already: the same pools.
+    pub(crate) fn meet(self: &Arc<Self>, table: &Table) {
+        let alike = |other: &&Arc<PoolShared>| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine;
+        *self.others.write() = table.every().filter(alike).map(Arc::downgrade).collect();
     }
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
@@ -251,8 +322,9 @@ impl PoolShared {
     }
 
     /// Every other pool with its engine, whatever it serves now.
-    pub(crate) fn others(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
-        self.others.get().into_iter().flatten().filter_map(Weak::upgrade)
+    pub(crate) fn others(&self) -> impl Iterator<Item = Arc<PoolShared>> + use<> {
+        let others = self.others.read().clone();
+        (0..others.len()).filter_map(move |index| others[index].upgrade())
     }
 
     /// Every pool that is one set with this one as far as what they are to serve goes.

@@ -91,6 +91,16 @@ impl<K: Copy + PartialEq> Children<K> {
         self.table.push(Child { key, name: name.into(), history, cell: None, generation: 0 });
     }
 
+    /// Whether a child of this name was declared.
+    pub(crate) fn knows(&self, key: K) -> bool {
+        self.table.iter().any(|child| child.key == key)
+    }
+
+    /// A child that has ended is none any more.
+    pub(crate) fn forget(&mut self, key: K) {
+        self.table.retain(|child| child.key != key);
+    }
+
     /// Notes that a child has been started.
     pub(crate) fn started(&mut self, key: K, cell: ActorCell) {
         let Some(child) = self.table.iter_mut().find(|child| child.key == key) else { return };

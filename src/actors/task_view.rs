@@ -80,6 +80,8 @@ pub(crate) struct SealedTask {
     /// All its readers had left for good.
     pub(crate) deserted: bool,
     pub(crate) timing: Timing,
+    /// The longest silence between a lost attempt and the next token.
+    pub(crate) resume_gap: Option<Duration>,
     pub(crate) tokens_in: Tokens,
     pub(crate) tokens_out: u32,
     /// Memory that the record goes on holding.

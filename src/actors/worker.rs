@@ -19,6 +19,7 @@ use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::identity::check_identity;
 use crate::actors::lease::{Assignment, SlotLease};
+use crate::actors::leaving::until_devices_are_left;
 use crate::actors::load::Load;
 use crate::actors::queue::QueueMsg;
 use crate::actors::reload::Edition;
@@ -240,8 +241,9 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.place().discard_engine();
     *state.place().engine.lock() = Some(engine.clone());
     state.engine = Some(engine.clone());
-    let (pool, index) = (state.pool.clone(), state.index);
+    let (runtime, pool, index) = (state.runtime.clone(), state.pool.clone(), state.index);
     state.tasks.spawn(async move {
+        until_devices_are_left(&runtime, &pool).await;
         let result = Load { pool: &pool, index, edition: &edition, engine: &*engine }.run().await;
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });

@@ -41,13 +41,25 @@ impl Config {
         range("retention.tasks", self.retention.tasks.into(), 1, 10_000_000);
         range("retention.age_ms", self.retention.age_ms, 1, DEADLINE_MS_MAX);
         range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
+        range("http.connections_max", self.http.connections_max.into(), 1, 1_000_000);
+        range("http.head_ms", self.http.head_ms, 100, DEADLINE_MS_MAX);
+        range("http.body_ms", self.http.body_ms, 100, DEADLINE_MS_MAX);
+        range("access.failures_burst", self.access.failures_burst.into(), 1, 1_000_000);
         range("http.keep_alive_ms", self.http.keep_alive_ms, 100, DEADLINE_MS_MAX);
         range("http.metrics_ms", self.http.metrics_ms, 10, DEADLINE_MS_MAX);
         range("gpu.poll_ms", self.gpu.poll_ms, 10, 5_000); // A load waits for a look.
         range("gpu.answer_ms", self.gpu.answer_ms, 1, 3_600_000);
         range("gpu.recover_ms", self.gpu.recover_ms, 0, DEADLINE_MS_MAX);
+        let objectives = &self.objectives;
+        range("objectives.interactive.first_token_ms", objectives.interactive.first_token_ms, 1, DEADLINE_MS_MAX);
+        range("objectives.interactive.tokens_64_ms", objectives.interactive.tokens_64_ms, 1, DEADLINE_MS_MAX);
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
+        faults.extend(objectives.share_faults());
+        if !(1e-6..=RATE_MAX).contains(&self.access.failures_per_s) {
+            let text = format!("it must be from 0.000001 to {RATE_MAX}");
+            faults.push(ConfigError::new("access.failures_per_s", text));
+        }
         faults
     }
 

@@ -144,6 +144,20 @@ impl Accounts {
         self.slot(client).and_then(|slot| self.account(slot).usual.tokens())
     }
 
+    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out. In the order of
+    /// their names; one walk over all that are remembered.
+    pub fn busy(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
+        let with_tasks = self.accounts.iter().map(|(_, account)| account).filter(|account| account.uses > 0);
+        let mut busy: Vec<_> = with_tasks
+            .map(|account| {
+                let out = account.uses.saturating_sub(account.waiting.iter().sum());
+                (account.id.clone(), account.weight, account.waiting, out)
+            })
+            .collect();
+        busy.sort_by(|a, b| a.0.cmp(&b.0));
+        busy
+    }
+
     /// Tasks of the client that wait in this class.
     pub fn waiting(&self, client: &ClientId, class: Priority) -> u32 {
         self.slot(client).map_or(0, |slot| self.waiting_in(slot, class))

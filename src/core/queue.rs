@@ -211,6 +211,12 @@ impl<T> Queue<T> {
         Some((charge, session))
     }
 
+    /// The task of this number, if it waits here.
+    pub fn get(&self, seq: TaskSeq) -> Option<&T> {
+        let key = *self.index.get(&seq)?;
+        Some(&self.nodes[key as usize].item)
+    }
+
     /// The numbers of all that wait, ascending. For when a queue is turned out or built anew.
     pub fn numbers(&self) -> Vec<TaskSeq> {
         let mut numbers: Vec<TaskSeq> = self.index.keys().copied().collect();

@@ -1,11 +1,12 @@
 //! What a task is, which steps its life may take, and how it may end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::error::{ErrorCode, TaskError};
-use crate::core::id::{ClientId, Epoch, SessionId, TaskId};
+use crate::core::id::{ClientId, Epoch, PoolId, SessionId, TaskId};
 use crate::core::resume::OnLoss;
 use crate::core::units::Tokens;
 pub use crate::core::workload::{INPUTS_MAX, Workload};
@@ -152,6 +153,8 @@ pub struct TaskRequest {
     pub on_loss: Option<OnLoss>,
     /// What becomes of it when its last reader is gone.
     pub on_disconnect: OnDisconnect,
+    /// The only pools that it may use, or `None` for all that its client may use.
+    pub pools: Option<Arc<[PoolId]>>,
 }
 
 /// Generation budget of a task that names none.
@@ -181,6 +184,7 @@ impl TaskRequest {
             kv_hint: KvHint::Reuse,
             on_loss: None,
             on_disconnect: OnDisconnect::Keep,
+            pools: None,
         }
     }
 
@@ -194,6 +198,11 @@ impl TaskRequest {
     /// stream: `{"index":…,"score":…}`.
     pub fn rerank(query: impl Into<String>, inputs: Vec<String>) -> Self {
         TaskRequest { workload: Workload::Rerank, prompt: query.into(), ..TaskRequest::embedding(inputs) }
+    }
+
+    /// Whether it may use this pool, whatever its client may.
+    pub fn may_use(&self, pool: &PoolId) -> bool {
+        self.pools.as_ref().is_none_or(|pools| pools.contains(pool))
     }
 
     /// Bytes of all its texts.

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -44,6 +45,13 @@ impl EngineSite {
     /// Leaves something that is ending; `end` returns when it is gone.
     pub fn leave(&self, end: impl Future<Output = ()> + Send + 'static) {
         self.ending.lock().push(Box::pin(end));
+    }
+
+    /// Whether all that was left is gone, as of now.
+    pub(crate) fn is_clear(&self) -> bool {
+        let mut ending = self.ending.lock();
+        ending.retain_mut(|end| end.as_mut().now_or_never().is_none());
+        ending.is_empty()
     }
 
     /// Waits until all that was left is gone, or `limit` is over.

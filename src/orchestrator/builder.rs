@@ -3,14 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::actors::address::Address;
-use crate::actors::clients::Clients;
 use crate::actors::devices::Devices;
 use crate::actors::gate::IntakeGate;
 use crate::actors::gpu_monitor::Probe;
-use crate::actors::ledger::Ledger;
-use crate::actors::refusals::Refusals;
-use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::shared::{PoolShared, RuntimeShared, Settings};
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::device::Inventory;
 use crate::core::health::policy;
@@ -92,13 +88,18 @@ impl Builder {
     }
 }
 
+/// The devices there are, by who can see them.
+pub(super) fn inventory(probe: Option<&Arc<dyn DeviceProbe>>) -> Inventory {
+    probe.map_or_else(|| Inventory::simulated("nobody asked"), |probe| probe.inventory())
+}
+
 fn assemble(
     config: &Config,
     factories: Vec<EngineFactory>,
     env: Env,
     probe: Probe,
 ) -> Result<Arc<RuntimeShared>, ConfigError> {
-    let inventory = probe.as_ref().map_or_else(|| Inventory::simulated("nobody asked"), |probe| probe.inventory());
+    let inventory = inventory(probe.as_ref());
     // Pools that cannot be on these devices say so when they are loaded; the others serve.
     let resolved = resolve(config, &inventory);
     resolved.faults.iter().for_each(|fault| tracing::error!(%fault, "this cannot be served on these devices"));
@@ -106,28 +107,18 @@ fn assemble(
     let named = DeviceMask::new(masks.iter().flat_map(|mask| mask.devices().to_vec()).collect());
     let wait = Duration::from_millis(config.gpu.recover_ms);
     let devices = Arc::new(Devices::new(&inventory, &named, policy(wait), env.clone()));
-    let mut places = config.intake_margin as usize;
     let mut pools = Vec::new();
-    for (position, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
-        places += pool.queue.capacity as usize + pool.slots as usize * pool.replicas.len();
+    for (position, factory) in factories.into_iter().enumerate().take(config.pools.len()) {
         let around = (env.clone(), devices.clone());
-        pools.push(PoolShared::new(position as u16, &resolved, around, factory)?);
+        pools.push(PoolShared::new((position as u16, position), &resolved, around, factory)?);
     }
-    pools.iter().for_each(|pool| pool.meet(&pools));
-    Ok(Arc::new(RuntimeShared {
-        clients: Clients::new(config),
-        ledger: Ledger::new(env.clone(), config.retention.clone()),
-        env,
-        config: resolved.config,
-        devices,
-        gpu_monitor: Address::default(),
-        probe,
-        gate: IntakeGate::new(places),
-        pools,
-        admission: Address::default(),
-        sessions: Address::default(),
-        rejected: Default::default(),
-        limited: Default::default(),
-        refusals: Refusals::default(),
-    }))
+    let (given, resolved) = (Arc::new(config.clone()), Arc::new(resolved.config));
+    let settings = Settings { given, resolved, generation: 1 };
+    Ok(Arc::new(RuntimeShared::new(settings, env, (devices, probe), IntakeGate::new(places(config)), pools)))
+}
+
+/// Most tasks that may be anywhere: what queues and slots hold, and those between two actors.
+pub(super) fn places(config: &Config) -> usize {
+    let of = |pool: &PoolConfig| pool.queue.capacity as usize + pool.slots as usize * pool.replicas.len();
+    config.intake_margin as usize + config.pools.iter().map(of).sum::<usize>()
 }

@@ -137,14 +137,14 @@ impl Orchestrator {
             replica_id: view.replica_id,
             predicted_start_ms: predicted.map(millis_ceil),
             standing,
-            pools: self.runtime.pools.iter().map(|pool| self.consider(pool, record)).collect(),
+            pools: self.runtime.pools.table().serving.iter().map(|pool| self.consider(pool, record)).collect(),
             refusal: None,
         })
     }
 
     fn consider(&self, pool: &PoolShared, record: &TaskRecord) -> PoolConsidered {
         let client = self.runtime.clients.get(&record.request.client_id);
-        let facts = facts_of(pool, &record.request, &client);
+        let facts = facts_of(pool, &record.request, &client.policy());
         let demand = Demand { mask: &pool.mask, affinity: record.affinity(pool), kv_tokens: record.kv_tokens() };
         let replica = |replica: &ReplicaShared| ReplicaConsidered {
             replica_id: replica.id.clone(),

@@ -77,10 +77,7 @@ impl Orchestrator {
     /// workers. Returns the state that it is in, or `None` when there is no such pool.
     pub fn drain(&self, pool: &PoolId) -> Option<PoolState> {
         let pool = self.pool_shared(pool)?;
-        if pool.intent() == Intent::Serve {
-            pool.set_intent(Intent::Drain); // At once: nothing new comes in from here on.
-            pool.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
-        }
+        drain(&pool);
         Some(pool.state())
     }
 
@@ -90,16 +87,7 @@ impl Orchestrator {
     /// Dropping the future is harmless.
     pub async fn until_pool(&self, pool: &PoolId, wanted: impl Fn(PoolState) -> bool) -> Option<PoolState> {
         let pool = self.pool_shared(pool)?;
-        loop {
-            let changed = pool.state_changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable(); // Before the look, so that no change is missed.
-            let state = pool.state();
-            if wanted(state) {
-                return Some(state);
-            }
-            changed.await;
-        }
+        Some(until(&pool, wanted).await)
     }
 
     /// Waits until every pool has a Ready replica.
@@ -107,8 +95,8 @@ impl Orchestrator {
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn until_ready(&self) {
-        for pool in &self.runtime.pools {
-            self.until_pool(&pool.id, |state| state == PoolState::Ready).await;
+        for pool in &self.runtime.pools.table().serving {
+            until(pool, |state| state == PoolState::Ready).await;
         }
     }
 
@@ -145,16 +133,17 @@ impl Orchestrator {
     /// # Cancel safety
     /// Dropping the future leaves the drains under way; drop the handle to end at once.
     pub async fn stop(self) {
-        let replicas = self.runtime.pools.iter().flat_map(|pool| &pool.replicas);
+        let table = self.runtime.pools.table();
+        let replicas = table.every().flat_map(|pool| &pool.replicas);
         let engines: Vec<_> =
             replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
-        for pool in &self.runtime.pools {
-            self.drain(&pool.id);
+        for pool in &table.serving {
+            drain(pool);
         }
         let ended = self.life.ended.clone();
         let drained = async {
-            for pool in &self.runtime.pools {
-                self.until_pool(&pool.id, |state| state == PoolState::Stopped).await;
+            for pool in table.every() {
+                until(pool, |state| state == PoolState::Stopped).await;
             }
         };
         tokio::select! {
@@ -175,7 +164,7 @@ impl Orchestrator {
         if timeout(ANSWER_TIMEOUT, gone).await.is_err() {
             tracing::error!("an engine is still held by somebody");
         }
-        for replica in self.runtime.pools.iter().flat_map(|pool| &pool.replicas) {
+        for replica in table.every().flat_map(|pool| &pool.replicas) {
             replica.site.until_clear(ANSWER_TIMEOUT).await; // Its process has been told to end.
         }
     }
@@ -202,16 +191,36 @@ impl Orchestrator {
         if let Some(root) = self.life.root.lock().clone() {
             let _ = root.cast(RootMsg::Ping);
         }
-        for pool in &self.runtime.pools {
+        for pool in self.runtime.pools.table().every() {
             pool.supervisor.cast(PoolSupervisorMsg::Ping);
         }
     }
 
-    pub(crate) fn pool_shared(&self, id: &PoolId) -> Option<&Arc<PoolShared>> {
-        self.runtime.pools.iter().find(|pool| pool.id == *id)
+    pub(crate) fn pool_shared(&self, id: &PoolId) -> Option<Arc<PoolShared>> {
+        self.runtime.pools.table().serving.iter().find(|pool| pool.id == *id).cloned()
     }
 
     pub(crate) fn shared(&self) -> &RuntimeShared {
         &self.runtime
+    }
+}
+
+fn drain(pool: &PoolShared) {
+    if pool.intent() == Intent::Serve {
+        pool.set_intent(Intent::Drain); // At once: nothing new comes in from here on.
+        pool.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+    }
+}
+
+async fn until(pool: &PoolShared, wanted: impl Fn(PoolState) -> bool) -> PoolState {
+    loop {
+        let changed = pool.state_changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable(); // Before the look, so that no change is missed.
+        let state = pool.state();
+        if wanted(state) {
+            return state;
+        }
+        changed.await;
     }
 }

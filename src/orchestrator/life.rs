@@ -65,6 +65,7 @@ impl Drop for Life {
 impl Life {
     pub(super) async fn start(runtime: Arc<RuntimeShared>) -> Result<Life, SpawnErr> {
         let (root, mut handle) = Actor::spawn(None, Root, runtime.clone()).await?;
+        runtime.root.publish(root.clone());
         let current = Arc::new(Mutex::new(Some(root)));
         let (place, shared) = (current.clone(), runtime.clone());
         let ended = Arc::new(Ended::default());
@@ -75,13 +76,15 @@ impl Life {
             history.on_healthy(runtime.env.now());
             loop {
                 let _ = handle.await; // However it ended, it has.
-                let stopping = runtime.pools.iter().all(|pool| pool.intent() == Intent::Stop);
+                let stopping = runtime.pools.table().every().all(|pool| pool.intent() == Intent::Stop);
                 let decision = history.on_exit(runtime.env.now(), runtime.env.random());
                 if stopping || decision == Decision::Escalate {
                     break;
                 }
                 match Actor::spawn(None, Root, runtime.clone()).await {
                     Ok((root, next)) => {
+                        runtime.root.publish(root.clone());
+                        let _ = root.cast(RootMsg::PoolsChanged); // What changed while nobody could be told.
                         (*place.lock(), handle) = (Some(root), next);
                         history.on_started();
                         history.on_healthy(runtime.env.now());
@@ -105,7 +108,7 @@ fn end_everything(runtime: &RuntimeShared) {
         let terminal = Terminal::error(ErrorCode::WorkerReset, "the runtime has stopped");
         let _ = runtime.ledger.seal(&record, None, terminal);
     }
-    for pool in &runtime.pools {
+    for pool in runtime.pools.table().every() {
         pool.set_intent(Intent::Stop);
         pool.replicas.iter().for_each(|replica| replica.discard_engine());
     }

@@ -4,6 +4,7 @@ mod builder;
 mod explain;
 mod handle;
 mod life;
+mod reconfigure;
 mod reload;
 mod submission;
 

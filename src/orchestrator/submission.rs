@@ -134,7 +134,7 @@ impl Orchestrator {
     /// Waits until everybody lives whom this task has to pass: its message may have died with any of them.
     async fn until_way_in(&self, record: &TaskRecord) {
         self.runtime.admission.until_alive().await;
-        if let Some(pool) = record.pool() {
+        if let Some(pool) = record.pool().filter(|pool| !pool.is_leaving()) {
             pool.queue.until_alive().await;
         }
     }
@@ -193,7 +193,14 @@ fn submitted(runtime: &Arc<RuntimeShared>, record: Arc<TaskRecord>, accepted: Ac
 
 /// The refusal of a runtime that has as many tasks as it may have anywhere.
 fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
-    let wait = runtime.pools.iter().map(|pool| pool.expected_wait(request.priority, None)).min().unwrap_or_default();
+    let wait = runtime
+        .pools
+        .table()
+        .serving
+        .iter()
+        .map(|pool| pool.expected_wait(request.priority, None))
+        .min()
+        .unwrap_or_default();
     let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
     TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(wait)
 }

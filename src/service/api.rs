@@ -110,6 +110,7 @@ impl SubmitBody {
             kv_hint: self.kv_hint,
             on_loss: self.on_loss,
             on_disconnect: self.on_disconnect,
+            pools: None,
         })
     }
 }

@@ -58,7 +58,7 @@ pub fn openapi() -> String {
 
 /// Every route of the API, over this runtime.
 pub fn router(orchestrator: Orchestrator) -> Router {
-    let body_bytes_max = orchestrator.shared().config.http.body_bytes_max as usize;
+    let body_bytes_max = orchestrator.config().http.body_bytes_max as usize;
     Router::new()
         .route("/v1/tasks", post(tasks::submit))
         .route("/v1/tasks/{id}", get(tasks::status))

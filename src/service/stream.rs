@@ -155,7 +155,8 @@ impl Connection {
 /// A task's events as the body of an answer.
 #[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
 pub(crate) fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
-    let http = &orchestrator.shared().config.http;
+    let config = orchestrator.config();
+    let http = &config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);
     // A reader that comes back does not see `started` again.
     let view = stream.view();

@@ -58,8 +58,10 @@ impl Orchestrator {
     /// The devices of this host, as they stand now.
     pub fn devices(&self) -> DevicesView {
         let (shared, now) = (self.shared(), self.env().now());
-        let places = || shared.pools.iter().flat_map(|pool| &pool.replicas);
-        let devices = shared.devices.iter().map(|device| {
+        let table = shared.pools.table();
+        let places = || table.every().flat_map(|pool| &pool.replicas);
+        let all = shared.devices.all();
+        let devices = all.iter().map(|device| {
             let sample = device.sample();
             let uses = places().filter(|place| place.mask.devices().contains(&device.info.id));
             let seen = |(number, count): (u64, u64)| {

@@ -1,0 +1,121 @@
+//! A pool that leaves: its waiting tasks go to the pool that takes its place, as far as that can serve them; the others it finishes.
+//!
+//! Spec: ORCH-3031.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use crate::actors::pool_supervisor::{PoolSupervisorMsg, PoolSupervisorState};
+use crate::actors::queue::{QueueMsg, QueueState};
+use crate::actors::record::TaskRecord;
+use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::supervise::STOPPED;
+use crate::core::fairness::{Accounts, Served};
+use crate::core::lifecycle::Intent;
+
+/// Time between two looks whether the last task of a pool that leaves has ended.
+const LEAVE_PERIOD: Duration = Duration::from_millis(20);
+
+impl PoolShared {
+    /// Begins to leave, for good. What waits goes to `successor`, if there is one that can serve it.
+    pub(crate) fn leave(&self, successor: Option<Arc<PoolShared>>) {
+        if let Some(successor) = successor {
+            let _ = self.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
+        }
+        self.is_leaving.store(true, SeqCst);
+        if self.intent() == Intent::Serve {
+            self.set_intent(Intent::Drain);
+        }
+        self.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
+        self.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+    }
+
+    /// Whether it has left the configuration.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(SeqCst)
+    }
+
+    /// Whether it could serve this task, for which the pool that it replaces was chosen.
+    fn can_take_over(&self, record: &TaskRecord) -> bool {
+        let request = &record.request;
+        let fits = self.edition().spec.fits(request).is_ok() && self.config.workloads.contains(&request.workload);
+        let engine = request.engine.as_ref().is_none_or(|engine| *engine == self.config.engine);
+        fits && engine && record.kv_tokens() <= u64::from(self.ctx.load(Relaxed)) && record.may_use(self)
+    }
+
+    /// The pool that takes this task instead, if this one leaves.
+    pub(super) fn heir_of(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
+        self.successor.get().filter(|successor| successor.can_take_over(record))
+    }
+}
+
+/// Hands the waiting tasks over to the pool that takes this one's place. A conversation whose task is out here goes on here, as long as
+/// this pool runs anything.
+pub(super) fn hand_over(state: &mut QueueState, books: &mut Accounts) {
+    let pool = state.pool.clone();
+    let Some(successor) = pool.successor.get() else { return };
+    if !std::mem::replace(&mut state.handed_over, true) || pool.is_out() {
+        let busy: Vec<_> = books.busy_sessions().map(|(_, session)| session.clone()).collect();
+        for seq in state.queue.numbers() {
+            let Some(record) = state.queue.get(seq).cloned() else { continue };
+            let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_out();
+            if stays || pool.heir_of(&record).is_none() {
+                continue;
+            }
+            state.queue.cancel(books, seq);
+            state.forget_deadline(&record);
+            send_on(&record, successor);
+        }
+        // Should this life end before a message has arrived: the ledger knows whose queue has what.
+        successor.queue.cast(QueueMsg::Refill);
+    }
+}
+
+/// A task that came back to a pool that leaves goes on in its successor's queue. Returns whether it does.
+pub(super) fn pass_on(state: &mut QueueState, books: &mut Accounts, record: &Arc<TaskRecord>) -> bool {
+    let pool = state.pool.clone();
+    let Some(heir) = pool.heir_of(record) else { return false };
+    state.queue.settle(books, record.seq, Served::Nothing);
+    send_on(record, heir);
+    true
+}
+
+fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
+    record.reroute(heir.clone());
+    heir.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
+}
+
+/// Lets the supervisor of a pool that leaves end, when nothing of the pool is left; else looks again soon.
+pub(super) fn look_whether_left(state: &PoolSupervisorState) {
+    let pool = &state.pool;
+    if !pool.is_leaving() || pool.intent() != Intent::Stop {
+        return;
+    }
+    let waits = !state.runtime.ledger.unfinished_in(pool.position).is_empty();
+    let computes = pool.replicas.iter().any(|replica| replica.slots.used() > 0 || !replica.site.is_clear());
+    if waits || computes {
+        state.myself.send_after(LEAVE_PERIOD, || PoolSupervisorMsg::LookWhetherLeft);
+    } else {
+        tracing::info!(pool_id = %pool.id, "the pool has left");
+        state.myself.stop(Some(STOPPED.into()));
+    }
+}
+
+/// Waits until no engine of a pool that leaves is on devices that this pool is about to use.
+pub(super) async fn until_devices_are_left(runtime: &RuntimeShared, pool: &PoolShared) {
+    loop {
+        let table = runtime.pools.table();
+        let shares = |other: &&Arc<PoolShared>| {
+            other.position != pool.position
+                && other.mask.devices().iter().any(|device| pool.mask.devices().contains(device))
+        };
+        let Some(other) = table.leaving.iter().find(shares) else { break };
+        let changed = other.state_changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable(); // Before the look, so that the change is not missed.
+        if runtime.pools.table().get(other.position).is_some() {
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Another configuration while the runtime serves: checked whole, then put in force in one step (ORCH-3031).
+
+use std::sync::Arc;
+
+use crate::actors::pool_supervisor::PoolSupervisorMsg;
+use crate::actors::pools::Table;
+use crate::actors::root::RootMsg;
+use crate::actors::shared::{PoolShared, Settings};
+use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, change, resolve};
+use crate::core::id::DeviceMask;
+use crate::core::lifecycle::Intent;
+use crate::core::model::{ModelChange, ModelSpec};
+use crate::orchestrator::builder::{Builder, places};
+use crate::orchestrator::handle::Orchestrator;
+
+impl Orchestrator {
+    /// The configuration that is in force, as it was given.
+    pub fn config(&self) -> Arc<Config> {
+        self.runtime.settings().given
+    }
+
+    /// The number of the configuration that is in force: 1 at the start, and one more for each change.
+    pub fn config_generation(&self) -> u64 {
+        self.runtime.settings().generation
+    }
+
+    /// Pools that are not in the configuration any more, and not through with their tasks yet.
+    pub fn leaving(&self) -> Vec<crate::core::id::PoolId> {
+        self.runtime.pools.table().leaving.iter().map(|pool| pool.id.clone()).collect()
+    }
+
+    /// What another configuration would change.
+    ///
+    /// # Errors
+    /// Every fault of it, and every setting that takes effect at the start only and differs. Nothing has changed.
+    pub fn compare(&self, config: &Config) -> Result<ConfigChange, Vec<ConfigError>> {
+        let faults = config.faults();
+        if faults.is_empty() { change::compare(&self.config(), config) } else { Err(faults) }
+    }
+
+    /// Puts another configuration in force. New pools are started, others get a new model or a successor, those that are not named
+    /// any more finish what they have. Nothing that was accepted is lost: what waits in a pool that gets a successor goes over to it,
+    /// unless it asks for what the successor has not; then, as in a pool that goes, it has the pool's `drain_ms` to be served.
+    /// What clients may do, objectives and other settings are changed at the same moment.
+    ///
+    /// A pool that differs in its model only is reloaded as by [`Orchestrator::reload`]; should that be undone later, the pool keeps
+    /// its old model, and [`PoolView::reload`](crate::PoolView::reload) says why.
+    ///
+    /// # Errors
+    /// As [`Orchestrator::compare`]; besides, a pool whose model is to be changed and that is being reloaded, drained or stopped. Then
+    /// nothing has changed.
+    pub fn reconfigure(&self, to: Builder) -> Result<ConfigChange, Vec<ConfigError>> {
+        let Builder { config, factories, .. } = to;
+        let runtime = &self.runtime;
+        let mut next_number = runtime.pools.begin_change();
+        let plan = self.compare(&config)?;
+        if plan.is_empty() {
+            return Ok(plan);
+        }
+        let (now, before) = (runtime.pools.table(), runtime.settings());
+        if now.serving.iter().all(|pool| pool.intent() == Intent::Stop) && self.has_ended() {
+            return Err(vec![fault("pools", "the runtime has ended")]);
+        }
+        let inventory = crate::orchestrator::builder::inventory(runtime.probe.as_ref());
+        let resolved = resolve(&config, &inventory);
+        let masks: Vec<DeviceMask> = resolved
+            .config
+            .pools
+            .iter()
+            .map(PoolConfig::mask)
+            .collect::<Result<_, _>>()
+            .map_err(|error| vec![error])?;
+        runtime.devices.learn(&masks);
+        // All that can fail comes first.
+        let is_new = |id: &String| plan.added.contains(id) || plan.replaced.contains(id);
+        let mut numbers = *next_number;
+        let mut serving: Vec<Arc<PoolShared>> = Vec::new();
+        let mut heirs: Vec<(Arc<PoolShared>, Option<Arc<PoolShared>>)> = Vec::new();
+        for (row, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
+            let known = now.serving.iter().find(|known| known.id.as_str() == pool.id);
+            match known.filter(|_| !is_new(&pool.id)) {
+                Some(known) => serving.push(known.clone()),
+                None => {
+                    let number = u16::try_from(numbers).map_err(|_| vec![fault("pools", NUMBERS_USED_UP)])?;
+                    numbers += 1;
+                    let around = (runtime.env.clone(), runtime.devices.clone());
+                    let fresh =
+                        PoolShared::new((number, row), &resolved, around, factory).map_err(|error| vec![error])?;
+                    heirs.extend(known.map(|known| (known.clone(), Some(fresh.clone()))));
+                    serving.push(fresh);
+                }
+            }
+        }
+        let gone = now.serving.iter().filter(|pool| plan.removed.iter().any(|id| pool.id.as_str() == id));
+        heirs.extend(gone.map(|pool| (pool.clone(), None)));
+        begin_reloads(&config, &plan.reloaded, &now)?;
+
+        // From here on nothing fails.
+        *next_number = numbers;
+        let leaving = now.leaving.iter().chain(heirs.iter().map(|(pool, _)| pool)).cloned().collect();
+        runtime.pools.set(Table { serving, leaving });
+        runtime.gate.set_limit(places(&config));
+        let wanted = config.objectives.wanted();
+        runtime.pools.table().every().for_each(|pool| *pool.objectives.lock() = wanted);
+        let (given, resolved) = (Arc::new(config), Arc::new(resolved.config));
+        runtime.clients.update(&given);
+        runtime.set_settings(Settings { given, resolved, generation: before.generation + 1 });
+        for (pool, heir) in heirs {
+            pool.leave(heir);
+        }
+        runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
+        for id in &plan.reloaded {
+            let pool = now.serving.iter().find(|pool| pool.id.as_str() == id);
+            pool.map(|pool| pool.supervisor.cast(PoolSupervisorMsg::Reload)); // Nobody there: the next one finds the reload.
+        }
+        tracing::info!(generation = before.generation + 1, ?plan, "another configuration is in force");
+        Ok(plan)
+    }
+}
+
+/// A pool's number is never given to another: what is on its way may still name it.
+const NUMBERS_USED_UP: &str = "65,536 pools have been started since the service was; restart it to add others";
+
+fn fault(path: &str, message: impl Into<String>) -> ConfigError {
+    ConfigError { path: path.into(), message: message.into() }
+}
+
+/// Begins the reloads of a change: all, or none.
+fn begin_reloads(config: &Config, ids: &[String], table: &Table) -> Result<(), Vec<ConfigError>> {
+    let mut begun: Vec<&Arc<PoolShared>> = Vec::new();
+    for id in ids {
+        let pool = table.serving.iter().find(|pool| pool.id.as_str() == id);
+        let row = config.pools.iter().position(|pool| pool.id == *id);
+        let Some((pool, row)) = pool.zip(row) else { continue };
+        match pool.begin_reload(&to_spec(config.pools[row].model_spec())) {
+            Ok(()) => begun.push(pool),
+            Err(error) => {
+                for pool in begun {
+                    pool.give_up_reload("another part of the configuration could not be changed");
+                    pool.supervisor.cast(PoolSupervisorMsg::Reload); // Nobody there: the next one finds the reload.
+                }
+                return Err(vec![fault(&format!("pools[{row}].model"), error.message)]);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn to_spec(spec: ModelSpec) -> ModelChange {
+    ModelChange {
+        model: Some(spec.model),
+        quant: Some(spec.quant),
+        ctx: spec.ctx,
+        sampler_profile_version: Some(spec.sampler_profile_version),
+        undo: false,
+    }
+}

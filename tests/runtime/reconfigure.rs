@@ -1,0 +1,229 @@
+//! The whole configuration changes while the runtime serves: in one step or not at all, and nothing is lost (ORCH-3031).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use orchestrator_core::config::{ClientConfig, DeviceRef, PoolConfig, QuotaConfig};
+use orchestrator_core::core::ClientId;
+use orchestrator_core::core::lifecycle::PoolState;
+use orchestrator_core::gpu::SimEngine;
+use orchestrator_core::gpu::sim::undisturbed;
+use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest, TaskStream};
+
+use crate::support::{millisecond, pool, pool_id, start, start_with};
+
+fn builder(config: Config) -> orchestrator_core::Builder {
+    let builder = Orchestrator::builder().config(config.clone());
+    config.pools.into_iter().fold(builder, |builder, pool| builder.pool(pool, SimEngine::new))
+}
+
+fn config(pools: Vec<PoolConfig>) -> Config {
+    Config { pools, ..Config::default() }
+}
+
+/// A pool of one replica on a device of its own.
+fn on_device(id: &str, device: u32, slots: u32) -> PoolConfig {
+    let mut pool = pool(id, 1, slots, millisecond());
+    pool.replicas[0].devices = vec![DeviceRef::Index(device)];
+    pool
+}
+
+async fn end_of(mut stream: TaskStream) -> (String, Event) {
+    let mut text = String::new();
+    loop {
+        match stream.next().await.expect("a terminal event").1 {
+            Event::Token { text: token, .. } => text += &token,
+            Event::Started(_) => {}
+            end => return (text, end),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_gets_a_successor_loses_nothing_and_its_queue_goes_over() {
+    let world = start(Env::simulated(1), vec![on_device("a", 0, 2)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let mut readers = Vec::new();
+    for number in 0..40 {
+        let submitted =
+            orchestrator.submit(TaskRequest::completion(format!("p{number}")).max_tokens(30)).await.unwrap();
+        readers.push((number, tokio::spawn(end_of(submitted.stream()))));
+    }
+    let bigger = on_device("a", 0, 4);
+    let change = orchestrator.reconfigure(builder(config(vec![bigger]))).unwrap();
+    assert_eq!((change.replaced, orchestrator.config_generation()), (vec!["a".to_owned()], 2));
+    assert_eq!(orchestrator.leaving(), [pool_id("a")]);
+    // New tasks are taken at once, and wait behind the others.
+    let late = orchestrator.submit(TaskRequest::completion("late").max_tokens(5)).await.unwrap();
+    for (number, reader) in readers {
+        let (text, end) = reader.await.unwrap();
+        assert!(matches!(end, Event::End(_)), "task {number}: {end:?}");
+        assert!(!text.is_empty());
+    }
+    assert!(matches!(end_of(late.stream()).await.1, Event::End(_)));
+    orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Ready).await;
+    while !orchestrator.leaving().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let view = orchestrator.pool(&pool_id("a")).unwrap();
+    assert_eq!((view.slots_total, view.completed, view.unsettled), (4, 39, 0), "two ran out in the old one");
+    assert_eq!(orchestrator.view().tasks_open, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_goes_finishes_what_it_has_and_takes_nothing_new() {
+    let world = start(Env::simulated(2), vec![on_device("a", 0, 2), on_device("b", 1, 2)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let mut readers = Vec::new();
+    for number in 0..30 {
+        let submitted =
+            orchestrator.submit(TaskRequest::completion(format!("p{number}")).max_tokens(20)).await.unwrap();
+        readers.push(tokio::spawn(end_of(submitted.stream())));
+    }
+    let change = orchestrator.reconfigure(builder(config(vec![on_device("b", 1, 2)]))).unwrap();
+    assert_eq!((change.removed, change.kept), (vec!["a".to_owned()], vec!["b".to_owned()]));
+    assert!(orchestrator.pool(&pool_id("a")).is_none());
+    for reader in readers {
+        assert!(matches!(reader.await.unwrap().1, Event::End(_)));
+    }
+    while !orchestrator.leaving().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Back again, as a new pool beside the other.
+    orchestrator.reconfigure(builder(config(vec![on_device("a", 0, 1), on_device("b", 1, 2)]))).unwrap();
+    orchestrator.until_ready().await;
+    assert_eq!(orchestrator.pools().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_changes_nothing_and_every_fault_is_named() {
+    let world = start(Env::simulated(3), vec![on_device("a", 0, 2)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let before = orchestrator.config();
+    let mut two = config(vec![on_device("a", 0, 0), on_device("a", 0, 1)]);
+    two.retention.tasks = 5;
+    let faults = orchestrator.reconfigure(builder(two)).unwrap_err();
+    let paths: Vec<&str> = faults.iter().map(|fault| fault.path.as_str()).collect();
+    assert!(paths.contains(&"pools[0].slots") && paths.contains(&"pools[1].id"), "{paths:?}");
+    let mut fixed = config(vec![on_device("b", 0, 1)]);
+    fixed.retention.tasks = 5;
+    let faults = orchestrator.reconfigure(builder(fixed)).unwrap_err();
+    assert!(faults[0].path == "retention" && faults[0].message.contains("restart"), "{faults:?}");
+    assert_eq!((*orchestrator.config() == *before, orchestrator.config_generation()), (true, 1));
+    assert_eq!(orchestrator.pools().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_may_do_changes_at_once_and_what_it_uses_stays_counted() {
+    let quota = |running| ClientConfig {
+        quotas: QuotaConfig { running: Some(running), ..QuotaConfig::default() },
+        ..ClientConfig::default()
+    };
+    let with = |running| Config {
+        clients: BTreeMap::from([("c".to_owned(), quota(running))]),
+        ..config(vec![on_device("a", 0, 4)])
+    };
+    let world = start_with(Env::simulated(4), Config { pools: vec![], ..with(1) }, vec![on_device("a", 0, 4)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let client = ClientId::parse("c").unwrap();
+    let mut readers = Vec::new();
+    for _ in 0..6 {
+        let request = TaskRequest::completion("x").max_tokens(100).client(client.clone());
+        readers.push(tokio::spawn(end_of(orchestrator.submit(request).await.unwrap().stream())));
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(orchestrator.pools()[0].slots_used, 1);
+    let change = orchestrator.reconfigure(builder(with(3))).unwrap();
+    assert!(change.settings && change.replaced.is_empty());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(orchestrator.pools()[0].slots_used, 3, "two more may run now");
+    for reader in readers {
+        assert!(matches!(reader.await.unwrap().1, Event::End(_)));
+    }
+}
+
+/// A configuration drawn by chance: pools a to d, with models, slots and queues of all kinds; one in four is wrong.
+fn drawn(random: &mut fastrand::Rng) -> Config {
+    let mut pools = Vec::new();
+    for (index, id) in ["a", "b", "c", "d"].iter().enumerate() {
+        // The first always serves "tiny".
+        if index == 0 || random.bool() {
+            let mut pool = pool(id, random.u32(1..=2), random.u32(1..=3), millisecond());
+            for (replica, device) in pool.replicas.iter_mut().zip(0..) {
+                replica.devices = vec![DeviceRef::Index(index as u32 * 2 + device)];
+            }
+            pool.queue.capacity = random.u32(200..400);
+            pool.model = if index > 1 && random.bool() { "other".into() } else { "tiny".into() };
+            pool.timeouts.drain_ms = 60_000;
+            pools.push(pool);
+        }
+    }
+    let mut config = config(pools);
+    config.prompt_bytes_max = random.u32(1_000..9_000);
+    config.clients.insert("c1".into(), ClientConfig { weight: random.u32(1..5), ..ClientConfig::default() });
+    match random.u32(0..16) {
+        0 => config.pools[0].slots = 0,
+        1 => config.pools.push(config.pools[0].clone()),
+        2 => config.retention.tasks = 7,
+        3 => config.pools.clear(),
+        _ => {}
+    }
+    config
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_configurations_under_load_lose_nothing_and_wrong_ones_change_nothing() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let first = config(vec![pool("a", 1, 2, millisecond())]);
+    let world = start(Env::simulated(5), first.pools.clone()).await;
+    let orchestrator = world.orchestrator;
+    let (mut applied, mut refused, mut readers) = (0, 0, Vec::new());
+    for round in 0..1_000 {
+        for _ in 0..random.u32(0..4) {
+            let number = readers.len();
+            let request = TaskRequest {
+                session_id: (number % 5 == 0).then(|| orchestrator_core::core::SessionId::parse("s").unwrap()),
+                priority: if number % 3 == 0 { Priority::Batch } else { Priority::Interactive },
+                model_ref: Some("tiny".into()),
+                seed: Some(number as u64),
+                client_id: ClientId::parse(&format!("c{}", number % 4)).unwrap(),
+                ..TaskRequest::completion(format!("p{number}")).max_tokens(1 + random.u32(0..20))
+            };
+            match orchestrator.submit(request.clone()).await {
+                Ok(submitted) => readers.push(tokio::spawn(async move { (end_of(submitted.stream()).await, request) })),
+                Err(error) => assert_eq!(error.code, ErrorCode::PoolUnready, "{error}"),
+            }
+        }
+        let (before, generation) = (orchestrator.config(), orchestrator.config_generation());
+        match orchestrator.reconfigure(builder(drawn(&mut random))) {
+            Ok(_) => applied += 1,
+            Err(_) => {
+                refused += 1;
+                assert_eq!((*orchestrator.config() == *before, orchestrator.config_generation()), (true, generation));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(0..60))).await;
+        assert!(orchestrator.leaving().len() < 200, "round {round}: they leave in the end");
+    }
+    let count = readers.len();
+    for reader in readers {
+        let ((text, end), request) = reader.await.unwrap();
+        assert!(matches!(end, Event::End(_)), "{end:?} of {request:?}");
+        let whole = undisturbed(&request.prompt, request.seed.unwrap(), request.max_tokens.0, "1", "tiny");
+        assert_eq!(text, whole, "byte for byte");
+    }
+    println!("{applied} configurations applied, {refused} refused, {count} tasks, all ended well");
+    assert!(applied > 600 && refused > 150 && count > 1_000);
+    while !orchestrator.leaving().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let view = orchestrator.view();
+    assert_eq!(view.tasks_open, 0);
+    for pool in orchestrator.pools() {
+        assert_eq!((pool.unsettled, pool.slots_used, pool.stalls), (0, 0, 0), "{}", pool.pool_id);
+    }
+}
