@@ -80,6 +80,8 @@ pub struct PoolView {
     pub full_policy: String,
     /// Its workers.
     pub replicas: Vec<ReplicaView>,
+    /// Tasks whose durations were not counted. Must stay 0.
+    pub samples_lost: u64,
     /// Its percentiles.
     #[serde(skip)]
     pub latency: Arc<LatencyView>,
@@ -227,6 +229,7 @@ impl PoolView {
             diverged: counters.diverged.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),
             replicas,
+            samples_lost: pool.samples.lost.load(Relaxed),
             latency: pool.latency_view.lock().clone(),
         }
     }

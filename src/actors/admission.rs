@@ -107,7 +107,9 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();
-    let facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
+    let aside = runtime.rollouts.set_aside(request, &table);
+    let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
+    facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
     let route = route(request, &facts)?;
     let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;
@@ -131,6 +133,8 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
         workloads: &pool.config.workloads,
         bytes_per_token: pool.config.bytes_per_token,
         state,
+        aliases: &pool.config.aliases,
+        aside: false,
         room: pool.has_room(request.priority),
         allowed: policy.allows(&pool.id) && request.may_use(&pool.id),
         wait: pool.expected_wait(request.priority, Some((&request.client_id, policy.weight))),

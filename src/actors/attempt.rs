@@ -107,7 +107,8 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Ref
         }
         // Accepted for what was served then, and sent here behind a reload.
         Refusal::Misfit => {
-            let why = attempt.identity.spec.fits(&record.request).err().unwrap_or_default();
+            let why =
+                attempt.identity.spec.fits(&record.request, &attempt.pool.config.aliases).err().unwrap_or_default();
             attempt.error(ErrorCode::PoolUnavailable, format!("pool {} was reloaded: {why}", attempt.pool.id))
         }
         Refusal::OtherSource => attempt.error(ErrorCode::WorkerReset, refusal.to_string()),

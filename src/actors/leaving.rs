@@ -39,7 +39,8 @@ impl PoolShared {
     /// Whether it could serve this task, for which the pool that it replaces was chosen.
     fn can_take_over(&self, record: &TaskRecord) -> bool {
         let request = &record.request;
-        let fits = self.edition().spec.fits(request).is_ok() && self.config.workloads.contains(&request.workload);
+        let fits = self.edition().spec.fits(request, &self.config.aliases).is_ok()
+            && self.config.workloads.contains(&request.workload);
         let engine = request.engine.as_ref().is_none_or(|engine| *engine == self.config.engine);
         fits && engine && record.kv_tokens() <= u64::from(self.ctx.load(Relaxed)) && record.may_use(self)
     }

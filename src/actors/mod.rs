@@ -38,6 +38,7 @@ pub mod reload;
 mod reload_walk;
 pub(crate) mod replay;
 pub(crate) mod replica;
+pub(crate) mod rollouts;
 pub(crate) mod root;
 pub(crate) mod route;
 mod sample;

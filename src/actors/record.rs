@@ -218,7 +218,8 @@ impl TaskRecord {
         if lent.is_some_and(|home| !home.serves_the_same_as(identity)) {
             return Err(Refusal::OtherModel);
         }
-        if identity.spec.fits(&self.request).is_err() && !planted!(RunMisfits) {
+        let aliases = state.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config.aliases);
+        if identity.spec.fits(&self.request, aliases).is_err() && !planted!(RunMisfits) {
             return Err(Refusal::Misfit);
         }
         let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);

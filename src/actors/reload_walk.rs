@@ -164,7 +164,7 @@ async fn start_after_ends(state: &mut PoolSupervisorState) -> Result<(), ActorPr
 fn turn_out_misfits(state: &PoolSupervisorState, goal: &Edition) {
     let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued && !planted!(RunMisfits);
     for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(waits) {
-        let Err(why) = goal.spec.fits(&record.request) else { continue };
+        let Err(why) = goal.spec.fits(&record.request, &state.pool.config.aliases) else { continue };
         let text = format!("pool {} was reloaded: {why}", state.pool.id);
         let _ = state.runtime.ledger.seal(&record, None, Terminal::error(ErrorCode::PoolUnavailable, text));
         state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.

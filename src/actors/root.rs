@@ -11,6 +11,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 use crate::actors::admission::Admission;
 use crate::actors::gpu_monitor::GpuMonitor;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
+use crate::actors::rollouts::RolloutsWatch;
 use crate::actors::sessions::Sessions;
 use crate::actors::shared::RuntimeShared;
 use crate::actors::supervise::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
@@ -34,6 +35,8 @@ pub(crate) enum RootChild {
     Sessions,
     /// The devices' looker-on.
     GpuMonitor,
+    /// Models by percentage.
+    Rollouts,
     /// One pool, by position.
     Pool(u16),
     /// The way in: last, so that whatever it sends tasks to is there.
@@ -63,6 +66,7 @@ impl Actor for Root {
         let mut children = Children::new(runtime.env.clone(), SUPERVISORS);
         children.declare(RootChild::Sessions, "sessions");
         children.declare(RootChild::GpuMonitor, "gpu_monitor");
+        children.declare(RootChild::Rollouts, "rollouts");
         for pool in runtime.pools.table().every() {
             children.declare(RootChild::Pool(pool.position), format!("pool_supervisor/{}", pool.position));
         }
@@ -157,6 +161,11 @@ impl Supervisor for RootState {
             RootChild::GpuMonitor => {
                 let (actor, _) = Actor::spawn_linked(None, GpuMonitor, runtime.clone(), parent).await?;
                 runtime.gpu_monitor.publish(actor.clone());
+                Ok(actor.get_cell())
+            }
+            RootChild::Rollouts => {
+                let (actor, _) = Actor::spawn_linked(None, RolloutsWatch, runtime.clone(), parent).await?;
+                runtime.rollouts_watch.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             RootChild::Pool(position) => {

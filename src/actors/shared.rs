@@ -28,6 +28,7 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::refusals::Refusals;
 use crate::actors::reload::{Edition, Reloads};
 use crate::actors::replica::ReplicaShared;
+use crate::actors::rollouts::{Rollouts, RolloutsMsg};
 use crate::actors::root::RootMsg;
 use crate::actors::sample::Samples;
 use crate::actors::sessions::SessionsMsg;
@@ -68,6 +69,9 @@ pub(crate) struct RuntimeShared {
     /// Refusals by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
     pub(crate) refusals: Refusals,
+    /// Models that are brought in by percentage.
+    pub(crate) rollouts: Rollouts,
+    pub(crate) rollouts_watch: Address<RolloutsMsg>,
 }
 
 /// The configuration that is in force.
@@ -106,6 +110,8 @@ impl RuntimeShared {
             rejected: Default::default(),
             limited: Default::default(),
             refusals: Refusals::default(),
+            rollouts: Rollouts::default(),
+            rollouts_watch: Address::default(),
         }
     }
 
@@ -374,6 +380,11 @@ impl PoolShared {
     pub(crate) fn slots_free(&self) -> u32 {
         let ready = self.replicas.iter().filter(|replica| replica.state().is_ready() && !replica.kv.is_full());
         ready.map(|replica| replica.slots.free()).sum()
+    }
+
+    /// Replicas that are Ready.
+    pub(crate) fn replicas_ready(&self) -> usize {
+        self.replicas.iter().filter(|replica| replica.state().is_ready()).count()
     }
 
     /// Whether any of its replicas has a KV cache whose size is known.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::section;
+use crate::config::{Config, section};
 
 section! {
     /// The HTTP API of the service.
@@ -55,5 +55,15 @@ section! {
         pub failures_burst: u32 = 10,
         /// Wrong keys a second that it may send in the long run.
         pub failures_per_s: f64 = 1.0,
+    }
+}
+
+impl Config {
+    /// The same with other addresses to listen on, where they are given.
+    #[must_use]
+    pub fn with_listeners(mut self, listen: Option<String>, admin_listen: Option<String>) -> Self {
+        self.http.listen = listen.unwrap_or(self.http.listen);
+        self.http.admin_listen = admin_listen.or(self.http.admin_listen);
+        self
     }
 }

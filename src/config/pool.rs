@@ -25,6 +25,10 @@ pub struct PoolConfig {
     pub engine: String,
     /// The model: its name, or the path of its file.
     pub model: String,
+    /// Other names by which tasks may ask for its model. Pools with different models may have one in common: the first of them serves
+    /// it, until a rollout sends a share to another (ORCH-3033).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// What it serves: `completion`, `embedding`, `rerank`.
     #[serde(default = "PoolConfig::workloads_default")]
     pub workloads: Vec<Workload>,
@@ -129,6 +133,7 @@ impl PoolConfig {
             id: id.into(),
             engine: engine.into(),
             model: model.into(),
+            aliases: Vec::new(),
             workloads: Self::workloads_default(),
             model_files: Vec::new(),
             quant: unspecified(),

@@ -33,6 +33,10 @@ pub struct PoolFacts<'a> {
     pub state: PoolState,
     /// Whether its queue could take a task of this class in, or would make room for it.
     pub room: bool,
+    /// Other names by which its model may be asked for.
+    pub aliases: &'a [String],
+    /// A rollout sends this task to another pool.
+    pub aside: bool,
     /// Whether the client may use it.
     pub allowed: bool,
     /// How long a new task of this class would wait.
@@ -74,12 +78,15 @@ pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, Ta
     let mut best: Option<Route> = None;
     let mut model: Option<&ModelSpec> = None;
     let (mut fitting, mut forbidden) = (0, None);
-    for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool)) {
+    for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool) && !pool.aside) {
         if !pool.allowed {
             forbidden = Some(pool);
             continue;
         }
         if model.get_or_insert(&pool.spec).model != pool.spec.model {
+            if request.model_ref.is_some() {
+                continue; // An alias that several models have: it is the first one's.
+            }
             return Err(ambiguous(request, pools));
         }
         match check_budget(request, pool) {
@@ -148,8 +155,14 @@ fn exhausted(request: &TaskRequest, pools: &[PoolFacts<'_>], first: &PoolFacts<'
 
 /// Whether the pool has all that the request names.
 fn serves(request: &TaskRequest, pool: &PoolFacts<'_>) -> bool {
-    let named = FIELDS.iter().all(|(_, wanted, have)| wanted(request).is_none_or(|wanted| wanted == have(pool)));
+    let named = FIELDS.iter().all(|field| wanted_fits(field, request, pool));
     named && pool.workloads.contains(&request.workload)
+}
+
+/// Whether a pool has what the request names in one field, if anything.
+fn wanted_fits((name, wanted, have): &Choice, request: &TaskRequest, pool: &PoolFacts<'_>) -> bool {
+    let is_alias = |wanted: &str| *name == "model_ref" && pool.aliases.iter().any(|alias| alias == wanted);
+    wanted(request).is_none_or(|wanted| wanted == have(pool) || is_alias(wanted))
 }
 
 /// One field by which a request chooses pools: its name, what the request wants, what a pool has.
@@ -169,10 +182,11 @@ const FIELDS: [Choice; 3] = [
 /// The refusal that names the first field for which nothing is left, with what there would have been.
 fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
     let mut left: Vec<&PoolFacts<'_>> = pools.iter().collect();
-    for (field, wanted, have) in FIELDS {
+    for choice in FIELDS {
+        let (field, wanted, have) = choice;
         let Some(wanted) = wanted(request) else { continue };
         let known = choices(left.iter().map(|pool| have(pool)).collect());
-        left.retain(|pool| have(pool) == wanted);
+        left.retain(|pool| wanted_fits(&choice, request, pool));
         if left.is_empty() {
             return invalid(format!("field '{field}': nothing serves {wanted:?}; {known}"));
         }
@@ -362,6 +376,8 @@ mod tests {
             bytes_per_token: 4,
             state: PoolState::Ready,
             room: true,
+            aliases: &[],
+            aside: false,
             allowed: true,
             wait: Duration::from_millis(5),
             next_try: None,

@@ -90,6 +90,16 @@ pub enum PoolState {
 }
 
 impl PoolState {
+    /// Every state.
+    pub const ALL: [PoolState; 6] = [
+        PoolState::Unready,
+        PoolState::Preloading,
+        PoolState::Ready,
+        PoolState::Draining,
+        PoolState::Stopped,
+        PoolState::Broken,
+    ];
+
     /// The state that follows from what the operator wants and where the replicas stand: the one function that knows.
     pub fn of(intent: Intent, replicas: impl IntoIterator<Item = ReplicaState>) -> PoolState {
         match intent {

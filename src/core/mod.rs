@@ -29,6 +29,7 @@ pub mod reload;
 pub mod restart;
 pub mod resume;
 pub mod rolling;
+pub mod rollout;
 pub mod seed;
 mod session_gate;
 pub mod shares;

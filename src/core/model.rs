@@ -18,13 +18,14 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Whether a task that was accepted under another model may run on this one: it must have all that the task names.
+    /// Whether a task that was accepted under another model may run on this one: it must have all that the task names. `aliases` are
+    /// other names by which its pool's model may be asked for.
     ///
     /// # Errors
     /// The first field that it has not, what was asked for, and what there is.
-    pub fn fits(&self, request: &TaskRequest) -> Result<(), String> {
+    pub fn fits(&self, request: &TaskRequest, aliases: &[String]) -> Result<(), String> {
         let differs = |wanted: &Option<String>, have: &str| wanted.as_ref().filter(|wanted| *wanted != have).cloned();
-        if let Some(wanted) = differs(&request.model_ref, &self.model) {
+        if let Some(wanted) = differs(&request.model_ref, &self.model).filter(|wanted| !aliases.contains(wanted)) {
             return Err(format!("the task asks for model {wanted:?}, and {:?} is served", self.model));
         }
         let have = &self.sampler_profile_version;
@@ -117,17 +118,17 @@ mod tests {
     #[test]
     fn a_task_runs_only_on_what_it_named() {
         let request = TaskRequest::completion("x");
-        assert_eq!(spec("b").fits(&request), Ok(()));
+        assert_eq!(spec("b").fits(&request, &[]), Ok(()));
         let cases = [
             TaskRequest { model_ref: Some("a".into()), ..request.clone() },
             TaskRequest { sampler_profile_version: Some("2".into()), ..request.clone() },
             TaskRequest { ctx: Some(Tokens(101)), ..request.clone() },
         ];
         for wrong in cases {
-            let text = spec("b").fits(&wrong).unwrap_err();
+            let text = spec("b").fits(&wrong, &[]).unwrap_err();
             assert!(text.contains("the task asks for"), "{text}");
         }
         let named = TaskRequest { model_ref: Some("b".into()), ctx: Some(Tokens(100)), ..request };
-        assert_eq!(spec("b").fits(&named), Ok(()));
+        assert_eq!(spec("b").fits(&named, &[]), Ok(()));
     }
 }

@@ -180,6 +180,18 @@ impl Orchestrator {
         async move { ended.wait().await }
     }
 
+    /// Whether the actors answer: the one for conversations is asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn is_answering(&self) -> bool {
+        let session = SessionId::parse("nobody").ok();
+        match session {
+            Some(session) => self.session(&ClientId::anonymous(), &session).await.is_ok(),
+            None => false,
+        }
+    }
+
     /// Where time and chance come from.
     pub fn env(&self) -> &Env {
         &self.runtime.env

@@ -7,9 +7,11 @@ use crate::actors::pools::Table;
 use crate::actors::root::RootMsg;
 use crate::actors::shared::{PoolShared, Settings};
 use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, change, resolve};
-use crate::core::id::DeviceMask;
+use crate::core::error::TaskError;
+use crate::core::id::{DeviceMask, PoolId};
 use crate::core::lifecycle::Intent;
 use crate::core::model::{ModelChange, ModelSpec};
+use crate::core::rollout::{Rollout, RolloutSpec};
 use crate::orchestrator::builder::{Builder, places};
 use crate::orchestrator::handle::Orchestrator;
 
@@ -25,8 +27,27 @@ impl Orchestrator {
     }
 
     /// Pools that are not in the configuration any more, and not through with their tasks yet.
-    pub fn leaving(&self) -> Vec<crate::core::id::PoolId> {
+    pub fn leaving(&self) -> Vec<PoolId> {
         self.runtime.pools.table().leaving.iter().map(|pool| pool.id.clone()).collect()
+    }
+
+    /// Every rollout of a model by percentage, the newest last (ORCH-3033).
+    pub fn rollouts(&self) -> Vec<Rollout> {
+        self.runtime.rollouts.all().to_vec()
+    }
+
+    /// Begins to send a share of the tasks to a pool with a new model, and goes on or back by how it does (ORCH-3033).
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS`: the spec is none, a pool is not there, the pools have no alias in common, or one of them is part of a rollout
+    /// that is under way.
+    pub fn begin_rollout(&self, spec: RolloutSpec) -> Result<Rollout, TaskError> {
+        self.runtime.begin_rollout(spec)
+    }
+
+    /// Ends the rollout to this pool, so that everything goes to the old one. Returns whether there was one.
+    pub fn end_rollout(&self, to: &PoolId) -> bool {
+        self.runtime.end_rollout(to)
     }
 
     /// What another configuration would change.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::service::config_file;
+use crate::service::keys_command::{self, KeyCommand};
 use crate::service::{devices, serve, submit};
 
 /// Keeps GPUs busy, fair and honest for LLM inference.
@@ -28,6 +29,9 @@ enum Command {
         /// The YAML file.
         file: PathBuf,
     },
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// List the devices of this host.
     Devices {
         /// Where NVIDIA's management library lies, if not where the system finds it.
@@ -45,6 +49,15 @@ pub(crate) struct ServeArguments {
     /// Address and port to listen on; port 0 takes a free one. [default: 127.0.0.1:7700]
     #[arg(long)]
     pub(crate) listen: Option<String>,
+    /// Address and port for operators, apart from the one for tasks.
+    #[arg(long)]
+    pub(crate) admin_listen: Option<String>,
+    /// Put the configuration file in force whenever it changes.
+    #[arg(long, requires = "config")]
+    pub(crate) watch: bool,
+    /// Listen where others can reach it without keys or without TLS.
+    #[arg(long)]
+    pub(crate) insecure: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
@@ -91,6 +104,7 @@ pub fn run() -> ExitCode {
         Command::Submit(arguments) => block_on(submit::run(arguments)),
         Command::Check { file } => check(&file),
         Command::Devices { library } => devices::list(library),
+        Command::Key(command) => keys_command::run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,6 +20,12 @@ impl ApiError {
         ApiError { status, error: TaskError::new(code, message) }
     }
 
+    /// The same error, with when to come back.
+    pub(crate) fn retry_after_ms(mut self, ms: u64) -> Self {
+        (self.error.retry_after_ms, self.error.retriable) = (Some(ms), true);
+        self
+    }
+
     /// A request that is wrong.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::with_status(StatusCode::BAD_REQUEST, ErrorCode::InvalidParams, message)

@@ -1,29 +1,24 @@
-//! The HTTP API: which path goes where, and what is true of every request.
+//! What is true of every request and answer of the HTTP API, and the API as a document.
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::FromRequestParts;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::time::Duration;
 use utoipa::OpenApi;
 
 use crate::core::error::ErrorCode;
-use crate::core::id::ClientId;
 use crate::core::lifecycle::PoolState;
 use crate::core::model::ModelChange;
+use crate::core::rollout::RolloutSpec;
 use crate::orchestrator::Orchestrator;
 use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
-use crate::service::{api, devices, metrics, pools, tasks};
-
-/// The header that names the client while authentication is off.
-const CLIENT_HEADER: &str = "x-client-id";
+use crate::service::listener::{BodyFault, read_body};
+use crate::service::{api, configs, devices, glance, metrics, pools, rollouts, tasks};
 
 /// The API as a document.
 #[derive(OpenApi)]
@@ -43,11 +38,26 @@ const CLIENT_HEADER: &str = "x-client-id";
         devices::devices,
         pools::session,
         pools::end_session,
+        glance::overview,
+        glance::events,
+        configs::show,
+        configs::apply,
+        configs::rollback,
+        rollouts::list,
+        rollouts::begin,
+        rollouts::end,
         metrics::scrape,
         alive,
         ready,
     ),
-    components(schemas(api::SubmitBody, api::AcceptedBody, api::ErrorBody, ModelChange))
+    components(schemas(
+        api::SubmitBody,
+        api::AcceptedBody,
+        api::ErrorBody,
+        ModelChange,
+        RolloutSpec,
+        configs::RollbackBody
+    ))
 )]
 pub struct ApiDoc;
 
@@ -56,43 +66,12 @@ pub fn openapi() -> String {
     ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
 }
 
-/// Every route of the API, over this runtime.
-pub fn router(orchestrator: Orchestrator) -> Router {
-    let body_bytes_max = orchestrator.config().http.body_bytes_max as usize;
-    Router::new()
-        .route("/v1/tasks", post(tasks::submit))
-        .route("/v1/tasks/{id}", get(tasks::status))
-        .route("/v1/tasks/{id}/stream", get(tasks::stream))
-        .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
-        .route("/v1/tasks/{id}/explain", get(tasks::explain))
-        .route("/v1/sessions/{id}", get(pools::session).delete(pools::end_session))
-        .route("/v1/pools", get(pools::list))
-        .route("/v1/pools/{id}/health", get(pools::health))
-        .route("/v1/pools/{id}/drain", post(pools::drain))
-        .route("/v1/pools/{id}/reload", post(pools::reload))
-        .route("/v1/replicasets", get(pools::replica_sets))
-        .route("/v1/devices", get(devices::devices))
-        .route("/metrics", get(metrics::scrape))
-        .route("/healthz", get(alive))
-        .route("/readyz", get(ready))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method)
-        .layer(DefaultBodyLimit::max(body_bytes_max))
-        .with_state(orchestrator)
-}
-
-async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::not_found(format!("there is no path {:?}; tasks go to POST /v1/tasks", uri.path()))
-}
-
-async fn unknown_method(method: Method, uri: Uri) -> ApiError {
-    let text = format!("{:?} does not take {method}", uri.path());
-    ApiError::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::InvalidParams, text)
-}
-
 /// The process runs.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "The process runs.")))]
-async fn alive(State(orchestrator): State<Orchestrator>) -> Response {
+#[utoipa::path(get, path = "/healthz", responses(
+    (status = 200, description = "The process runs."),
+    (status = 503, description = "The runtime has ended."),
+))]
+pub(crate) async fn alive(State(orchestrator): State<Orchestrator>) -> Response {
     match orchestrator.has_ended() {
         false => "ok\n".into_response(),
         true => (StatusCode::SERVICE_UNAVAILABLE, "the runtime has ended\n").into_response(),
@@ -104,7 +83,7 @@ async fn alive(State(orchestrator): State<Orchestrator>) -> Response {
     (status = 200, description = "At least one pool is Ready."),
     (status = 503, description = "No pool is Ready."),
 ))]
-async fn ready(State(orchestrator): State<Orchestrator>) -> Response {
+pub(crate) async fn ready(State(orchestrator): State<Orchestrator>) -> Response {
     let pools = orchestrator.pools();
     let any = pools.iter().any(|pool| pool.state == PoolState::Ready);
     let states: serde_json::Map<String, serde_json::Value> =
@@ -113,30 +92,19 @@ async fn ready(State(orchestrator): State<Orchestrator>) -> Response {
     (status, Json(json!({ "ready": any, "pools": states }))).into_response()
 }
 
-/// Who the client is: while authentication is off, what it says in `X-Client-Id`.
-pub(crate) struct Client(pub(crate) ClientId);
-
-impl<S: Sync> FromRequestParts<S> for Client {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(CLIENT_HEADER) else {
-            return Ok(Client(ClientId::anonymous()));
+/// The body of a request, read whole within the limits of size and time.
+pub(crate) async fn body_of(orchestrator: &Orchestrator, request: Request) -> Result<Bytes, ApiError> {
+    let config = orchestrator.config();
+    let (bytes_max, limit) = (config.http.body_bytes_max as usize, Duration::from_millis(config.http.body_ms));
+    read_body(request.into_body(), bytes_max, limit).await.map_err(|fault| {
+        let (status, text) = match fault {
+            BodyFault::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than http.body_bytes_max, {bytes_max}"))
+            }
+            BodyFault::Late => (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {limit:?}")),
+            BodyFault::Broken(error) => (StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")),
         };
-        let text = value.to_str().unwrap_or("\u{fffd}");
-        let client = ClientId::parse(text).map_err(|error| format!("header 'X-Client-Id': {error}"));
-        client.map(Client).map_err(ApiError::invalid)
-    }
-}
-
-/// A body that has been read whole, or why it could not be.
-pub(crate) fn body_bytes(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
-    body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let text = "the body is larger than http.body_bytes_max";
-            ApiError::with_status(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::InvalidParams, text)
-        }
-        _ => ApiError::invalid(format!("the body cannot be read: {}", rejection.body_text())),
+        ApiError::with_status(status, ErrorCode::InvalidParams, text)
     })
 }
 

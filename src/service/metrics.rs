@@ -15,10 +15,13 @@ use prometheus_client::registry::Registry;
 use crate::actors::latency::{BUCKETS_MS, Stage, StageView};
 use crate::core::error::TaskError;
 use crate::core::failure::Cause;
+use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::objectives::Window;
 use crate::core::task::Priority;
 use crate::orchestrator::Orchestrator;
-use crate::service::device_metrics;
+use crate::service::app::App;
 use crate::service::error::ApiError;
+use crate::service::{device_metrics, own_metrics};
 use crate::views::{PoolView, ReplicaView};
 
 /// Label sets are pairs: few, bounded by the configuration, never from a request.
@@ -26,9 +29,9 @@ pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// Figures of the runtime, one line each.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text.")))]
-pub(crate) async fn scrape(State(orchestrator): State<Orchestrator>) -> Result<Response, ApiError> {
+pub(crate) async fn scrape(State(app): State<App>) -> Result<Response, ApiError> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Views(orchestrator)));
+    registry.register_collector(Box::new(Views(app)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)
         .map_err(|_| TaskError::new(crate::ErrorCode::Internal, "the metrics cannot be written"))?;
@@ -36,7 +39,7 @@ pub(crate) async fn scrape(State(orchestrator): State<Orchestrator>) -> Result<R
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
-struct Views(Orchestrator);
+struct Views(App);
 
 impl fmt::Debug for Views {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,13 +98,17 @@ fn labels(pool: &PoolView, version: Option<String>, more: &[(&'static str, &str)
 
 impl Collector for Views {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (pools, encoder) = (self.0.pools(), &mut encoder);
+        let (orchestrator, encoder) = (&self.0.orchestrator, &mut encoder);
+        let pools = orchestrator.pools();
         task_counters(encoder, &pools)?;
-        rejections(encoder, &self.0, &pools)?;
+        rejections(encoder, orchestrator, &pools)?;
         replica_series(encoder, &pools)?;
         latencies(encoder, &pools)?;
-        device_metrics::encode(encoder, &self.0.devices(), &pools)?;
-        let view = self.0.view();
+        device_metrics::encode(encoder, &orchestrator.devices(), &pools)?;
+        own_metrics::objectives(encoder, &orchestrator.objectives_of(&pools))?;
+        own_metrics::service(encoder, &self.0)?;
+        own_metrics::process(encoder)?;
+        let view = orchestrator.view();
         gauge(encoder, "tasks_open", "Tasks between submission and their end", [(vec![], view.tasks_open as f64)])
     }
 }
@@ -172,6 +179,15 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
         pool.failed.iter().map(move |(code, count)| (pool_labels(pool, &[("reason", code.as_str())]), *count))
     });
     counter(encoder, "tasks_failed", "Accepted tasks that failed", failed)?;
+    let lost = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.samples_lost));
+    counter(encoder, "latency_samples_lost", "Tasks whose durations were not counted; must stay 0", lost)?;
+    let states = pools.iter().flat_map(|pool| {
+        PoolState::ALL
+            .map(|state| (pool_labels(pool, &[("state", state.as_str())]), f64::from(u8::from(pool.state == state))))
+    });
+    gauge(encoder, "pool_state", "1 for the state that a pool is in", states)?;
+    let capacity = pools.iter().map(|pool| (pool_labels(pool, &[]), f64::from(pool.queue_capacity)));
+    gauge(encoder, "queue_capacity", "Most tasks that may wait", capacity)?;
     gauge(encoder, "queue_depth", "Waiting tasks", by_class(pools, |pool| pool.queue_depth.map(f64::from)))
 }
 
@@ -240,6 +256,21 @@ fn replica_series(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fm
     counter(encoder, "preloads", "Loads of a model", preloads)?;
     let kv = by_replica(pools, |replica| replica.kv_usage).filter_map(|(labels, usage)| Some((labels, usage?)));
     gauge(encoder, "kv_cache_usage_ratio", "Share of the KV cache that is used", kv)?;
+    let reserved =
+        by_replica(pools, |replica| replica.kv_tokens.map(|tokens| replica.kv_reserved as f64 / tokens.max(1) as f64));
+    let reserved = reserved.filter_map(|(labels, share)| Some((labels, share?)));
+    gauge(encoder, "kv_reserved_ratio", "Share of the KV cache that is set aside for running tasks", reserved)?;
+    let ram =
+        by_replica(pools, |replica| replica.ram_used_bytes).filter_map(|(labels, ram)| Some((labels, ram? as f64)));
+    gauge(encoder, "ram_used_bytes", "Resident memory of an engine's processes", ram)?;
+    let broken = by_replica(pools, |replica| f64::from(u8::from(matches!(replica.state, ReplicaState::Broken { .. }))));
+    gauge(encoder, "breaker_open", "Whether a worker failed too often and is left alone", broken)?;
+    gauge(
+        encoder,
+        "slots_usable",
+        "Slots that may be taken",
+        by_replica(pools, |replica| f64::from(replica.slots_usable)),
+    )?;
     let quarantined = by_replica(pools, |replica| f64::from(replica.slots_quarantined));
     gauge(encoder, "slots_quarantined", "Slots that their engine has not left behind a stop", quarantined)?;
     gauge(encoder, "slots_used", "Slots that are taken", by_replica(pools, |replica| f64::from(replica.slots_used)))?;
@@ -259,11 +290,15 @@ fn latencies(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt::Re
     }
     for stage in Stage::ALL {
         let series = stages(pools, stage).flat_map(|(labels, view)| {
-            let quantiles = &view.quantiles;
-            [("0.5", quantiles.p50), ("0.95", quantiles.p95), ("0.99", quantiles.p99)].map(|(name, value)| {
-                let mut labels = labels.clone();
-                labels.push(("quantile", name.to_owned()));
-                (labels, value)
+            let windows = Window::ALL.iter().map(|window| window.as_str()).zip(view.windows);
+            let windows = windows.chain([("all", view.quantiles)]).filter(|(_, quantiles)| quantiles.count > 0);
+            windows.flat_map(move |(window, quantiles)| {
+                let labels = labels.clone();
+                [("0.5", quantiles.p50), ("0.95", quantiles.p95), ("0.99", quantiles.p99)].map(|(name, value)| {
+                    let mut labels = labels.clone();
+                    labels.extend([("window", window.to_owned()), ("quantile", name.to_owned())]);
+                    (labels, value)
+                })
             })
         });
         let name = format!("latency_{}_quantile_ms", stage.as_str());
@@ -288,6 +323,6 @@ fn buckets(view: &StageView) -> Vec<(f64, u64)> {
         buckets.push((*bound as f64, cumulative - below));
         below = cumulative;
     }
-    buckets.push((f64::MAX, view.quantiles.count - below));
+    buckets.push((f64::INFINITY, view.quantiles.count - below));
     buckets
 }

@@ -2,17 +2,35 @@
 //!
 //! It translates the outside into the public handle and back, and knows nothing that an embedder would need.
 
+mod access;
 pub mod api;
+mod app;
 pub mod cli;
+mod config_diff;
 pub mod config_file;
+mod config_store;
+mod configs;
+mod dashboard;
 mod device_metrics;
 mod devices;
 pub mod engines;
 mod error;
+mod glance;
 pub mod http;
+pub mod keys;
+mod keys_command;
+mod listener;
+mod logging;
 mod metrics;
+mod notify;
+mod own_metrics;
 mod pools;
+mod rollouts;
+pub mod routes;
 mod serve;
 mod stream;
 mod submit;
 mod tasks;
+mod throttle;
+mod tls;
+mod watch;

@@ -1,9 +1,7 @@
 //! Pools, replica sets and sessions.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -12,8 +10,9 @@ use crate::core::id::{PoolId, SessionId};
 use crate::core::lifecycle::PoolState;
 use crate::core::model::ModelChange;
 use crate::orchestrator::Orchestrator;
+use crate::service::access::Principal;
 use crate::service::error::ApiError;
-use crate::service::http::{Client, body_bytes, json_body};
+use crate::service::http::{body_of, json_body};
 use crate::views::{PoolView, ReplicaSetView};
 
 fn parse_pool(id: &str) -> Result<PoolId, ApiError> {
@@ -74,11 +73,11 @@ pub(crate) async fn drain(
 pub(crate) async fn reload(
     State(orchestrator): State<Orchestrator>,
     Path(id): Path<String>,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let id = parse_pool(&id)?;
     orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
-    let body = body_bytes(body)?;
+    let body = body_of(&orchestrator, request).await?;
     // No body is no change: the same model, loaded anew.
     let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
     let view = orchestrator.reload(&id, &change)?;
@@ -102,11 +101,11 @@ fn parse_session(id: &str) -> Result<SessionId, ApiError> {
 ))]
 pub(crate) async fn session(
     State(orchestrator): State<Orchestrator>,
-    Client(client): Client,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_session(&id)?;
-    let view = orchestrator.session(&client, &id).await?;
+    let view = orchestrator.session(&principal.client_id, &id).await?;
     view.map(|view| Json(view).into_response()).ok_or_else(|| no_session(&id))
 }
 
@@ -117,11 +116,11 @@ pub(crate) async fn session(
 ))]
 pub(crate) async fn end_session(
     State(orchestrator): State<Orchestrator>,
-    Client(client): Client,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_session(&id)?;
-    let view = orchestrator.end_session(&client, &id).await?;
+    let view = orchestrator.end_session(&principal.client_id, &id).await?;
     view.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(|| no_session(&id))
 }
 

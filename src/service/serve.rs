@@ -1,77 +1,158 @@
-//! `orchestratord serve`: the runtime, the HTTP API around it, and the signals that end both.
+//! `orchestratord serve`: the runtime, the HTTP API around it, and the signals that change or end both.
 
-use std::io::IsTerminal;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 use crate::orchestrator::Orchestrator;
-use crate::service::cli::{LogFormat, ServeArguments, say};
-use crate::service::{config_file, devices, engines, http};
+use crate::service::access::Access;
+use crate::service::app::{App, Requests};
+use crate::service::cli::{ServeArguments, say};
+use crate::service::config_store::{ConfigStore, merged};
+use crate::service::glance::Glance;
+use crate::service::keys::KeyFile;
+use crate::service::listener::{self, Links};
+use crate::service::notify::Notifier;
+use crate::service::routes::{Face, router};
+use crate::service::tls::Tls;
+use crate::service::{config_file, devices, engines, logging, watch};
 
-/// How long clients may take to close their connections when everything has ended.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the runtime is asked whether it lives when a service manager wants to know.
+const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Serves until a signal comes. SIGTERM, SIGINT and SIGHUP drain first; a second signal ends at once.
+/// Serves until a signal comes. SIGTERM and SIGINT drain first; a second one ends at once. SIGHUP reads the configuration again; without
+/// one it drains, since the terminal is gone.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
-    log_to_stderr(arguments.log_format);
-    let config = match &arguments.config {
+    let _telemetry = logging::start(arguments.log_format)?;
+    let given = match &arguments.config {
         Some(file) => config_file::load(file).map_err(|faults| faults.to_string())?,
         None => engines::demo(),
     };
-    let listen = arguments.listen.unwrap_or_else(|| config.http.listen.clone());
-    let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let given = given.with_listeners(arguments.listen.clone(), arguments.admin_listen.clone());
+    let keys =
+        given.access.keys_file.as_ref().map(|file| KeyFile::load(file.as_ref())).transpose()?.unwrap_or_default();
+    let config = merged(&given, &keys.clients);
+    let tls = config.http.tls.clone().map(Tls::load).transpose()?;
+    raise_file_limit();
+    let listener = bind(&config.http.listen, &config, &arguments).await?;
+    let admin = match &config.http.admin_listen {
+        Some(address) => Some(bind(address, &config, &arguments).await?),
+        None => None,
+    };
+    let address_of = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
+    let (address, admin_address) = (address_of(&listener)?, admin.as_ref().map(address_of).transpose()?);
     let mut signals = Signals::new().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let probe = devices::probe(&config.gpu)?;
-    greet(arguments.config.is_none(), &config, probe.as_ref().err(), address);
-    let builder = engines::builder(config);
+    greet(&arguments, &config, probe.as_ref().err(), address, admin_address);
+    let builder = engines::builder(config.clone());
     let builder = match probe {
         Ok(probe) => builder.devices(probe),
         Err(_) => builder,
     };
     let orchestrator = builder.start().await.map_err(|error| error.to_string())?;
-
-    let (stop, stopped) = oneshot::channel::<()>();
-    // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    let server = axum::serve(listener, http::router(orchestrator.clone())).with_graceful_shutdown(async move {
-        let _ = stopped.await; // Dropped: stop as well.
-    });
-    let server = tokio::spawn(server.into_future());
-    tokio::select! {
-        biased;
-        () = signals.next() => tracing::info!("draining; a second signal ends at once"),
-        () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
+    let env = orchestrator.env().clone();
+    let links = Links::new(env.clone(), config.http.connections_max);
+    let from = (arguments.config.clone(), [arguments.listen.clone(), arguments.admin_listen.clone()]);
+    let app = App {
+        access: Arc::new(Access::new(&config.access, env)?),
+        store: Arc::new(ConfigStore::new(orchestrator.clone(), from, given, keys.clients)),
+        orchestrator: orchestrator.clone(),
+        links: links.clone(),
+        requests: Arc::new(Requests::default()),
+        glance: Arc::new(Glance::default()),
+    };
+    // They end with this function.
+    let mut work = JoinSet::new();
+    let apart = admin.is_some();
+    let public = router(app.clone(), move |face| !apart || face == Face::Public);
+    work.spawn(listener::serve(listener, tls.clone(), public, config.http.clone(), links.clone()));
+    if let Some(admin) = admin {
+        let operators = router(app.clone(), |face| face == Face::Operator);
+        work.spawn(listener::serve(admin, tls.clone(), operators, config.http.clone(), links.clone()));
     }
+    let mut beside = JoinSet::new();
+    beside.spawn(watch::watch(app.clone(), tls, arguments.watch));
+    let notifier = Arc::new(Notifier::from_env());
+    beside.spawn(keep_alive(notifier.clone(), orchestrator.clone()));
+    notifier.tell("READY=1");
+    loop {
+        tokio::select! {
+            biased;
+            wish = signals.next() => match wish {
+                Wish::Reload if app.store.file().is_some() => {
+                    notifier.tell("RELOADING=1");
+                    let _ = app.store.reload_file(); // What was wrong has been logged.
+                    notifier.tell("READY=1");
+                }
+                Wish::Reload | Wish::End => break,
+            },
+            () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
+        }
+    }
+    tracing::info!("draining; a second signal ends at once");
+    notifier.tell("STOPPING=1");
+    drop(app);
     tokio::select! {
         biased;
-        () = signals.next() => return Err("ended at once by a second signal".into()),
-        () = drain(orchestrator, stop, server) => {}
+        () = signals.until_end() => return Err("ended at once by a second signal".into()),
+        () = drain(orchestrator, &links, work) => {}
     }
     tracing::info!("drained and stopped");
     Ok(())
 }
 
 /// New tasks are refused at once, streams go on to their ends, then the connections close.
-async fn drain(
-    orchestrator: Orchestrator,
-    stop: oneshot::Sender<()>,
-    server: tokio::task::JoinHandle<std::io::Result<()>>,
-) {
+async fn drain(orchestrator: Orchestrator, links: &Links, mut listeners: JoinSet<()>) {
     orchestrator.stop().await;
-    let _ = stop.send(()); // The server is gone: it has stopped.
-    match timeout(CLOSE_TIMEOUT, server).await {
-        Ok(Ok(Err(error))) => tracing::error!(%error, "the server failed"),
-        Ok(_) => {}
-        Err(_) => tracing::warn!("some clients did not close their connections in time"),
+    links.stop();
+    while listeners.join_next().await.is_some() {}
+}
+
+/// Opens a listener, if that is safe.
+async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let is_guarded = config.access.keys_file.is_some() && config.http.tls.is_some();
+    if !is_local && !is_guarded && !arguments.insecure {
+        return Err(format!(
+            "{listen} can be reached by others, and access.keys_file and http.tls are not both set; set them, listen on 127.0.0.1, or \
+             say --insecure if something in front of it encrypts and asks for keys"
+        ));
     }
+    Ok(listener)
+}
+
+/// Ten thousand streams need as many files; the soft limit is often 1,024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }); // It goes on with what it has.
+    }
+}
+
+/// Tells the service manager that the runtime lives, as long as it does.
+async fn keep_alive(notifier: Arc<Notifier>, orchestrator: Orchestrator) {
+    let Some(period) = notifier.watchdog_period() else { return };
+    loop {
+        // An actor that answers shows that the threads turn and the tree stands.
+        if timeout(LIFE_TIMEOUT, orchestrator.is_answering()).await.unwrap_or(false) {
+            notifier.tell("WATCHDOG=1");
+        }
+        tokio::time::sleep(period).await;
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    End,
+    Reload,
 }
 
 /// SIGTERM, SIGINT and SIGHUP.
@@ -87,29 +168,28 @@ impl Signals {
         Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Wish {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = self.hangup.recv() => {} // The terminal is gone; the engines must not stay behind.
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.hangup.recv() => Wish::Reload,
         }
+    }
+
+    async fn until_end(&mut self) {
+        while self.next().await != Wish::End {}
     }
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi = std::io::stderr().is_terminal(); // Colours are for people, not for files.
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
-    // A second runtime in one process keeps the first one's log.
-    let _ = match format {
-        LogFormat::Human => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-}
-
-fn greet(demo: bool, config: &Config, no_driver: Option<&String>, address: std::net::SocketAddr) {
-    if demo {
+fn greet(
+    arguments: &ServeArguments,
+    config: &Config,
+    no_driver: Option<&String>,
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+) {
+    if arguments.config.is_none() {
         say("No configuration was given: serving SIMULATED text from two simulated GPUs. No model, no real GPU.");
         say("Serve your own engines with: orchestratord serve --config FILE");
     }
@@ -120,9 +200,12 @@ fn greet(demo: bool, config: &Config, no_driver: Option<&String>, address: std::
         let (replicas, slots) = (pool.replicas.len(), pool.slots);
         say(&format!("pool {}: {} serves {}, {replicas} replicas of {slots} slots", pool.id, pool.engine, pool.model));
     }
-    say(&format!("listening on http://{address}"));
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+    say(&format!("listening on {scheme}://{address}"));
+    say(&format!("dashboard: {scheme}://{}/dashboard", admin.unwrap_or(address)));
+    let key = if config.access.keys_file.is_some() { " -H 'Authorization: Bearer KEY'" } else { "" };
     say("try:");
     say(&format!(
-        "  curl -N http://{address}/v1/tasks -H 'Accept: text/event-stream' -d '{{\"prompt\":\"The sky is\",\"max_tokens\":16}}'"
+        "  curl -N {scheme}://{address}/v1/tasks{key} -H 'Accept: text/event-stream' -d '{{\"prompt\":\"The sky is\",\"max_tokens\":16}}'"
     ));
 }

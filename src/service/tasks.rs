@@ -1,9 +1,7 @@
 //! `/v1/tasks`: submit, look, stream, cancel.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -11,9 +9,10 @@ use serde_json::json;
 use crate::actors::reader::TaskStream;
 use crate::core::id::TaskId;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
+use crate::service::access::Principal;
 use crate::service::api::{AcceptedBody, SubmitBody};
 use crate::service::error::ApiError;
-use crate::service::http::{Client, body_bytes, json_body, wants_stream};
+use crate::service::http::{body_of, json_body, wants_stream};
 use crate::service::stream::event_stream;
 
 /// Submit a task. With `Accept: text/event-stream` the answer is the stream itself.
@@ -26,16 +25,17 @@ use crate::service::stream::event_stream;
 ))]
 pub(crate) async fn submit(
     State(orchestrator): State<Orchestrator>,
-    Client(client): Client,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    principal: Principal,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let body = body_bytes(body)?;
+    let wants_stream = wants_stream(request.headers());
+    let body = body_of(&orchestrator, request).await?;
     let body: SubmitBody = json_body(&body, "a task")?;
-    let request = body.into_request(client).map_err(ApiError::invalid)?;
+    let mut request = body.into_request(principal.client_id).map_err(ApiError::invalid)?;
+    request.pools = principal.pools;
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
-    if !wants_stream(&headers) {
+    if !wants_stream {
         return Ok((StatusCode::ACCEPTED, Json(accepted)).into_response());
     }
     let mut response = event_stream(&orchestrator, submitted.stream());
@@ -54,6 +54,12 @@ fn parse_id(id: &str) -> Result<TaskId, ApiError> {
     TaskId::parse(id).map_err(|error| ApiError::invalid(format!("task id in the path: {error}")))
 }
 
+/// Refuses what is another client's as if it were not there.
+fn owned(orchestrator: &Orchestrator, principal: &Principal, id: &TaskId) -> Result<(), ApiError> {
+    let task = orchestrator.task(id).filter(|task| principal.owns(&task.client_id));
+    task.map(|_| ()).ok_or_else(|| unknown(id))
+}
+
 fn unknown(id: &TaskId) -> ApiError {
     ApiError::not_found(format!("there is no task {id}, or it has been forgotten"))
 }
@@ -65,10 +71,12 @@ fn unknown(id: &TaskId) -> ApiError {
 ))]
 pub(crate) async fn status(
     State(orchestrator): State<Orchestrator>,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
-    orchestrator.task(&id).map(|view| Json(view).into_response()).ok_or_else(|| unknown(&id))
+    let task = orchestrator.task(&id).filter(|task| principal.sees(&task.client_id));
+    task.map(|view| Json(view).into_response()).ok_or_else(|| unknown(&id))
 }
 
 /// A task's events, from the first or from behind `Last-Event-ID`.
@@ -80,10 +88,12 @@ pub(crate) async fn status(
 ))]
 pub(crate) async fn stream(
     State(orchestrator): State<Orchestrator>,
+    principal: Principal,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
+    owned(&orchestrator, &principal, &id)?;
     let from = match headers.get("last-event-id") {
         None => 0,
         Some(value) => {
@@ -106,9 +116,11 @@ pub(crate) async fn stream(
 ))]
 pub(crate) async fn cancel(
     State(orchestrator): State<Orchestrator>,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
+    owned(&orchestrator, &principal, &id)?;
     match orchestrator.cancel(&id) {
         CancelOutcome::Canceled(task) => Ok(Json(json!({ "canceled": true, "task": task })).into_response()),
         CancelOutcome::AlreadyEnded(task) => Ok(Json(json!({ "canceled": false, "task": task })).into_response()),
@@ -124,9 +136,13 @@ pub(crate) async fn cancel(
 ))]
 pub(crate) async fn explain(
     State(orchestrator): State<Orchestrator>,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
     let explanation = orchestrator.explain(&id).await?;
-    explanation.map(|explanation| Json(explanation).into_response()).ok_or_else(|| unknown(&id))
+    // A refusal knows no client; it was told to whoever chose the id.
+    let may_see =
+        |explained: &crate::Explanation| explained.client_id.as_ref().is_none_or(|client| principal.sees(client));
+    explanation.filter(may_see).map(|explanation| Json(explanation).into_response()).ok_or_else(|| unknown(&id))
 }

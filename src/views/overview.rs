@@ -140,6 +140,12 @@ impl Orchestrator {
         slo(&self.pools(), self)
     }
 
+    /// The same by views that were taken already.
+    #[cfg(feature = "service")]
+    pub(crate) fn objectives_of(&self, pools: &[PoolView]) -> Vec<SloView> {
+        slo(pools, self)
+    }
+
     /// Everything at a glance.
     pub fn overview(&self) -> OverviewView {
         let (pools, shared) = (self.pools(), self.shared());

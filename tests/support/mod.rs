@@ -50,6 +50,23 @@ pub fn exchange(port: u16, method: &str, path: &str, headers: &[(&str, &str)], b
     (status, head.to_owned(), if chunked { unchunk(body) } else { body.to_owned() })
 }
 
+/// The status of an answer whose body may have no end.
+pub fn status_of(port: u16, method: &str, path: &str, headers: &[(&str, &str)]) -> u16 {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).expect("sends");
+    let (mut answer, mut piece) = (Vec::new(), [0; 1024]);
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(count) if count > 0 => answer.extend_from_slice(&piece[..count]),
+            _ => break,
+        }
+    }
+    String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
 fn unchunk(mut body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
@@ -68,16 +85,23 @@ pub struct Service {
     pub child: std::process::Child,
     pub port: u16,
     pub greeting: String,
+    log: std::path::PathBuf,
 }
 
 impl Service {
     pub fn start(arguments: &[&str]) -> Self {
         use std::io::BufRead;
+        static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let log = format!("service-{}-{number}.log", std::process::id());
+        let log = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(log);
+        let listen: &[&str] = if arguments.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord"))
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .arg("serve")
+            .args(listen)
             .args(arguments)
             .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::null())
+            .stderr(std::fs::File::create(&log).expect("a log file"))
             .spawn()
             .expect("starts");
         let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
@@ -85,9 +109,21 @@ impl Service {
         while !greeting.contains("curl") {
             greeting += &(lines.next().expect("the service greets").expect("in UTF-8") + "\n");
         }
-        let address = greeting.split("listening on http://127.0.0.1:").nth(1).expect("it says where it listens");
-        let port = address.split_whitespace().next().unwrap().parse().unwrap();
-        Service { child, port, greeting }
+        let address = greeting.split("listening on ").nth(1).expect("it says where it listens");
+        let port = address.lines().next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+        Service { child, port, greeting, log }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends it and returns all that it has logged.
+    pub fn stop_and_log(mut self) -> String {
+        self.signal("-TERM");
+        let _ = self.child.wait();
+        self.log()
     }
 
     pub fn signal(&self, signal: &str) {
@@ -99,6 +135,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.log);
     }
 }
 

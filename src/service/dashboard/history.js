@@ -227,7 +227,7 @@ export class Plots {
     const tip = el("div", { class: "tip", hidden: "" });
     const empty = el("span", { class: "plot-empty" }, "no figures in this span");
     const now = el("span", { class: "now" });
-    const area = el("div", { class: "plot", tabindex: "0", role: "img" }, picture, top, middle, empty, tip);
+    const area = el("div", { class: "plot", tabindex: "0", role: "slider", "aria-label": metric.title, "aria-valuemin": 0, "aria-valuemax": COLUMNS - 1, "aria-valuenow": COLUMNS - 1, "aria-valuetext": "no figures" }, picture, top, middle, empty, tip);
     const from = el("span");
     const root = el("figure", {}, el("figcaption", {}, el("span", {}, metric.title), now), area, el("div", { class: "x-axis", "aria-hidden": "true" }, from, el("span", {}, "now")));
     const plot = { metric, root, area, lines, mark, top, middle, tip, empty, now, from, paths: new Map(), columns: new Map() };
@@ -311,9 +311,7 @@ export class Plots {
       else total = plot.metric.name === "first_token_p95" ? Math.max(total, value) : total + value;
     }
     const word = plot.metric.name === "first_token_p95" ? "worst " : "";
-    const text = Number.isFinite(total) ? word + plot.metric.format(total) : "–";
-    setAttribute(plot.area, "aria-label", `${plot.metric.title}, last ${this.span[1]}. Use the arrow keys to read values.`);
-    return text;
+    return Number.isFinite(total) ? word + plot.metric.format(total) : "–";
   }
 
   /** Columns without a value that are still bridged: samples are sparser than columns when a span has just begun. */
@@ -327,16 +325,21 @@ export class Plots {
     const visible = column !== null && this.history.fine.length > 0;
     plot.mark.setAttribute("visibility", visible ? "visible" : "hidden");
     plot.tip.hidden = !visible;
-    if (!visible) return;
+    if (!visible) return setAttribute(plot.area, "aria-valuetext", `now ${plot.now.textContent}`);
     plot.mark.setAttribute("x1", column + 0.5);
     plot.mark.setAttribute("x2", column + 0.5);
     const ago = ((COLUMNS - 1 - column) / COLUMNS) * (this.span[2] / 1000);
+    const when = ago < 1 ? "now" : `${longDuration(ago)} ago`;
+    const spoken = [when];
     const rows = [...plot.columns].map(([id, columns]) => {
       const value = nearest(columns, column, this.gapColumns());
       const text = Number.isFinite(value) ? plot.metric.format(value) : "–";
+      spoken.push(`${id} ${text}`);
       return el("div", {}, el("i", { class: `swatch ${this.colour(id)}` }), el("span", {}, id), el("b", {}, text));
     });
-    plot.tip.replaceChildren(el("div", { class: "when" }, ago < 1 ? "now" : `${longDuration(ago)} ago`), ...rows);
+    plot.tip.replaceChildren(el("div", { class: "when" }, when), ...rows);
+    setAttribute(plot.area, "aria-valuenow", String(column));
+    setAttribute(plot.area, "aria-valuetext", spoken.join(", "));
     const left = column > COLUMNS / 2;
     plot.tip.style.left = left ? "auto" : `calc(${(100 * column) / COLUMNS}% + 10px)`;
     plot.tip.style.right = left ? `calc(${100 - (100 * column) / COLUMNS}% + 10px)` : "auto";

@@ -192,7 +192,7 @@ function updateReplica({ root, parts }, replica) {
   setValue(parts.total, replica.slots_total, whole);
   setValue(parts.restarts, replica.restarts, whole);
   parts.slots.set(replica.slots_used / replica.slots_total);
-  parts.slots.root.style.setProperty("--cells", replica.slots_total <= 24 ? Math.max(1, replica.slots_total) : 1);
+  parts.slots.root.style.setProperty("--cells", replica.slots_total <= 8 ? Math.max(1, replica.slots_total) : 1);
   const devices = list(replica.devices).join(", ");
   setAttribute(parts.name, "title", `${replica.replica_id}${devices ? ` on ${devices}` : ""}`);
 }

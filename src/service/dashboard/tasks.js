@@ -156,7 +156,8 @@ class PromptRun {
 
   waiting(position, predictedMs, why = "") {
     this.output.dataset.state = "waiting";
-    const status = this.status(`Waiting, ${position} ahead, starts in about ${duration(predictedMs || 0)}.${why ? ` ${sentence(why)}` : ""}`);
+    const quiet = byId("prompt-status").dataset.position === String(position ?? "");
+    const status = this.status(`Waiting, ${position} ahead, starts in about ${duration(predictedMs || 0)}.${why ? ` ${sentence(why)}` : ""}`, quiet);
     status.dataset.position = position ?? "";
     status.dataset.predictedStartMs = String(predictedMs);
   }
@@ -226,8 +227,10 @@ class PromptRun {
     byId("prompt-status").replaceChildren(errorBox(error));
   }
 
-  status(text) {
+  /** `quiet` for a text that only counts down: it is shown and not spoken. */
+  status(text, quiet = false) {
     const node = byId("prompt-status");
+    node.setAttribute("aria-live", quiet ? "off" : "polite");
     node.dataset.position = "";
     node.dataset.predictedStartMs = "";
     setText(node, text);
@@ -244,12 +247,17 @@ export function makeTimeline() {
   async function show(id) {
     const mine = ++look;
     byId("task-timeline").dataset.task = id;
+    let shown = "";
     for (;;) {
       const path = `/v1/tasks/${encodeURIComponent(id)}`;
       const [explain, task] = await Promise.allSettled([getJson(`${path}/explain`), getJson(path)]);
       if (mine !== look) return;
-      drawTimeline(byId("task-timeline"), explain, task);
       const phase = task.value?.phase ?? explain.value?.phase;
+      // Drawn anew only when something has changed: focus and selection stay where they are.
+      const news = JSON.stringify([explain.value, task.value]);
+      if (news !== shown) drawTimeline(byId("task-timeline"), explain, task);
+      shown = news;
+      setText(byId("task-status"), `Task ${id}: ${phase ?? "unknown"}`);
       if (phase === undefined || phase === "terminal") return;
       await sleep(LOOK_MS);
       if (mine !== look) return;

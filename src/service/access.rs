@@ -1,0 +1,221 @@
+//! Who may do what: every request passes here, before anything of it is looked at but its head (ORCH-3035).
+//!
+//! With a file of keys, a request needs one key in one `Authorization: Bearer` header; without the file everybody may do everything,
+//! and says who it is in `X-Client-Id`. A wrong key is 401 whatever is wrong with it, a key that does not reach so far is 403. Which
+//! scope a route needs stands with the route ([`routes`](super::routes)).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
+
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use parking_lot::RwLock;
+
+use crate::config::AccessConfig;
+use crate::core::error::ErrorCode;
+use crate::core::id::{ClientId, PoolId};
+use crate::env::Env;
+use crate::service::error::ApiError;
+use crate::service::keys::{Denied, KeyFile, KeyTable, Scope};
+use crate::service::throttle::Throttle;
+
+/// The header that names the client while authentication is off.
+const CLIENT_HEADER: &str = "x-client-id";
+
+/// Why a request was not let in, for counting.
+pub(crate) const REASONS: [&str; 6] = ["missing", "invalid", "expired", "revoked", "scope", "throttled"];
+
+/// Seconds since 1970. Keys end by the wall clock.
+#[expect(clippy::disallowed_methods, reason = "keys end by the wall clock, which decides nothing else")]
+pub(crate) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    pub(crate) client_id: ClientId,
+    /// The key's id; `None` while authentication is off.
+    pub(crate) key_id: Option<Arc<str>>,
+    scopes: Arc<[Scope]>,
+    /// The only pools that the key may use.
+    pub(crate) pools: Option<Arc<[PoolId]>>,
+}
+
+impl Principal {
+    /// Whether it may do what needs this scope.
+    pub(crate) fn has(&self, scope: Scope) -> bool {
+        self.key_id.is_none() || self.scopes.contains(&Scope::Admin) || self.scopes.contains(&scope)
+    }
+
+    /// Whether it may see the content of this client's tasks, and end them.
+    pub(crate) fn owns(&self, client: &ClientId) -> bool {
+        self.key_id.is_none() || self.client_id == *client || self.has(Scope::Admin)
+    }
+
+    /// Whether it may see how this client's tasks stand.
+    pub(crate) fn sees(&self, client: &ClientId) -> bool {
+        self.owns(client) || self.has(Scope::Read)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Principal {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // The guard in front of every route has put it there.
+        let missing = || ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, "nobody asks");
+        parts.extensions.get::<Principal>().cloned().ok_or_else(missing)
+    }
+}
+
+/// The address that a connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// The keys, and what becomes of requests without one.
+pub(crate) struct Access {
+    env: Env,
+    file: Option<PathBuf>,
+    /// Read once for each request, written when the file has changed.
+    keys: RwLock<Arc<KeyTable>>,
+    throttle: Throttle,
+    denied: [AtomicU64; REASONS.len()],
+}
+
+impl Access {
+    /// Access by this configuration.
+    ///
+    /// # Errors
+    /// The file of keys cannot be read, or is not one.
+    pub(crate) fn new(config: &AccessConfig, env: Env) -> Result<Self, String> {
+        let file = config.keys_file.as_ref().map(PathBuf::from);
+        let keys = file.as_deref().map(KeyFile::load).transpose()?.unwrap_or_default();
+        let throttle = Throttle::new(config.failures_per_s, config.failures_burst);
+        let keys = RwLock::new(Arc::new(KeyTable::new(&keys)));
+        Ok(Access { env, file, keys, throttle, denied: Default::default() })
+    }
+
+    /// Whether a key is needed.
+    pub(crate) fn is_on(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The file of keys.
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
+        self.file.as_ref()
+    }
+
+    /// Takes the keys of a file that has changed.
+    pub(crate) fn set(&self, file: &KeyFile) {
+        *self.keys.write() = Arc::new(KeyTable::new(file));
+    }
+
+    /// Requests that were not let in, by [`REASONS`].
+    pub(crate) fn denied(&self) -> [(&'static str, u64); REASONS.len()] {
+        std::array::from_fn(|row| (REASONS[row], self.denied[row].load(Relaxed)))
+    }
+
+    /// Who asks, by the head of a request.
+    fn principal(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Principal, ApiError> {
+        if !self.is_on() {
+            return open_principal(headers);
+        }
+        let found = bearer(headers).and_then(|text| {
+            let keys = self.keys.read().clone();
+            let key = keys.find(text, unix_s()).map_err(Denied::as_str)?;
+            let client_id = ClientId::parse(&key.client).map_err(|_| "invalid")?; // Checked with the file.
+            let pools =
+                key.pools.as_ref().map(|pools| pools.iter().filter_map(|pool| PoolId::parse(pool).ok()).collect());
+            Ok(Principal {
+                client_id,
+                key_id: Some(key.id.as_str().into()),
+                scopes: key.scopes.as_slice().into(),
+                pools,
+            })
+        });
+        found.map_err(|reason| self.deny(reason, peer))
+    }
+
+    /// Notes a request without a key that opens. What is wrong with it is for us to know.
+    fn deny(&self, reason: &'static str, peer: IpAddr) -> ApiError {
+        self.count(reason);
+        if reason != "missing"
+            && let Some(wait_s) = self.throttle.fail(peer, self.env.now())
+        {
+            self.count("throttled");
+            let text = "too many wrong keys from this address";
+            return ApiError::with_status(StatusCode::TOO_MANY_REQUESTS, ErrorCode::AdmissionReject, text)
+                .retry_after_ms((wait_s * 1000.0).ceil() as u64);
+        }
+        if reason != "missing" {
+            // Behind the throttle, so that guessing does not fill the log.
+            tracing::warn!(target: "audit", event = "key_refused", reason, %peer, "a key was refused");
+        }
+        let text = "a valid API key is needed: send one header 'Authorization: Bearer oc_…'";
+        ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
+    }
+
+    fn count(&self, reason: &str) {
+        let row = REASONS.iter().position(|known| *known == reason);
+        row.map(|row| self.denied[row].fetch_add(1, Relaxed));
+    }
+
+    /// Lets a request through when whoever sends it has one of these scopes; with none of them, anybody with a key.
+    pub(crate) async fn guard(&self, needs: &'static [Scope], mut request: Request, next: Next) -> Response {
+        let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+        let principal = match self.principal(request.headers(), peer) {
+            Ok(principal) => principal,
+            Err(error) => {
+                let mut response = error.into_response();
+                if response.status() == StatusCode::UNAUTHORIZED {
+                    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                }
+                return response;
+            }
+        };
+        let (key_id, path) = (principal.key_id.as_deref().unwrap_or_default(), request.uri().path());
+        if !needs.is_empty() && !needs.iter().any(|scope| principal.has(*scope)) {
+            self.count("scope");
+            let needed = needs.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
+            tracing::warn!(target: "audit", event = "scope_refused", key_id, needed, path, %peer, "a key does not reach so far");
+            let text = format!("this needs a key with the scope '{needed}'");
+            return ApiError::with_status(StatusCode::FORBIDDEN, ErrorCode::InvalidParams, text).into_response();
+        }
+        if needs == [Scope::Admin] {
+            let (client_id, method) = (&principal.client_id, request.method());
+            tracing::info!(target: "audit", event = "admin", key_id, %client_id, %method, path, %peer, "an operator's request");
+        }
+        request.extensions_mut().insert(principal);
+        next.run(request).await
+    }
+}
+
+/// Who asks while authentication is off.
+fn open_principal(headers: &HeaderMap) -> Result<Principal, ApiError> {
+    let client_id = match headers.get(CLIENT_HEADER) {
+        None => ClientId::anonymous(),
+        Some(value) => {
+            let client = ClientId::parse(value.to_str().unwrap_or("\u{fffd}"));
+            client.map_err(|error| ApiError::invalid(format!("header 'X-Client-Id': {error}")))?
+        }
+    };
+    Ok(Principal { client_id, key_id: None, scopes: Arc::default(), pools: None })
+}
+
+/// The key of a request: exactly one, in its place.
+fn bearer(headers: &HeaderMap) -> Result<&str, &'static str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or("missing")?;
+    if values.next().is_some() {
+        return Err("invalid");
+    }
+    let (scheme, key) = value.to_str().map_err(|_| "invalid")?.split_once(' ').ok_or("invalid")?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(key.trim_start()) } else { Err("invalid") }
+}

@@ -1,0 +1,49 @@
+//! What the handlers of the HTTP API share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+use axum::http::{Method, StatusCode};
+use parking_lot::Mutex;
+
+use crate::orchestrator::Orchestrator;
+use crate::service::access::Access;
+use crate::service::config_store::ConfigStore;
+use crate::service::glance::Glance;
+use crate::service::listener::Links;
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) orchestrator: Orchestrator,
+    pub(crate) access: Arc<Access>,
+    pub(crate) store: Arc<ConfigStore>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) glance: Arc<Glance>,
+}
+
+impl FromRef<App> for Orchestrator {
+    fn from_ref(app: &App) -> Self {
+        app.orchestrator.clone()
+    }
+}
+
+/// Requests by route, method and status: as many as the router knows, whatever is asked for.
+#[derive(Default)]
+pub(crate) struct Requests(Mutex<BTreeMap<(&'static str, &'static str, u16), u64>>);
+
+impl Requests {
+    /// Counts one. A short lock for each request.
+    pub(crate) fn count(&self, route: &'static str, method: &Method, status: StatusCode) {
+        let known = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"];
+        let method = known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other");
+        *self.0.lock().entry((route, method, status.as_u16())).or_default() += 1;
+    }
+
+    /// All counts.
+    pub(crate) fn counts(&self) -> Vec<((&'static str, &'static str, u16), u64)> {
+        self.0.lock().iter().map(|(key, count)| (*key, *count)).collect()
+    }
+}

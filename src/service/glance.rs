@@ -1,0 +1,88 @@
+//! The runtime at a glance, as JSON: once, or every second as server-sent events. It is put together once for all who look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::core::units::Timestamp;
+use crate::orchestrator::Orchestrator;
+use crate::service::app::App;
+use crate::views::OverviewView;
+
+/// How old what is shown may be.
+const AGE_MAX: Duration = Duration::from_millis(500);
+/// Time between two events.
+const PERIOD: Duration = Duration::from_secs(1);
+
+#[derive(Serialize)]
+struct Glanced {
+    /// Milliseconds since 1970.
+    at_ms: u64,
+    version: &'static str,
+    uptime_s: f64,
+    #[serde(flatten)]
+    overview: OverviewView,
+}
+
+/// What was put together last.
+#[derive(Default)]
+pub(crate) struct Glance(Mutex<Option<(Timestamp, Bytes)>>);
+
+impl Glance {
+    /// The overview as one line of JSON, as of now or half a second ago.
+    fn json(&self, orchestrator: &Orchestrator) -> Bytes {
+        let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
+        let (now, at_ms) = (orchestrator.env().now(), orchestrator.env().unix_ms());
+        if let Some((at, json)) = last.as_ref().filter(|(at, _)| now.since(*at) < AGE_MAX) {
+            let _ = at;
+            return json.clone();
+        }
+        let overview = orchestrator.overview();
+        let uptime_s = overview.uptime_ms as f64 / 1000.0;
+        let glanced = Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview };
+        let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.
+        *last = Some((now, json.clone()));
+        json
+    }
+}
+
+/// The runtime at a glance: pools with their percentiles and clients, devices, objectives, the newest failures.
+#[utoipa::path(get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
+pub(crate) async fn overview(State(app): State<App>) -> Response {
+    let mut response = Response::new(Body::from(app.glance.json(&app.orchestrator)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The same every second, each as an event `overview`.
+#[utoipa::path(get, path = "/v1/events", responses(
+    (status = 200, description = "An event `overview` every second.", content_type = "text/event-stream"),
+))]
+pub(crate) async fn events(State(app): State<App>) -> Response {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip); // A reader that was slow gets the newest only.
+    let ended: Arc<_> = app.orchestrator.clone().into();
+    let pieces = futures_util::stream::unfold((app, ticks, ended), |(app, mut ticks, ended)| async move {
+        tokio::select! {
+            biased;
+            () = ended.until_ended() => return None,
+            _ = ticks.tick() => {}
+        }
+        let json = app.glance.json(&app.orchestrator);
+        let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
+        Some((Ok::<_, std::convert::Infallible>(piece), (app, ticks, ended)))
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold events back.
+    response
+}

@@ -1,0 +1,297 @@
+//! API keys: what they look like, and the file that they are kept in.
+//!
+//! A key is `oc_<id>_<secret>`. The secret is 256 random bits and is shown once; the file has its SHA-256. So much chance needs no slow
+//! hash: nobody guesses it, and whoever reads the file learns no key.
+//!
+//! Spec: ORCH-3035.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::config::ClientConfig;
+use crate::core::id::{ClientId, PoolId};
+
+/// What a key begins with, so that scanners for leaked secrets know it.
+const PREFIX: &str = "oc_";
+/// Random bytes of an id, and of a secret.
+const ID_BYTES: usize = 6;
+const SECRET_BYTES: usize = 32;
+/// The version of the file that this program writes and reads.
+const VERSION: u32 = 1;
+
+/// What a key allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Submit tasks; look at, stream and cancel one's own.
+    Submit,
+    /// See pools, devices, figures and every task, but no prompt and no token.
+    Read,
+    /// Everything.
+    Admin,
+}
+
+impl Scope {
+    /// As it is written.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Scope::Submit => "submit",
+            Scope::Read => "read",
+            Scope::Admin => "admin",
+        }
+    }
+}
+
+/// A key as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Its public part.
+    pub id: String,
+    /// Whose tasks it submits.
+    pub client: String,
+    /// SHA-256 of the secret, in hexadecimal.
+    pub sha256: String,
+    /// What it allows.
+    pub scopes: Vec<Scope>,
+    /// The only pools that it may use; left out, all that its client may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Vec<String>>,
+    /// When it was made, in seconds since 1970.
+    pub created_at: u64,
+    /// When it ends, in seconds since 1970; left out, never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
+    /// When it was revoked, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<u64>,
+}
+
+/// The file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    /// Its version.
+    pub version: u32,
+    /// The keys, in the order in which they were made.
+    pub keys: Vec<Key>,
+    /// What clients of keys may do; comes before `clients` of the configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clients: BTreeMap<String, ClientConfig>,
+}
+
+impl Default for KeyFile {
+    fn default() -> Self {
+        KeyFile { version: VERSION, keys: Vec::new(), clients: BTreeMap::new() }
+    }
+}
+
+/// Why a key does not open anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// It is none of ours.
+    Unknown,
+    /// Its time is over.
+    Expired,
+    /// It was revoked.
+    Revoked,
+}
+
+impl Denied {
+    /// As it is written in labels and audit events. An answer does not tell them apart.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Denied::Unknown => "invalid",
+            Denied::Expired => "expired",
+            Denied::Revoked => "revoked",
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random<const N: usize>() -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+    Ok(bytes)
+}
+
+fn digest(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+/// The parts of a key that is well formed: id and secret.
+fn parts(text: &str) -> Option<(&str, &str)> {
+    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_whole = id.len() == 2 * ID_BYTES && secret.len() == 2 * SECRET_BYTES;
+    (is_whole && is_hex(id) && is_hex(secret)).then_some((id, secret))
+}
+
+impl KeyFile {
+    /// Adds a key for a client, and returns it whole: the only time that its secret is known.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn add(
+        &mut self,
+        client: &str,
+        scopes: Vec<Scope>,
+        now: u64,
+        expires_at: Option<u64>,
+    ) -> Result<String, String> {
+        let (id, secret) = (hex(&random::<ID_BYTES>()?), hex(&random::<SECRET_BYTES>()?));
+        let text = format!("{PREFIX}{id}_{secret}");
+        let (client, sha256) = (client.to_owned(), hex(&digest(&secret)));
+        self.keys.push(Key { id, client, sha256, scopes, pools: None, created_at: now, expires_at, revoked_at: None });
+        Ok(text)
+    }
+
+    /// Reads a file; one that is not there has no keys.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with it.
+    pub fn load(path: &Path) -> Result<KeyFile, String> {
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(KeyFile::default()),
+            other => other.map_err(|error| format!("{}: it cannot be read: {error}", path.display()))?,
+        };
+        let file: KeyFile = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        file.check().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(file)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!("version {} is not known; this program knows {VERSION}", self.version));
+        }
+        for (position, key) in self.keys.iter().enumerate() {
+            let named = |what: &str, error: String| format!("keys[{position}].{what}: {error}");
+            ClientId::parse(&key.client).map_err(|error| named("client", error.to_string()))?;
+            for pool in key.pools.iter().flatten() {
+                PoolId::parse(pool).map_err(|error| named("pools", error.to_string()))?;
+            }
+            if key.sha256.len() != 64 || key.id.len() != 2 * ID_BYTES {
+                return Err(named("id", "it is no key that this program has made".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the file in one step, for its owner alone.
+    ///
+    /// # Errors
+    /// One line that says why it could not be written; what was there is still there.
+    pub fn save(&self, path: &Path) -> Result<(), String> {
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
+        let fault = |error: std::io::Error| format!("{}: it cannot be written: {error}", path.display());
+        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
+        let beside = path.with_extension("new");
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)
+            .map_err(fault)?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.write_all(b"\n"))
+            .and_then(|()| file.sync_all())
+            .map_err(fault)?;
+        std::fs::rename(&beside, path).map_err(fault)
+    }
+}
+
+/// The keys of a file, ready to be asked.
+#[derive(Debug, Default)]
+pub(crate) struct KeyTable(BTreeMap<String, (Key, [u8; 32])>);
+
+impl KeyTable {
+    /// The keys of a file.
+    pub(crate) fn new(file: &KeyFile) -> Self {
+        let row = |key: &Key| {
+            let mut digest = [0; 32];
+            for (byte, pair) in digest.iter_mut().zip(key.sha256.as_bytes().chunks(2)) {
+                *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+            }
+            Some((key.id.clone(), (key.clone(), digest)))
+        };
+        KeyTable(file.keys.iter().filter_map(row).collect())
+    }
+
+    /// The key that this text is.
+    pub(crate) fn find(&self, text: &str, now: u64) -> Result<&Key, Denied> {
+        let (id, secret) = parts(text).ok_or(Denied::Unknown)?;
+        // The id is public; that an unknown one takes less time tells nothing.
+        let (key, known) = self.0.get(id).ok_or(Denied::Unknown)?;
+        if !bool::from(digest(secret).ct_eq(known)) {
+            return Err(Denied::Unknown);
+        }
+        match key {
+            Key { revoked_at: Some(_), .. } => Err(Denied::Revoked),
+            Key { expires_at: Some(end), .. } if *end <= now => Err(Denied::Expired),
+            _ => Ok(key),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_opens_until_it_is_over_and_nothing_like_it_does() {
+        let mut file = KeyFile::default();
+        let text = file.add("alice", vec![Scope::Submit], 100, Some(200)).expect("random bytes");
+        assert_eq!((text.len(), &text[..3]), (3 + 12 + 1 + 64, "oc_"));
+        let table = KeyTable::new(&file);
+        assert_eq!(table.find(&text, 199).map(|key| key.client.as_str()), Ok("alice"));
+        assert_eq!(table.find(&text, 200), Err(Denied::Expired));
+        let flipped = |at: usize| {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+            String::from_utf8(bytes).expect("ascii")
+        };
+        for wrong in [
+            &text[..text.len() - 1],
+            &text[3..],
+            "",
+            "oc__",
+            &text.to_uppercase(),
+            &flipped(3),
+            &flipped(16),
+            &flipped(79),
+        ] {
+            assert_eq!(table.find(wrong, 150), Err(Denied::Unknown), "{wrong}");
+        }
+        file.keys[0].revoked_at = Some(150);
+        assert_eq!(KeyTable::new(&file).find(&text, 150), Err(Denied::Revoked));
+        assert!(
+            !serde_json::to_string(&file).expect("json").contains(&text[16..]),
+            "the secret is nowhere in the file"
+        );
+    }
+
+    #[test]
+    fn a_file_is_written_for_its_owner_alone_and_read_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("oc-keys-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("keys.json");
+        let mut file = KeyFile::load(&path).expect("none yet");
+        file.add("a", vec![Scope::Admin], 1, None).expect("random bytes");
+        file.save(&path).expect("written");
+        assert_eq!(KeyFile::load(&path).expect("read"), file);
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        std::fs::write(&path, "{\"version\":9,\"keys\":[]}").expect("written");
+        assert!(KeyFile::load(&path).expect_err("another version").contains("version 9 is not known"));
+        std::fs::remove_dir_all(&folder).expect("gone");
+    }
+}

@@ -1,0 +1,326 @@
+//! Connections: accepted, encrypted where that is configured, bounded in number, in size and in time, and closed when the service ends.
+//!
+//! `hyper` speaks HTTP/1.1; what stands in front of it here are the limits. A connection is idle while no request of it is under way; when
+//! there are too many connections, the one that has been idle longest makes room. So neither silent nor slow clients keep others out.
+//!
+//! Spec: ORCH-3035.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::response::Response;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use crate::config::HttpConfig;
+use crate::env::Env;
+use crate::service::access::Peer;
+use crate::service::tls::Tls;
+
+/// Most headers of a request.
+const HEADERS_MAX: usize = 100;
+/// Longest head of a request, in bytes.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Longest handshake of a TLS connection.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait when the system has no more files for us; meanwhile idle connections are closed.
+const NO_FILES_WAIT: Duration = Duration::from_millis(20);
+/// How long clients may take to close their connections when everything has ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why connections were closed by us, for counting.
+pub(crate) const CLOSED: [&str; 4] = ["idle", "full", "head", "handshake"];
+
+/// One connection, as the others see it.
+struct Link {
+    /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
+    idle_since: AtomicU64,
+    close: Notify,
+}
+
+const BUSY: u64 = u64::MAX;
+
+/// The connections of all listeners.
+pub(crate) struct Links {
+    env: Env,
+    max: usize,
+    table: Mutex<Slab<Arc<Link>>>,
+    open: AtomicUsize,
+    closed: [AtomicU64; CLOSED.len()],
+    /// Requests by method, route and status; both bounded by what the router knows.
+    stopping: AtomicBool,
+    stop: Notify,
+}
+
+impl Links {
+    pub(crate) fn new(env: Env, max: u32) -> Arc<Self> {
+        Arc::new(Links {
+            env,
+            max: max as usize,
+            table: Mutex::default(),
+            open: AtomicUsize::new(0),
+            closed: Default::default(),
+            stopping: AtomicBool::new(false),
+            stop: Notify::new(),
+        })
+    }
+
+    /// Connections there are.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Connections that we closed, by [`CLOSED`].
+    pub(crate) fn closed(&self) -> [(&'static str, u64); CLOSED.len()] {
+        std::array::from_fn(|row| (CLOSED[row], self.closed[row].load(Relaxed)))
+    }
+
+    fn count_closed(&self, why: &str) {
+        let row = CLOSED.iter().position(|known| *known == why);
+        row.map(|row| self.closed[row].fetch_add(1, Relaxed));
+    }
+
+    /// Takes no more connections; those there are end with their requests.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.stop.notify_waiters();
+    }
+
+    async fn stopped(&self) {
+        let stop = self.stop.notified();
+        tokio::pin!(stop);
+        stop.as_mut().enable(); // Before the look, so that it is not missed.
+        if !self.stopping.load(SeqCst) {
+            stop.await;
+        }
+    }
+
+    /// Takes a connection in. When there is no room, the one that has been idle longest is told to close; `None` when none is idle.
+    fn enter(self: &Arc<Self>) -> Option<Entered> {
+        let mut table = self.table.lock();
+        if table.len() >= self.max && !self.evict(&mut table) {
+            return None;
+        }
+        let link = Arc::new(Link { idle_since: AtomicU64::new(self.env.now().as_micros()), close: Notify::new() });
+        let key = table.insert(link.clone());
+        self.open.store(table.len(), Relaxed);
+        Some(Entered { links: self.clone(), link, key })
+    }
+
+    fn evict(&self, table: &mut Slab<Arc<Link>>) -> bool {
+        let idle =
+            table.iter().map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
+        let Some((_, key)) = idle.min() else { return false };
+        let link = table.remove(key);
+        link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
+        link.close.notify_one();
+        self.count_closed("full");
+        true
+    }
+}
+
+/// A connection's place in the table.
+struct Entered {
+    links: Arc<Links>,
+    link: Arc<Link>,
+    key: usize,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut table = self.links.table.lock();
+        // Evicted: the place may be another's by now.
+        if table.get(self.key).is_some_and(|link| Arc::ptr_eq(link, &self.link)) {
+            table.remove(self.key);
+        }
+        self.links.open.store(table.len(), Relaxed);
+    }
+}
+
+/// A request that is under way on a connection.
+struct UnderWay {
+    links: Arc<Links>,
+    link: Arc<Link>,
+}
+
+impl UnderWay {
+    fn begin(entered: &Entered) -> Self {
+        entered.link.idle_since.store(BUSY, Relaxed);
+        UnderWay { links: entered.links.clone(), link: entered.link.clone() }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.link.idle_since.store(self.links.env.now().as_micros(), Relaxed);
+    }
+}
+
+/// The body of an answer; its connection is busy as long as it is there.
+struct Answer {
+    body: axum::body::Body,
+    _under_way: UnderWay,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Serves a listener until [`Links::stop`], then waits for its connections to end.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    http: HttpConfig,
+    links: Arc<Links>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = links.stopped() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if !is_one_connections(&error) {
+                    links.evict(&mut links.table.lock());
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(NO_FILES_WAIT).await;
+                }
+                continue;
+            }
+        };
+        let Some(entered) = links.enter() else {
+            links.count_closed("full");
+            continue; // Every connection has a request under way.
+        };
+        // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
+        let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
+        let (router, head) = (router.clone(), Duration::from_millis(http.head_ms));
+        match tls.clone() {
+            None => drop(connections.spawn(converse(TokioIo::new(stream), router, head, peer, entered))),
+            Some(tls) => drop(connections.spawn(async move {
+                let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
+                let handshake = tokio::select! {
+                    biased;
+                    () = entered.link.close.notified() => return,
+                    handshake = handshake => handshake,
+                };
+                match handshake {
+                    Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, peer, entered).await,
+                    _ => entered.links.count_closed("handshake"),
+                }
+            })),
+        }
+    }
+    drop(listener);
+    let closed = async { while connections.join_next().await.is_some() {} };
+    if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        tracing::warn!("some clients did not close their connections in time");
+    }
+}
+
+/// Whether an accept failed for a reason of that connection alone.
+fn is_one_connections(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// One connection from its first request to its end.
+async fn converse<S>(io: TokioIo<S>, router: Router, head: Duration, peer: SocketAddr, entered: Entered)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let entered = Arc::new(entered);
+    let served = entered.clone();
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let under_way = UnderWay::begin(&served);
+        let mut router = router.clone();
+        async move {
+            let mut request = request.map(axum::body::Body::new);
+            request.extensions_mut().insert(Peer(peer.ip()));
+            let response: Response = match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _under_way: under_way }))
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    let connection = builder.serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => Some(ended),
+        () = entered.link.close.notified() => None,
+        () = entered.links.stopped() => {
+            connection.as_mut().graceful_shutdown();
+            Some(connection.await)
+        }
+    };
+    if let Some(Err(error)) = ended
+        && error.is_timeout()
+    {
+        entered.links.count_closed(if error.is_parse() { "head" } else { "idle" });
+    }
+}
+
+/// Reads a body, no longer than `bytes_max` and within `limit`.
+pub(crate) async fn read_body(body: axum::body::Body, bytes_max: usize, limit: Duration) -> Result<Bytes, BodyFault> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(BodyFault::TooLarge);
+    }
+    let limited = http_body_util::Limited::new(body, bytes_max);
+    match timeout(limit, limited.collect()).await {
+        Err(_) => Err(BodyFault::Late),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(BodyFault::TooLarge),
+        Ok(Err(error)) => Err(BodyFault::Broken(error.to_string())),
+    }
+}
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub(crate) enum BodyFault {
+    TooLarge,
+    Late,
+    Broken(String),
+}

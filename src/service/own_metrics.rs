@@ -1,0 +1,82 @@
+//! Figures of the service itself for `/metrics`: objectives, requests, access, configuration, process.
+
+use std::fmt;
+
+use prometheus_client::encoding::DescriptorEncoder;
+
+use crate::core::objectives::{SloView, Window};
+use crate::service::app::App;
+use crate::service::metrics::{Labels, counter, gauge};
+
+fn labels(pairs: &[(&'static str, &str)]) -> Labels {
+    pairs.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+}
+
+/// How far the objectives are met (ORCH-3041). Without a task there is nothing to say, and no series.
+pub(super) fn objectives(encoder: &mut DescriptorEncoder<'_>, slo: &[SloView]) -> fmt::Result {
+    let long = slo.iter().filter(|view| view.window == Window::TenMinutes);
+    let met = long.filter_map(|view| Some((labels(&[("priority", view.priority.as_str())]), view.attainment?)));
+    gauge(encoder, "slo_attainment_ratio", "Share of tasks of the last 10 minutes that met their objectives", met)?;
+    let each = slo.iter().flat_map(|view| {
+        let pairs =
+            move |name| [("priority", view.priority.as_str()), ("objective", name), ("window", view.window.as_str())];
+        view.objectives.iter().filter_map(move |one| Some((labels(&pairs(one.name)), one.attainment?)))
+    });
+    gauge(encoder, "slo_objective_attainment_ratio", "Share of tasks that met an objective", each)?;
+    let by_window = |view: &SloView| labels(&[("priority", view.priority.as_str()), ("window", view.window.as_str())]);
+    let burn = slo.iter().map(|view| (by_window(view), view.burn_rate));
+    gauge(encoder, "slo_burn_rate", "Share that missed over the share that may; the worst objective's", burn)?;
+    let tasks = slo.iter().map(|view| (by_window(view), view.tasks as f64));
+    gauge(encoder, "slo_tasks", "Tasks that the objectives' figures rest on", tasks)
+}
+
+/// Requests, connections, keys, configurations.
+pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Result {
+    let requests = app.requests.counts().into_iter().map(|((route, method, status), count)| {
+        (labels(&[("method", method), ("route", route), ("status", &status.to_string())]), count)
+    });
+    counter(encoder, "http_requests", "Requests, by route and status", requests)?;
+    gauge(encoder, "http_connections", "Connections there are", [(vec![], app.links.open() as f64)])?;
+    let reasons = |counts: &[(&'static str, u64)], name| {
+        counts.iter().map(move |(reason, count)| (labels(&[(name, reason)]), *count)).collect::<Vec<_>>()
+    };
+    let closed = reasons(&app.links.closed(), "reason");
+    counter(encoder, "http_connections_closed", "Connections that the service closed or did not take", closed)?;
+    counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied(), "reason"))?;
+    let generation = app.orchestrator.config_generation() as f64;
+    gauge(encoder, "config_generation", "Number of the configuration that is in force", [(vec![], generation)])?;
+    let reloads = reasons(&app.store.counts(), "outcome");
+    counter(encoder, "config_reloads", "Configurations that were offered", reloads)?;
+    let leaving = app.orchestrator.leaving().len() as f64;
+    gauge(encoder, "pools_leaving", "Pools that left the configuration and finish what they have", [(vec![], leaving)])
+}
+
+/// The process and the program.
+pub(super) fn process(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let resident = resident.map(|kib| (vec![], kib * 1024.0));
+    gauge(encoder, "process_resident_memory_bytes", "Memory of the service itself", resident)?;
+    let files = std::fs::read_dir("/proc/self/fd").ok().map(|files| (vec![], files.count() as f64));
+    gauge(encoder, "process_open_fds", "Files that are open", files)?;
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    gauge(encoder, "process_max_fds", "Files that may be open", most.map(|most| (vec![], most as f64)))?;
+    gauge(
+        encoder,
+        "process_start_time_seconds",
+        "When the process began, since 1970",
+        started_at().map(|at| (vec![], at)),
+    )?;
+    let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
+    gauge(encoder, "orchestrator_build_info", "The program; always 1", [(version, 1.0)])
+}
+
+/// When this process began, in seconds since 1970; `None` where the system does not say.
+fn started_at() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let ticks: f64 = stat.rsplit(") ").next()?.split(' ').nth(19)?.parse().ok()?;
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot: f64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot + ticks / rustix::param::clock_ticks_per_second() as f64)
+}
