@@ -4,10 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::service::config_file;
+use crate::service::config_command::{self, ConfigCommand};
+use crate::service::doctor::{self, DoctorArguments};
 use crate::service::keys_command::{self, KeyCommand};
+use crate::service::remote::Remote;
+use crate::service::top::{self, TopArguments};
 use crate::service::{devices, serve, submit};
 
 /// Keeps GPUs busy, fair and honest for LLM inference.
@@ -29,6 +33,22 @@ enum Command {
         /// The YAML file.
         file: PathBuf,
     },
+    /// Look at a running service in the terminal: pools, queues, latency, objectives, failures.
+    Top(TopArguments),
+    /// Look at the host and the configuration, and say what to do about what is wrong.
+    Doctor(DoctorArguments),
+    /// Look at and change the configuration of a running service.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the JSON Schema of the configuration file, for editors.
+    Schema,
+    /// Print what completes commands in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -77,9 +97,8 @@ pub(crate) enum LogFormat {
 pub(crate) struct SubmitArguments {
     /// The text to go on from.
     pub(crate) prompt: String,
-    /// The service.
-    #[arg(long, default_value = "http://127.0.0.1:7700")]
-    pub(crate) url: String,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
     /// Most tokens to generate.
     #[arg(long)]
     pub(crate) max_tokens: Option<u32>,
@@ -105,6 +124,18 @@ pub fn run() -> ExitCode {
         Command::Check { file } => check(&file),
         Command::Devices { library } => devices::list(library),
         Command::Key(command) => keys_command::run(command),
+        Command::Top(arguments) => block_on(top::run(arguments)),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Config(command) => block_on(config_command::run(command)),
+        Command::Schema => {
+            say(config_file::schema().trim_end());
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "orchestratord", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man => man(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -114,6 +145,26 @@ pub fn run() -> ExitCode {
         }
     }
 }
+
+/// Every command on one page, in roff.
+fn man() -> Result<(), String> {
+    let mut text = Vec::new();
+    let page = clap_mangen::Man::new(Arguments::command());
+    page.render(&mut text).map_err(|error| error.to_string())?;
+    for command in Arguments::command().get_subcommands().filter(|command| command.get_name() != "help") {
+        let page = clap_mangen::Man::new(command.clone());
+        let named = format!(".SH \"ORCHESTRATORD {}\"\n", command.get_name().to_uppercase());
+        text.extend_from_slice(named.as_bytes());
+        let part = page.render_description_section(&mut text).and_then(|()| page.render_options_section(&mut text));
+        part.map_err(|error| error.to_string())?;
+    }
+    text.extend_from_slice(EXIT_CODES.as_bytes());
+    let _ = std::io::stdout().write_all(&text); // A closed pipe is the reader's choice.
+    Ok(())
+}
+
+/// What the exit codes mean, for the manual page.
+const EXIT_CODES: &str = ".SH \"EXIT STATUS\"\n.TP\n0\nDone; for serve, drained and stopped.\n.TP\n1\nWhat was wrong is said on standard error.\n.TP\n2\nThe command line is wrong.\n.TP\n101\nA bug of ours: please report what standard error says.\n";
 
 fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

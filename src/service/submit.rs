@@ -10,9 +10,9 @@ use hyper::{Method, Response};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::gpu::http::{HttpClient, HttpError, whole};
 use crate::gpu::sse::SseParser;
 use crate::service::cli::{SubmitArguments, tell};
+use crate::service::remote::refusal;
 
 /// How often the waiting line is written anew.
 const TICK: Duration = Duration::from_millis(200);
@@ -28,32 +28,11 @@ pub(crate) async fn run(arguments: SubmitArguments) -> Result<(), String> {
     });
     let mut headers = vec![("accept", "text/event-stream")];
     headers.extend(arguments.client.as_deref().map(|client| ("x-client-id", client)));
-    let client = HttpClient::new(&arguments.url, None);
-    let answer = client.send(Method::POST, "/v1/tasks", &headers, body.to_string().into_bytes()).await;
-    let answer = answer.map_err(|error| format!("{}: {error}; is orchestratord running there?", arguments.url))?;
+    let answer = arguments.remote.send(Method::POST, "/v1/tasks", &headers, body.to_string().into_bytes()).await?;
     if !answer.status().is_success() {
         return Err(refusal(answer).await);
     }
     Terminal::new(&answer).show(answer.into_body()).await
-}
-
-/// The envelope as a line.
-async fn refusal(answer: Response<Incoming>) -> String {
-    match whole(answer).await {
-        Err(HttpError::Status { status, body }) => {
-            let envelope: Value = serde_json::from_str(&body).unwrap_or_default();
-            match (envelope["code"].as_str(), envelope["message"].as_str()) {
-                (Some(code), Some(message)) => {
-                    let again = envelope["retry_after_ms"].as_u64();
-                    let again = again.map_or(String::new(), |ms| format!("; come back in {ms} ms"));
-                    format!("refused: {code}: {message}{again}")
-                }
-                _ => format!("refused with status {status}: {body}"),
-            }
-        }
-        Err(error) => error.to_string(),
-        Ok(_) => "refused without a reason".into(),
-    }
 }
 
 /// What is on the terminal: the waiting line on standard error, then tokens on standard output.

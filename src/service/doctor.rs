@@ -1,0 +1,185 @@
+//! `orchestratord doctor`: looks at the host and the configuration, and says what to do about each thing that is not as it should be.
+
+use std::path::PathBuf;
+
+use crate::config::Config;
+use crate::core::device::Origin;
+use crate::service::cli::say;
+use crate::service::{config_file, devices, engines};
+
+/// What to look at.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArguments {
+    /// The configuration; without one, what `serve` does without one.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// What one look has found.
+enum Finding {
+    Well(String),
+    /// Serves, but not as well as it could.
+    Note(String, &'static str),
+    /// Will not serve.
+    Wrong(String, &'static str),
+}
+
+use Finding::{Note, Well, Wrong};
+
+/// Looks at everything.
+///
+/// # Errors
+/// One line that counts what is wrong.
+pub(crate) fn run(arguments: &DoctorArguments) -> Result<(), String> {
+    let mut findings = Vec::new();
+    let config = configuration(arguments, &mut findings);
+    driver(&config, &mut findings);
+    programs(&config, &mut findings);
+    ports(&config, &mut findings);
+    limits(&config, &mut findings);
+    clock(&mut findings);
+    keys(&config, &mut findings);
+    let mut wrong = 0;
+    for finding in &findings {
+        match finding {
+            Well(text) => say(&format!("ok     {text}")),
+            Note(text, advice) => say(&format!("note   {text}\n       {advice}")),
+            Wrong(text, advice) => {
+                wrong += 1;
+                say(&format!("WRONG  {text}\n       {advice}"));
+            }
+        }
+    }
+    if wrong == 0 { Ok(()) } else { Err(format!("{wrong} of {} things are wrong", findings.len())) }
+}
+
+fn configuration(arguments: &DoctorArguments, findings: &mut Vec<Finding>) -> Config {
+    let Some(file) = &arguments.config else {
+        findings.push(Note("no configuration is named".into(), "name one with --config; this looks at the simulated demo"));
+        return engines::demo();
+    };
+    match config_file::load(file) {
+        Ok(config) => {
+            findings.push(Well(format!("{}: valid, {} pools", file.display(), config.pools.len())));
+            config
+        }
+        Err(faults) => {
+            findings.push(Wrong(faults.to_string(), "mend the file; `orchestratord schema` gives editors its shape"));
+            engines::demo()
+        }
+    }
+}
+
+fn driver(config: &Config, findings: &mut Vec<Finding>) {
+    match devices::probe(&config.gpu) {
+        Ok(Ok(probe)) => {
+            let inventory = probe.inventory();
+            let version = match &inventory.origin {
+                Origin::Driver { version } => version.clone(),
+                Origin::Simulated { .. } => "none".into(),
+            };
+            findings.push(Well(format!("driver {version}, {} devices", inventory.devices.len())));
+            let faults = crate::config::resolve(config, &inventory).faults;
+            let wrong = |fault: &crate::config::ConfigError| {
+                Wrong(fault.to_string(), "change the devices, the memory or the slots of this pool")
+            };
+            findings.extend(faults.iter().map(wrong));
+        }
+        Ok(Err(why)) => findings.push(Note(
+            format!("{why}: devices are simulated"),
+            "on a host with NVIDIA devices install the driver, or name its library with gpu.library; `nvidia-smi` must work",
+        )),
+        Err(fault) => findings.push(Wrong(fault, "install the driver, or set gpu.driver to auto")),
+    }
+}
+
+/// The programs that start engines.
+fn programs(config: &Config, findings: &mut Vec<Finding>) {
+    for pool in &config.pools {
+        let Some(program) = pool.command.as_ref().and_then(|command| command.first()) else { continue };
+        let found = if program.contains('/') {
+            Some(PathBuf::from(program)).filter(|path| path.is_file())
+        } else {
+            let paths = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
+        };
+        findings.push(match found {
+            Some(path) => Well(format!("pool {}: {} is there", pool.id, path.display())),
+            None => Wrong(
+                format!("pool {}: there is no program {program:?}", pool.id),
+                "install the engine, or give its whole path in `command`",
+            ),
+        });
+        for file in &pool.model_files {
+            if !std::path::Path::new(&file.path).is_file() {
+                let text = format!("pool {}: there is no file {:?}", pool.id, file.path);
+                findings.push(Wrong(text, "fetch the model, or correct `model_files`"));
+            }
+        }
+    }
+}
+
+fn ports(config: &Config, findings: &mut Vec<Finding>) {
+    for address in [Some(&config.http.listen), config.http.admin_listen.as_ref()].into_iter().flatten() {
+        findings.push(match std::net::TcpListener::bind(address) {
+            Ok(_) => Well(format!("{address} is free")),
+            Err(error) => Wrong(
+                format!("{address}: {error}"),
+                "end what listens there (`ss -ltnp`), or choose another address with http.listen",
+            ),
+        });
+    }
+}
+
+fn limits(config: &Config, findings: &mut Vec<Finding>) {
+    use rustix::process::{Resource, getrlimit};
+    let (wanted, most) = (u64::from(config.http.connections_max) + 1024, getrlimit(Resource::Nofile).maximum);
+    findings.push(match most {
+        Some(most) if most < wanted => Note(
+            format!("{most} files may be open, and http.connections_max asks for {wanted}"),
+            "raise it: LimitNOFILE= of the unit, or `ulimit -Hn`",
+        ),
+        _ => Well(format!("enough files may be open for {} connections", config.http.connections_max)),
+    });
+    let wanted: u64 = config.pools.iter().filter_map(|pool| pool.memory.host_bytes).sum();
+    if wanted > 0 {
+        findings.push(match crate::gpu::host::check_memory(wanted) {
+            Ok(()) => Well(format!("the host has the {wanted} bytes that the pools ask for")),
+            Err(error) => Note(error.to_string(), "pools may have to wait for memory; end what else uses it, or lower memory.host_bytes"),
+        });
+    }
+}
+
+/// Keys end by the wall clock.
+fn clock(findings: &mut Vec<Finding>) {
+    /// The first day of 2025.
+    const EARLIEST: u64 = 1_735_689_600;
+    let now = crate::service::access::unix_s();
+    findings.push(if now < EARLIEST {
+        Wrong(format!("the clock says {now} seconds since 1970, which is long past"), "set the clock; NTP keeps it")
+    } else {
+        Well("the clock is set".into())
+    });
+}
+
+fn keys(config: &Config, findings: &mut Vec<Finding>) {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(file) = &config.access.keys_file else { return };
+    match crate::service::keys::KeyFile::load(file.as_ref()) {
+        Ok(keys) if keys.keys.is_empty() => {
+            findings.push(Wrong(format!("{file} has no keys: nobody gets in"), "make one: orchestratord key new --client NAME --file FILE"));
+        }
+        Ok(keys) => findings.push(Well(format!("{file}: {} keys", keys.keys.len()))),
+        Err(error) => findings.push(Wrong(error, "mend the file or make a new one")),
+    }
+    let mode = std::fs::metadata(file).map(|about| about.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+        findings.push(Note(format!("{file} can be read by others"), "chmod 600 it; it has no secrets, but it says who is who"));
+    }
+    if let Some(tls) = &config.http.tls {
+        findings.push(match crate::service::tls::Tls::load(tls.clone()) {
+            Ok(_) => Well(format!("{}: a certificate and its key", tls.certificate_file)),
+            Err(error) => Wrong(error, "correct http.tls"),
+        });
+    }
+}
