@@ -99,31 +99,93 @@ def load(port, *more):
     return json.loads(out.strip().splitlines()[-1])
 
 
-def main():
-    build()
-    subjects = {}
-    mock = engine()
-    proxy = nginx()
-    service = ours("slots: 64, queue: {capacity: 1024}")
-    subjects["direct"] = (ENGINE, mock)
+def median(values):
+    return sorted(values)[len(values) // 2]
+
+
+def streams():
+    """16-token streams over 32 connections as fast as they go, and 200 a second, through each in turn."""
+    mock, proxy, service = engine(), nginx(), ours("slots: 64, queue: {capacity: 1024}")
+    subjects = {"direct": (ENGINE, mock), "orchestratord": (OURS, service)}
     if proxy:
         subjects["nginx"] = (NGINX, proxy)
-    subjects["orchestratord"] = (OURS, service)
-    print("== 16-token streams, 32 connections, closed loop; then 200 a second, open loop")
-    rounds = int(os.environ.get("ROUNDS", "3"))
     rows = {name: [] for name in subjects}
-    for _ in range(rounds):
+    for port, _ in subjects.values():
+        load(port, "--count", "3000")  # Warm.
+    for _ in range(int(os.environ.get("ROUNDS", "3"))):
         for name, (port, process) in subjects.items():
-            before = cpu_s(process)
-            closed = load(port, "--secs", "4", "--conns", "32", "--warmup", "1")
-            spent = cpu_s(process) - before
+            count, before = 20000, cpu_s(process)
+            closed = load(port, "--count", str(count), "--conns", "32")
+            spent = (cpu_s(process) - before) / count * 1e6
             opened = load(port, "--secs", "4", "--rate", "200", "--warmup", "1")
-            rows[name].append((closed, spent, opened))
-    print(json.dumps({name: rows[name][0][0] for name in rows}))
-    print(json.dumps({name: rows[name][0][2] for name in rows}))
-    for name in rows:
-        print(name, [(round(spent, 2)) for _, spent, _ in rows[name]])
-    return rows
+            if closed["ok"] != count or opened["ok"] != opened["requests"]:
+                sys.exit(f"{name}: not every stream was whole: {closed['ends']} {opened['ends']}")
+            rows[name].append((spent, closed["ok_per_s"], opened["ttft_us"]["p50"], opened["ttft_us"]["p99"]))
+    best = {name: [median([row[column] for row in rows[name]]) for column in range(4)] for name in rows}
+    print("16-token streams, 32 connections; added time to first token at 200 a second")
+    for name, (spent, rate, p50, p99) in best.items():
+        added = [(value - base) / 1000 for value, base in zip((p50, p99), best["direct"][2:])]
+        print(f"  {name:14} {spent:6.0f} us CPU a stream, {rate:7.0f} streams/s ({rate / best['direct'][1]:.2f} of direct), "
+              f"first token {added[0]:+.2f} / {added[1]:+.2f} ms (p50 / p99)")
+    if proxy:
+        print(f"  CPU a stream beside nginx: {best['orchestratord'][0] / best['nginx'][0]:.2f}")
+    for process in (service, proxy, mock):
+        process and stop(process)
+
+
+def overload():
+    """Ten times as many as the engine serves, into a queue of 0: who is answered, who is refused, how fast."""
+    mock = engine("--slots", "8", "--ttft-us", "50000", "--itl-us", "10000")
+    service = ours("slots: 8, queue: {capacity: 0}")
+    seconds, served = 10, 8 / 0.2
+    out = load(OURS, "--secs", str(seconds), "--rate", str(served * 10), "--warmup", "0", "--tokens", "16")
+    stats = json.load(urllib.request.urlopen(f"http://127.0.0.1:{ENGINE}/_mock/stats"))
+    refused = out.get("refusal_us", {})
+    print(f"ten times the load, queue of 0: {out['ok']} of about {seconds * served:.0f} answered, ends {out['ends']}, "
+          f"refusals {json.dumps(refused)} us; engine {json.dumps(stats)}")
+    stop(service), stop(mock)
+
+
+def gone():
+    """The client closes after 4 tokens, with no grace configured: how soon the engine's request ends."""
+    mock = engine("--itl-us", "5000")
+    for name, process, port in (("orchestratord", ours("slots: 64"), OURS), ("nginx", nginx(), NGINX)):
+        if process:
+            out = load(port, "--secs", "4", "--rate", "50", "--warmup", "0", "--tokens", "400", "--abort-after", "4",
+                       "--cancels-from", f"127.0.0.1:{ENGINE}")
+            print(f"client gone, {name}: {json.dumps({key: out[key] for key in out if key not in ('ttft_us', 'total_us')})}")
+            stop(process)
+    stop(mock)
+
+
+def many():
+    """Ten thousand streams that are open at once: what they take in memory."""
+    mock = engine("--itl-us", "3000000")
+    service = ours("slots: 1024, queue: {capacity: 12000}")  # The others wait; their streams are open all the same.
+    before = memory_mib(service)
+    client = subprocess.Popen([str(TARGET / "release/load-client"), "--to", f"127.0.0.1:{OURS}", "--path", "/v1/tasks", "--conns",
+                               "10000", "--count", "10000", "--tokens", "6", "--timeout", "120"], stdout=subprocess.PIPE, text=True)
+    most = before
+    while client.poll() is None:
+        most = max(most, memory_mib(service))
+        time.sleep(0.25)
+    out = json.loads(client.stdout.read().strip().splitlines()[-1])
+    print(f"10,000 open streams: {most - before:.0f} MiB more than idle ({before:.0f} MiB), ends {out['ends']}")
+    stop(service), stop(mock)
+
+
+def main():
+    build()
+    raise_files()
+    wanted = sys.argv[1:] or ["streams", "overload", "gone", "many"]
+    for name in wanted:
+        {"streams": streams, "overload": overload, "gone": gone, "many": many}[name]()
+
+
+def raise_files():
+    import resource
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 //!
 //! Spec: ORCH-3016, ORCH-3017, ORCH-3026.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -122,13 +124,20 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
     let request = rest.as_ref().unwrap_or(&record.request);
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot };
     let mut output = LogOutput { attempt, record, epoch, diverged: None };
-    let run = attempt.engine.generate(job, &mut output);
-    let outcome = tokio::select! {
-        biased;
-        // First, since it is the usual case; an engine that goes on after a seal is told so by its output.
-        result = run => Outcome::Returned(result),
-        () = record.until_sealed() => Outcome::SealedElsewhere,
-        outcome = watchdog(attempt, record) => outcome,
+    let outcome = {
+        let mut run = pin!(attempt.engine.generate(job, &mut output));
+        let run = poll_fn(|context| {
+            let polled = run.as_mut().poll(context);
+            record.tell_readers();
+            polled
+        });
+        tokio::select! {
+            biased;
+            // First, since it is the usual case; an engine that goes on after a seal is told so by its output.
+            result = run => Outcome::Returned(result),
+            () = record.until_sealed() => Outcome::SealedElsewhere,
+            outcome = watchdog(attempt, record) => outcome,
+        }
     };
     match outcome {
         Outcome::Returned(Err(EngineError::Stopped(_))) => output.diverged.map_or(outcome, Outcome::Diverged),

@@ -46,7 +46,10 @@ impl Drop for Presence {
         let (record, grace) = (self.record.clone(), Duration::from_millis(runtime.config().disconnect_grace_ms));
         let runtime = self.runtime.clone(); // Nothing that waits keeps a runtime alive.
         tokio.spawn(async move {
-            tokio::time::sleep(grace).await;
+            // A timer of nothing would still wait for the next millisecond.
+            if !grace.is_zero() {
+                tokio::time::sleep(grace).await;
+            }
             if let (Some(runtime), true) = (runtime.upgrade(), record.desert_since(visits)) {
                 cancel(&runtime, &record);
             }

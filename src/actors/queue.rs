@@ -209,6 +209,12 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
         let _ = reply.send(Err(error));
         return;
     }
+    if idle && state.pool.config.queue.capacity == 0 && record.session().is_none() && record.may_run(&state.pool) {
+        // Nobody may wait, and it need not: it has a slot as soon as this message has been handled.
+        state.queue.pass_through(books, arrival, record.clone());
+        accept(state, books, &record, reply, Accepted { queue_position: 0, predicted_start });
+        return;
+    }
     match state.queue.enqueue(books, arrival, record.clone()) {
         Enqueued::Refused { .. } => refuse(state, books, &record, ahead, reply),
         outcome => {

@@ -4,6 +4,7 @@
 //! construction: appending and sealing cannot interleave, and an attempt of an older epoch is refused (fencing).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -35,6 +36,8 @@ pub(crate) struct TaskRecord {
     pub(super) changed: Notify,
     /// Wakes the attempt when the log is sealed by somebody else.
     pub(super) stopped: Notify,
+    /// Tokens have been appended that no reader was woken for.
+    has_news: AtomicBool,
 }
 
 pub(super) struct State {
@@ -122,7 +125,8 @@ impl TaskRecord {
             permit: Some(permit),
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
-        TaskRecord { id, seq, request, seed, submitted_at: now, state: Mutex::new(state), changed, stopped }
+        let (state, has_news) = (Mutex::new(state), AtomicBool::new(false));
+        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news }
     }
 
     /// The moment after which nobody wants the task any more.
@@ -252,7 +256,7 @@ impl TaskRecord {
     }
 
     /// Takes a token of this epoch and returns its index. What an earlier attempt gave is compared; what is new is
-    /// appended.
+    /// appended. Readers hear of it with [`TaskRecord::tell_readers`].
     pub(crate) fn append(&self, epoch: Epoch, now: Timestamp, text: &str) -> Result<u32, Refusal> {
         let mut guard = self.state.lock();
         #[cfg(feature = "planted-bugs")]
@@ -279,8 +283,16 @@ impl TaskRecord {
         if let Some(since) = state.silent_since.take() {
             state.resume_gap = state.resume_gap.max(Some(now.since(since)));
         }
-        self.wake_readers(guard);
+        self.has_news.store(true, Relaxed); // Under the lock, as is the look that follows.
         Ok(index)
+    }
+
+    /// Wakes readers for what was appended since the last call. The attempt calls it whenever its engine has nothing more at hand: tokens
+    /// that came together are read together, with one write to each connection.
+    pub(crate) fn tell_readers(&self) {
+        if self.has_news.swap(false, Relaxed) {
+            self.wake_readers(self.state.lock());
+        }
     }
 
     /// Index of the first token that the newest attempt has not repeated yet; `None` when it has come to the log's end.

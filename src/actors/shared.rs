@@ -366,7 +366,8 @@ impl PoolShared {
     pub(crate) fn has_room(&self, class: Priority) -> bool {
         let bounds = self.config.queue.bounds();
         let depth = self.depth[class.index()].load(Relaxed);
-        bounds.policy != FullPolicy::Reject || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
+        let has_slot = self.offered.load(Relaxed) > 0 && self.depth_total() == 0;
+        has_slot || bounds.policy != FullPolicy::Reject || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
     }
 
     /// Tasks that are charged and have not ended.

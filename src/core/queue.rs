@@ -137,6 +137,12 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Takes in a task that is dispatched before anything else happens, so that it does not wait and no bound concerns it.
+    pub fn pass_through(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) {
+        let slot = accounts.slot(arrival.client);
+        self.insert(accounts, arrival, slot, item, |_, _| NIL);
+    }
+
     /// Takes back a task that had been dispatched and shows nothing for it, or one that an earlier queue held: it keeps its
     /// place by its number, and what it was charged is refunded.
     ///

@@ -1,24 +1,19 @@
 //! A small HTTP client for engines: bounded answers, deadlines, connections that are used again.
 //!
-//! `hyper-util`'s client, since the service stands on hyper already: no second HTTP stack, and no TLS for engines that
-//! listen on loopback.
+//! It stands on `hyper`, as the service does: no second HTTP stack, and no TLS for engines that listen on loopback.
 
-use std::collections::VecDeque;
 use std::error::Error;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::header::AUTHORIZATION;
+use hyper::body::Body;
+use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo};
-use hyper_util::rt::TokioExecutor;
-use parking_lot::Mutex;
 use tokio::time::timeout;
+
+use crate::gpu::connection::{Answer, Idle, Link};
 
 /// Largest answer that is read whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -55,45 +50,31 @@ pub(crate) enum HttpError {
 /// A client of one server.
 #[derive(Clone)]
 pub(crate) struct HttpClient {
-    client: Client<HttpConnector, Full<Bytes>>,
-    base: String,
+    base: Arc<str>,
+    /// Where it is; `None` when the base is no URL.
+    place: Option<(Arc<str>, u16)>,
     /// What goes into `Authorization`, if anything.
     authorization: Option<Arc<str>>,
-    /// Our ends of connections that have brought an answer, the newest last.
-    served: Arc<Mutex<VecDeque<SocketAddr>>>,
+    idle: Idle,
 }
-
-/// Most connections that are remembered; one that is not is taken for fresh.
-const SERVED_MAX: usize = 64;
 
 impl HttpClient {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`, which may want a key.
     pub(crate) fn new(base: &str, api_key: Option<String>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true); // Else small writes wait for the other side's acknowledgement.
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let base = base.trim_end_matches('/');
+        let place = base.parse::<Uri>().ok().and_then(|uri| {
+            Some((uri.host()?.trim_matches(['[', ']']).into(), uri.port_u16().unwrap_or(80)))
+        });
         let authorization = api_key.map(|key| format!("Bearer {key}").into());
-        HttpClient { client, base: base.trim_end_matches('/').to_owned(), authorization, served: Arc::default() }
+        HttpClient { base: base.into(), place, authorization, idle: Idle::default() }
     }
 
-    fn note_served(&self, answer: &Response<Incoming>) {
-        let Some(local) = answer.extensions().get::<HttpInfo>().map(HttpInfo::local_addr) else { return };
-        let mut served = self.served.lock();
-        if served.back() != Some(&local) && !served.contains(&local) {
-            if served.len() == SERVED_MAX {
-                served.pop_front();
-            }
-            served.push_back(local);
-        }
-    }
-
-    fn has_served(&self, error: &hyper_util::client::legacy::Error) -> bool {
-        let mut extensions = hyper::http::Extensions::new();
-        if let Some(connected) = error.connect_info() {
-            connected.get_extras(&mut extensions);
-        }
-        extensions.get::<HttpInfo>().is_some_and(|info| self.served.lock().contains(&info.local_addr()))
+    async fn connect(&self) -> Result<Link, HttpError> {
+        let no_url = || HttpError::Connect(format!("{} is no URL", self.base));
+        let (host, port) = self.place.as_ref().ok_or_else(no_url)?;
+        let late = |_| HttpError::Connect(format!("{}: no connection within {CONNECT_TIMEOUT:?}", self.base));
+        let link = timeout(CONNECT_TIMEOUT, Link::open(host, *port)).await.map_err(late)?;
+        link.map_err(|error| HttpError::Connect(format!("{}: {error}", self.base)))
     }
 
     /// Sends a request and returns the answer's head, its body still to come.
@@ -109,13 +90,12 @@ impl HttpClient {
         path: &str,
         headers: &[(&str, &str)],
         body: Vec<u8>,
-    ) -> Result<Response<Incoming>, HttpError> {
-        let uri: Uri = format!("{}{path}", self.base)
-            .parse()
-            .map_err(|error| HttpError::Connect(format!("{}{path} is no URL: {error}", self.base)))?;
+    ) -> Result<Response<Answer>, HttpError> {
         let body = Bytes::from(body);
+        let authority = self.base.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let prefix = self.base.split("://").nth(1).and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or("");
         let request = || {
-            let mut request = Request::builder().method(method.clone()).uri(uri.clone());
+            let mut request = Request::builder().method(method.clone()).uri(format!("{prefix}{path}")).header(HOST, authority);
             if !body.is_empty() {
                 request = request.header("content-type", "application/json");
             }
@@ -127,17 +107,14 @@ impl HttpClient {
             }
             request.body(Full::new(body.clone())).map_err(|error| HttpError::Connect(error.to_string()))
         };
-        let mut result = self.client.request(request()?).await;
-        if result.as_ref().is_err_and(|error| is_hung_up(error) && self.has_served(error)) {
-            result = self.client.request(request()?).await;
+        if let Some(link) = self.idle.take() {
+            match link.request(request()?, &self.idle).await {
+                Err(error) if is_hung_up(&error) => {}
+                result => return result.map_err(|error| HttpError::Broken(causes(&error))),
+            }
         }
-        if let Ok(answer) = &result {
-            self.note_served(answer);
-        }
-        result.map_err(|error| {
-            let text = causes(&error);
-            if error.is_connect() { HttpError::Connect(text) } else { HttpError::Broken(text) }
-        })
+        let result = self.connect().await?.request(request()?, &self.idle).await;
+        result.map_err(|error| HttpError::Broken(causes(&error)))
     }
 
     /// Gets a whole answer within `limit`.
@@ -149,12 +126,20 @@ impl HttpClient {
 }
 
 /// Reads an answer to its end; one without success becomes an error.
-pub(crate) async fn whole(answer: Response<Incoming>) -> Result<Bytes, HttpError> {
+pub(crate) async fn whole<B>(answer: Response<B>) -> Result<Bytes, HttpError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     whole_up_to(answer, ANSWER_BYTES_MAX).await
 }
 
 /// The same with another bound.
-pub(crate) async fn whole_up_to(answer: Response<Incoming>, bytes_max: usize) -> Result<Bytes, HttpError> {
+pub(crate) async fn whole_up_to<B>(answer: Response<B>, bytes_max: usize) -> Result<Bytes, HttpError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     let status = answer.status();
     let body = Limited::new(answer.into_body(), bytes_max).collect().await.map_err(|error| {
         match error.is::<LengthLimitError>() {
@@ -173,19 +158,11 @@ pub(crate) async fn whole_up_to(answer: Response<Incoming>, bytes_max: usize) ->
 }
 
 /// Whether the other side closed the connection without the head of an answer.
-fn is_hung_up(error: &hyper_util::client::legacy::Error) -> bool {
+fn is_hung_up(error: &hyper::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let ended = cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message);
-        let reset = cause.downcast_ref::<std::io::Error>();
-        if ended || reset.is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset))
-        {
-            return !error.is_connect();
-        }
-        source = cause.source();
-    }
-    false
+    let reset = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let is_reset = reset.is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset));
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || is_reset
 }
 
 /// An error with all that lies behind it, in one line.

@@ -28,6 +28,8 @@ pub(crate) mod cgroup;
 #[cfg(feature = "engines-http")]
 pub(crate) mod completions;
 #[cfg(feature = "engines-http")]
+pub(crate) mod connection;
+#[cfg(feature = "engines-http")]
 pub(crate) mod digest;
 #[cfg(feature = "engines-http")]
 pub(crate) mod figures;

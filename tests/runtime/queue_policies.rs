@@ -102,3 +102,23 @@ async fn the_intake_gate_bounds_everything_that_is_anywhere() {
     drop(outcomes);
     until_idle(&orchestrator).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn with_a_queue_of_none_a_task_runs_at_once_or_is_refused() {
+    let mut small = pool("a", 1, 2, millisecond());
+    small.queue = QueueConfig { capacity: 0, ..QueueConfig::default() };
+    let World { orchestrator, .. } = start(Env::simulated(2), vec![small]).await;
+    orchestrator.until_ready().await;
+    for round in 0..3 {
+        for id in ["x", "y"] {
+            add(&orchestrator, &format!("{id}{round}"), Priority::Interactive).await.unwrap();
+        }
+        let error = add(&orchestrator, "z", Priority::Interactive).await.unwrap_err();
+        assert_eq!((error.code, error.policy.as_deref()), (ErrorCode::AdmissionReject, Some("reject")));
+        assert!(error.retry_after_ms.is_some_and(|ms| ms > 0));
+        for id in ["x", "y"] {
+            end(&orchestrator, &format!("{id}{round}")).await.unwrap();
+        }
+        until_idle(&orchestrator).await;
+    }
+}

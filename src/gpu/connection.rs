@@ -1,0 +1,158 @@
+//! Connections to an engine's server, each driven by whoever waits for its answer.
+//!
+//! `hyper` speaks HTTP; its usual client gives each connection a task of its own, and every piece of an answer then costs a change of
+//! tasks there and back. An engine's tokens come as small pieces, often several at once: here whoever reads the body moves the bytes
+//! too, so that all that has arrived is read in one go.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{Connection, SendRequest, handshake};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+/// Most idle connections that are kept.
+const IDLE_MAX: usize = 256;
+
+type Driver = Connection<TokioIo<TcpStream>, Full<Bytes>>;
+
+/// One connection.
+pub(crate) struct Link {
+    sender: SendRequest<Full<Bytes>>,
+    driver: Driver,
+    /// It has brought an answer.
+    pub(crate) has_served: bool,
+}
+
+impl Link {
+    /// Makes a connection.
+    pub(crate) async fn open(host: &str, port: u16) -> std::io::Result<Link> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?; // Else small writes wait for the other side's acknowledgement.
+        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        Ok(Link { sender, driver, has_served: false })
+    }
+
+    /// Sends a request and waits for the answer's head.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn request(mut self, request: Request<Full<Bytes>>, idle: &Idle) -> Result<Response<Answer>, hyper::Error> {
+        let head = {
+            let (driver, mut answer) = (&mut self.driver, std::pin::pin!(self.sender.send_request(request)));
+            let mut is_over = false;
+            std::future::poll_fn(|context| {
+                if let Poll::Ready(head) = answer.as_mut().poll(context) {
+                    return Poll::Ready(head);
+                }
+                if !is_over {
+                    is_over = Pin::new(&mut *driver).poll(context).is_ready(); // Why, the answer says.
+                }
+                answer.as_mut().poll(context)
+            })
+            .await?
+        };
+        self.has_served = true;
+        let (link, idle) = (Some(self), idle.clone());
+        Ok(head.map(|body| Answer { body, link, idle }))
+    }
+
+    /// Whether it could take a request now. What has arrived meanwhile, such as its end, is looked at.
+    fn is_usable(&mut self) -> bool {
+        let polled = Pin::new(&mut self.driver).poll(&mut Context::from_waker(Waker::noop()));
+        polled.is_pending() && self.sender.is_ready()
+    }
+}
+
+/// Connections without a request, the one used last taken first.
+#[derive(Clone, Default)]
+pub(crate) struct Idle(Arc<Mutex<Vec<Link>>>);
+
+impl Idle {
+    /// One that can take a request, if there is one.
+    pub(crate) fn take(&self) -> Option<Link> {
+        loop {
+            let mut link = self.0.lock().pop()?; // Outside the lock: looking at one may close it.
+            if link.is_usable() {
+                return Some(link);
+            }
+        }
+    }
+
+    fn keep(&self, link: Link) {
+        let mut idle = self.0.lock();
+        if idle.len() < IDLE_MAX {
+            idle.push(link);
+        }
+    }
+}
+
+/// The body of an answer. Read to its end, it gives its connection back; dropped before that is at hand, it closes it.
+pub(crate) struct Answer {
+    body: Incoming,
+    link: Option<Link>,
+    idle: Idle,
+}
+
+impl Answer {
+    fn keep_link(&mut self) {
+        let Some(mut link) = self.link.take() else { return };
+        if link.is_usable() {
+            self.idle.keep(link);
+        }
+    }
+}
+
+/// Pieces behind the last one that anybody wanted, which are looked at for the end of the body.
+const TRAILING_MAX: usize = 4;
+
+impl Drop for Answer {
+    /// A stream's last event says that it is over, and the end of the body lies behind it: when that is at hand, the connection is kept.
+    fn drop(&mut self) {
+        for _ in 0..TRAILING_MAX {
+            if self.link.is_none() {
+                return;
+            }
+            let polled = Pin::new(&mut *self).poll_frame(&mut Context::from_waker(Waker::noop()));
+            if !matches!(polled, Poll::Ready(Some(Ok(_)))) {
+                return; // Kept by now, or broken, or not over: closed with the link.
+            }
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending()
+            && let Some(link) = &mut self.link
+        {
+            let is_over = Pin::new(&mut link.driver).poll(context).is_ready(); // Why, the body says.
+            polled = Pin::new(&mut self.body).poll_frame(context);
+            if is_over {
+                self.link = None;
+            }
+        }
+        if matches!(polled, Poll::Ready(None)) {
+            self.keep_link();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
