@@ -160,7 +160,7 @@ def gone():
 
 def many():
     """Ten thousand streams that are open at once: what they take in memory."""
-    mock = engine("--itl-us", "3000000")
+    mock = engine("--itl-us", "1000000")
     service = ours("slots: 1024, queue: {capacity: 12000}")  # The others wait; their streams are open all the same.
     before = memory_mib(service)
     client = subprocess.Popen([str(TARGET / "release/load-client"), "--to", f"127.0.0.1:{OURS}", "--path", "/v1/tasks", "--conns",

@@ -17,6 +17,7 @@ use crate::actors::gate::Permit;
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
 use crate::actors::sample::note_end;
+use crate::actors::task_log;
 use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
@@ -24,7 +25,7 @@ use crate::core::lifecycle::Intent;
 use crate::core::seed::effective_seed;
 use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
-use crate::core::units::{Timestamp, millis_exact};
+use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::planted::planted;
 
@@ -99,7 +100,7 @@ impl Ledger {
         settle(record, &sealed);
         count_end(&sealed, &kind);
         note_end(record, &sealed, &kind);
-        log_end(record, &sealed, &kind);
+        task_log::ended(record, &sealed, &kind);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
             if let Some(error) = failure {
@@ -207,50 +208,4 @@ fn count_end(sealed: &SealedTask, kind: &TraceKind) {
         TraceKind::Failed { code, .. } => counters.failed(*code).fetch_add(1, Relaxed),
         _ => 0,
     };
-}
-
-/// One line for each end, with exactly the fields of ORCH-3027.
-fn log_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
-    if !tracing::enabled!(target: "task", tracing::Level::INFO) {
-        return;
-    }
-    let pool = sealed.ran_in.as_deref().or(sealed.pool.as_deref());
-    let identity = sealed.identity.as_deref();
-    let served = pool.map(|pool| pool.edition().spec.clone());
-    let spec = identity.map(|identity| &identity.spec).or(served.as_ref());
-    let replica = pool.zip(identity).and_then(|(pool, it)| pool.config.replicas.get(usize::from(it.replica.index)));
-    let split = replica.filter(|replica| replica.tensor_split.is_some()).map(|replica| replica.shares());
-    let tensor_split = split.map_or("none".to_owned(), |shares| format!("{shares:?}"));
-    let [oom_events, driver_reset_events] = sealed.lost_to;
-    let (outcome, eviction_events) = match kind {
-        TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0),
-        TraceKind::Ended { .. } => ("completed", 0),
-        TraceKind::Failed { code, .. } => (code.as_str(), u32::from(code.as_str() == "QUEUE_FULL_DROP_LRU")),
-        _ => ("", 0),
-    };
-    tracing::info!(
-        target: "task",
-        job_id = %record.id,
-        session_id = record.request.session_id.as_ref().map_or("", |id| id.as_str()),
-        client_id = %record.request.client_id,
-        engine = pool.map_or("", |pool| pool.config.engine.as_str()),
-        pool_id = pool.map_or("", |pool| pool.id.as_str()),
-        replica_id = %identity.map_or_else(String::new, |identity| identity.replica.to_string()),
-        model_id = spec.map_or("", |spec| spec.model.as_str()),
-        quant = spec.map_or("", |spec| spec.quant.as_str()),
-        ctx = pool.map_or(0, |pool| pool.ctx.load(Relaxed)),
-        tensor_split,
-        engine_version = identity.map_or("", |identity| identity.engine_version.as_str()),
-        sampler_profile_version = spec.map_or("", |spec| spec.sampler_profile_version.as_str()),
-        kv_warmth = sealed.kv_warmth,
-        queue_time_ms = millis_exact(sealed.timing.queue),
-        decode_time_ms = millis_exact(sealed.timing.decode),
-        tokens_in = sealed.tokens_in.0,
-        tokens_out = sealed.tokens_out,
-        eviction_events,
-        oom_events,
-        driver_reset_events,
-        outcome,
-        "task ended"
-    );
 }

@@ -47,5 +47,6 @@ pub(crate) mod sessions;
 pub(crate) mod shared;
 pub(crate) mod submission;
 pub(crate) mod supervise;
+mod task_log;
 pub mod task_view;
 pub(crate) mod worker;

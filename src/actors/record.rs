@@ -16,6 +16,7 @@ use crate::actors::gate::Permit;
 use crate::actors::replay::{Repeated, Replay};
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
+use crate::actors::task_log;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest};
 use crate::core::units::{Timestamp, Tokens, millis_ceil};
@@ -150,7 +151,15 @@ impl TaskRecord {
         state.step(Step::Admit)?;
         (state.queue_position, state.predicted_start, state.accepted) = (position, predicted, true);
         self.wake_readers(state); // Somebody may wait for the decision.
+        task_log::step(self, "accepted");
         Ok(())
+    }
+
+    /// The pool and the replica that have its newest attempt, or the pool whose queue has it.
+    pub(super) fn whereabouts(&self) -> (Option<Arc<PoolShared>>, Option<Arc<ReplicaIdentity>>) {
+        let state = self.state.lock();
+        let pool = state.runs_in.clone().or_else(|| state.route.as_ref().map(|route| route.pool.clone()));
+        (pool, state.identity.clone())
     }
 
     /// Whether the queue has taken the task in at some time.
@@ -205,6 +214,8 @@ impl TaskRecord {
         if let Some(claim) = &mut state.claim {
             claim.give_back(&self.request.client_id);
         }
+        drop(state);
+        task_log::step(self, "returned");
         Ok(())
     }
 
@@ -252,6 +263,7 @@ impl TaskRecord {
         };
         let _ = state.log.append_started(started); // A sealed log is Terminal, which the step above refuses.
         self.wake_readers(state);
+        task_log::step(self, "started");
         Ok(rest)
     }
 

@@ -99,6 +99,15 @@ impl TaskRecord {
         self.state.lock().lost_to[row] += 1;
     }
 
+    /// The task as a client sees it, what its attempts were lost to, and how long it has waited or did wait.
+    pub(super) fn glance(&self) -> (TaskView, [u32; 2], Option<Duration>) {
+        let (lost_to, waited) = {
+            let state = self.state.lock();
+            (state.lost_to, state.begun_at.map(|begun| begun.since(self.submitted_at)))
+        };
+        (self.view(), lost_to, waited)
+    }
+
     /// The task as a client sees it.
     pub(crate) fn view(&self) -> TaskView {
         let state = self.state.lock();

@@ -36,6 +36,7 @@ pub mod shares;
 pub mod standing;
 pub mod task;
 pub mod trace;
+pub mod traceparent;
 pub mod units;
 pub mod wire;
 pub mod workload;

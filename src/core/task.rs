@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, Epoch, PoolId, SessionId, TaskId};
 use crate::core::resume::OnLoss;
+use crate::core::traceparent::TraceParent;
 use crate::core::units::Tokens;
 pub use crate::core::workload::{INPUTS_MAX, Workload};
 
@@ -155,6 +156,8 @@ pub struct TaskRequest {
     pub on_disconnect: OnDisconnect,
     /// The only pools that it may use, or `None` for all that its client may use.
     pub pools: Option<Arc<[PoolId]>>,
+    /// The trace that it belongs to; passed on to its engine.
+    pub traceparent: Option<TraceParent>,
 }
 
 /// Generation budget of a task that names none.
@@ -185,6 +188,7 @@ impl TaskRequest {
             on_loss: None,
             on_disconnect: OnDisconnect::Keep,
             pools: None,
+            traceparent: None,
         }
     }
 
@@ -203,6 +207,12 @@ impl TaskRequest {
     /// Whether it may use this pool, whatever its client may.
     pub fn may_use(&self, pool: &PoolId) -> bool {
         self.pools.as_ref().is_none_or(|pools| pools.contains(pool))
+    }
+
+    /// Whether this asks for the same work: all but the trace and the key's pools, which a second submission may have of its own.
+    pub fn is_same(&self, other: &TaskRequest) -> bool {
+        let work = |request: &TaskRequest| TaskRequest { traceparent: None, pools: None, ..request.clone() };
+        self == other || work(self) == work(other)
     }
 
     /// Bytes of all its texts.

@@ -116,6 +116,14 @@ pub struct Job<'a> {
     pub slot: u32,
 }
 
+impl Job<'_> {
+    /// The trace context that its engine is told, with this run as the parent; `None` when nobody asked for one.
+    pub fn trace(&self) -> Option<String> {
+        let span = self.task_id.stable_hash().rotate_left(8) ^ u64::from(self.slot);
+        self.request.traceparent.as_ref().map(|parent| parent.child(span))
+    }
+}
+
 /// Where tokens go.
 pub trait TokenOutput: Send {
     /// Takes the next token's text. Empty text is ignored.

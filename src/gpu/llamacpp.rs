@@ -246,7 +246,7 @@ impl Engine for LlamaCpp {
         let unanswered = &self.unanswered[job.slot as usize];
         unanswered.store(true, Relaxed);
         let answered = || unanswered.store(false, Relaxed);
-        self.server.stream("/completion", &Self::body(&job), answered, &mut Completing, out).await
+        self.server.stream(("/completion", job.trace()), &Self::body(&job), answered, &mut Completing, out).await
     }
 
     async fn released(&self, slot: u32) {

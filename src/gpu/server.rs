@@ -162,14 +162,15 @@ impl Server {
     /// Dropping it closes the connection.
     pub(crate) async fn stream(
         &self,
-        path: &str,
+        (path, trace): (&str, Option<String>),
         body: &impl serde::Serialize,
         answered: impl FnOnce(),
         reading: &mut dyn Reading,
         out: &mut dyn TokenOutput,
     ) -> Result<Finish, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
-        let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
+        let header = trace.as_deref().map(|trace| ("traceparent", trace));
+        let answer = self.client()?.send(Method::POST, path, header.as_slice(), body).await.map_err(lost)?;
         answered();
         if !answer.status().is_success() {
             return Err(whole(answer).await.map_or_else(lost, |_| EngineError::Garbled("an empty refusal".into())));

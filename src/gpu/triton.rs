@@ -260,7 +260,7 @@ impl Engine for Triton {
         self.counted.lock().sent += 1;
         let mut reading = Generating { run: &run, max_tokens: job.request.max_tokens.0, tokens: 0 };
         let path = self.path("/generate_stream");
-        let result = self.server.stream(&path, &body, || (), &mut reading, out).await;
+        let result = self.server.stream((&path, job.trace()), &body, || (), &mut reading, out).await;
         if matches!(result, Err(EngineError::Refused(_) | EngineError::Unreachable(_))) {
             self.counted.lock().sent -= 1; // It never reached the model, and is not counted.
         }

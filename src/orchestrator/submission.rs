@@ -161,7 +161,7 @@ async fn same_task(
     known: Arc<TaskRecord>,
     request: &TaskRequest,
 ) -> Option<Result<Submitted, TaskError>> {
-    if *known.request != *request {
+    if !known.request.is_same(request) {
         let text = format!("field 'task_id': {} is the id of another task; take a new one", known.id);
         return Some(Err(TaskError::new(ErrorCode::InvalidParams, text)));
     }

@@ -111,6 +111,7 @@ impl SubmitBody {
             on_loss: self.on_loss,
             on_disconnect: self.on_disconnect,
             pools: None,
+            traceparent: None,
         })
     }
 }

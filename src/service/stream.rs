@@ -8,8 +8,9 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use futures_util::StreamExt;
 use serde::Serialize;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::actors::event_log::{EventRef, Started};
 use crate::actors::reader::TaskStream;
@@ -93,6 +94,9 @@ struct Connection {
     keep_alive: Duration,
 }
 
+/// How long the head of an answer waits for the first event.
+const FIRST_PIECE_WAIT: Duration = Duration::from_millis(1);
+
 /// What a connection was woken for.
 enum Due {
     Events,
@@ -154,7 +158,7 @@ impl Connection {
 
 /// A task's events as the body of an answer.
 #[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
-pub(crate) fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
+pub(crate) async fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
     let config = orchestrator.config();
     let http = &config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);
@@ -171,10 +175,14 @@ pub(crate) fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> R
         measured_at: Instant::now(),
         keep_alive: Duration::from_millis(http.keep_alive_ms),
     };
+    let mut connection = connection;
+    // A task that starts at once has its first event in a moment: head and event then go out together.
+    let first = timeout(FIRST_PIECE_WAIT, connection.next_piece()).await.ok().flatten();
+    let first = futures_util::stream::iter(first.map(Ok::<_, std::convert::Infallible>));
     let pieces = futures_util::stream::unfold(connection, |mut connection| async move {
         connection.next_piece().await.map(|piece| (Ok::<_, std::convert::Infallible>(piece), connection))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
+    let mut response = Response::new(Body::from_stream(first.chain(pieces)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::actors::reader::TaskStream;
 use crate::core::id::TaskId;
+use crate::core::traceparent::TraceParent;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
 use crate::service::api::{AcceptedBody, SubmitBody};
@@ -29,16 +30,17 @@ pub(crate) async fn submit(
     request: Request,
 ) -> Result<Response, ApiError> {
     let wants_stream = wants_stream(request.headers());
+    let traceparent = request.headers().get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let body = body_of(&orchestrator, request).await?;
     let body: SubmitBody = json_body(&body, "a task")?;
     let mut request = body.into_request(principal.client_id).map_err(ApiError::invalid)?;
-    request.pools = principal.pools;
+    (request.pools, request.traceparent) = (principal.pools, traceparent);
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
     if !wants_stream {
         return Ok((StatusCode::ACCEPTED, Json(accepted)).into_response());
     }
-    let mut response = event_stream(&orchestrator, submitted.stream());
+    let mut response = event_stream(&orchestrator, submitted.stream()).await;
     let named = [
         ("x-task-id", HeaderValue::from_str(&accepted.task_id).ok()),
         ("x-queue-position", Some(accepted.queue_position.into())),
@@ -106,7 +108,7 @@ pub(crate) async fn stream(
     if from > 0 && stream.is_exhausted() {
         return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
     }
-    Ok(event_stream(&orchestrator, stream))
+    Ok(event_stream(&orchestrator, stream).await)
 }
 
 /// End a task. No token follows.
