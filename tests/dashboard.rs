@@ -187,7 +187,8 @@ fn metric(service: &Service, name: &str, labels: &[&str]) -> f64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{name} {labels:?} in {text}"))
 }
 
-const READY: &str = "return document.body.dataset.connection === 'live' && document.querySelectorAll('article.pool').length";
+const READY: &str =
+    "return document.body.dataset.connection === 'live' && document.querySelectorAll('article.pool').length";
 
 #[test]
 fn the_page_shows_what_is_and_a_failing_pool_turns_red() {
@@ -196,7 +197,9 @@ fn the_page_shows_what_is_and_a_failing_pool_turns_red() {
     let url = format!("http://127.0.0.1:{}/", service.port);
     browser.open(&url);
     browser.until(READY, |pools| *pools == 2);
-    browser.until("return document.querySelector('article.pool[data-pool=chat]').dataset.state", |state| *state == "ready");
+    browser.until("return document.querySelector('article.pool[data-pool=chat]').dataset.state", |state| {
+        *state == "ready"
+    });
     browser.theme("light");
     browser.picture("idle-light.png");
     browser.theme("dark");
@@ -219,7 +222,9 @@ fn the_page_shows_what_is_and_a_failing_pool_turns_red() {
             scope.spawn(move || {
                 for number in 0..40 {
                     let class = if number % 4 == 0 { "batch" } else { "interactive" };
-                    let body = format!("{{\"prompt\":\"p{number}\",\"model_ref\":\"m\",\"max_tokens\":40,\"priority\":\"{class}\"}}");
+                    let body = format!(
+                        "{{\"prompt\":\"p{number}\",\"model_ref\":\"m\",\"max_tokens\":40,\"priority\":\"{class}\"}}"
+                    );
                     assert_eq!(submit(service, client, &body).0, 200);
                 }
             });
@@ -230,20 +235,27 @@ fn the_page_shows_what_is_and_a_failing_pool_turns_red() {
         browser.picture("load-light.png");
     });
     let shown = |selector: &str| {
-        let script = format!("const e = document.querySelector(\"{selector}\"); return e ? Number(e.dataset.value) : null");
+        let script =
+            format!("const e = document.querySelector(\"{selector}\"); return e ? Number(e.dataset.value) : null");
         browser.run(&script).as_f64()
     };
     let total = "article.pool[data-pool=chat] [data-metric=completed]";
-    browser.until(&format!("return Number(document.querySelector('{total}').dataset.value)"), |done| done.as_f64() >= Some(121.0));
+    browser.until(&format!("return Number(document.querySelector('{total}').dataset.value)"), |done| {
+        done.as_f64() >= Some(121.0)
+    });
     assert_eq!(shown(total), Some(metric(&service, "tasks_completed_total", &["pool_id=\"chat\""])));
     // Percentiles: everything has ended, and the newest figures are out.
-    for (stage, quantile, p) in [("first_token", "0.5", "p50"), ("queue", "0.95", "p95"), ("decode", "0.99", "p99"), ("total", "0.5", "p50")] {
+    for (stage, quantile, p) in
+        [("first_token", "0.5", "p50"), ("queue", "0.95", "p95"), ("decode", "0.99", "p99"), ("total", "0.5", "p50")]
+    {
         let selector = format!(
             "[data-metric=latency][data-pool=chat][data-priority=interactive][data-window=all][data-stage={stage}][data-quantile={p}]"
         );
-        let labels = ["pool_id=\"chat\"", "priority=\"interactive\"", "window=\"all\"", &format!("quantile=\"{quantile}\"")];
+        let labels =
+            ["pool_id=\"chat\"", "priority=\"interactive\"", "window=\"all\"", &format!("quantile=\"{quantile}\"")];
         let wanted = metric(&service, &format!("latency_{stage}_quantile_ms"), &labels);
-        let script = format!("const e = document.querySelector(\"{selector}\"); return e ? Number(e.dataset.value) : null");
+        let script =
+            format!("const e = document.querySelector(\"{selector}\"); return e ? Number(e.dataset.value) : null");
         let value = browser.until(&script, |value| value.as_f64().is_some_and(|value| (value - wanted).abs() < 1e-6));
         println!("{stage} {p}: {value} on the page, {wanted} in /metrics");
     }
@@ -273,9 +285,14 @@ fn the_page_shows_what_is_and_a_failing_pool_turns_red() {
     // Its failure is in the list, and leads to the task's timeline.
     browser.until("return document.querySelectorAll('a[href^=\"#task=\"]').length", |links| links.as_u64() > Some(0));
     browser.run("document.querySelector('a[href^=\"#task=\"]').click()");
-    browser.until("return document.querySelector('#task-timeline').dataset.task || ''", |task| task.as_str().is_some_and(|task| !task.is_empty()));
-    let complaints: Vec<String> =
-        browser.complaints().into_iter().filter(|line| !line.contains("the server responded with a status of")).collect();
+    browser.until("return document.querySelector('#task-timeline').dataset.task || ''", |task| {
+        task.as_str().is_some_and(|task| !task.is_empty())
+    });
+    let complaints: Vec<String> = browser
+        .complaints()
+        .into_iter()
+        .filter(|line| !line.contains("the server responded with a status of"))
+        .collect();
     assert!(complaints.is_empty(), "{complaints:?}");
 }
 
@@ -303,7 +320,9 @@ fn eight_hours_of_history_stay_under_a_hundred_megabytes() {
         gc(); return performance.memory.usedJSHeapSize / 1e6;";
     browser.command("POST", "timeouts", &json!({ "script": 600_000 }));
     let megabytes = browser.run(&format!("return (async () => {{ {script} }})()"));
-    println!("28,800 events of 8 pools, an hour each eighth: {megabytes} MB of heap");
+    let events = browser.run("return window.orchestratorDashboard.stats().events");
+    assert!(events.as_u64() >= Some(28_800), "{events}");
+    println!("eight hours of 8 pools, an event a second: {megabytes} MB of heap");
     assert!(megabytes.as_f64().is_some_and(|megabytes| megabytes < 100.0), "{megabytes}");
 }
 
@@ -319,7 +338,8 @@ fn where_keys_are_wanted_the_page_asks_for_one() {
         .output()
         .unwrap();
     let key = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-    std::fs::write(&config, format!("pools: [{{id: a, engine: sim, model: m}}]\naccess: {{keys_file: {keys:?}}}\n")).unwrap();
+    std::fs::write(&config, format!("pools: [{{id: a, engine: sim, model: m}}]\naccess: {{keys_file: {keys:?}}}\n"))
+        .unwrap();
     let service = Service::start(&["--config", &config.display().to_string()]);
     browser.open(&format!("http://127.0.0.1:{}/dashboard", service.port));
     browser.until("return document.body.dataset.connection", |state| *state == "locked");

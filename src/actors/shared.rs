@@ -367,7 +367,9 @@ impl PoolShared {
         let bounds = self.config.queue.bounds();
         let depth = self.depth[class.index()].load(Relaxed);
         let has_slot = self.offered.load(Relaxed) > 0 && self.depth_total() == 0;
-        has_slot || bounds.policy != FullPolicy::Reject || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
+        has_slot
+            || bounds.policy != FullPolicy::Reject
+            || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
     }
 
     /// Tasks that are charged and have not ended.
@@ -375,6 +377,13 @@ impl PoolShared {
         let books = self.books.lock(); // Held over both: the queue takes a settlement and its charge away under it.
         let ended = self.settlements.lock().iter().filter(|(seq, _)| books.is_charged(*seq)).count();
         books.charged() - ended
+    }
+
+    /// Clients with tasks that wait or run: name, weight, tasks that wait in each class, tasks that run.
+    pub(crate) fn busy_clients(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
+        let books = self.books.lock(); // Held over both, as above.
+        let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
+        books.busy(&ended)
     }
 
     /// Free slots of the replicas that are Ready.

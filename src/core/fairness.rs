@@ -144,13 +144,18 @@ impl Accounts {
         self.slot(client).and_then(|slot| self.account(slot).usual.tokens())
     }
 
-    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out. In the order of
+    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out, those in `ended` left out. In the order of
     /// their names; one walk over all that are remembered.
-    pub fn busy(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
-        let with_tasks = self.accounts.iter().map(|(_, account)| account).filter(|account| account.uses > 0);
+    pub fn busy(&self, ended: &[TaskSeq]) -> Vec<(ClientId, u32, [u32; 2], u32)> {
+        let mut over: HashMap<u32, u32> = HashMap::new(); // Looked up by key only.
+        for charge in ended.iter().filter_map(|seq| self.charges.get(seq)) {
+            *over.entry(charge.client).or_default() += 1;
+        }
+        let with_tasks = self.accounts.iter().filter(|(_, account)| account.uses > 0);
         let mut busy: Vec<_> = with_tasks
-            .map(|account| {
-                let out = account.uses.saturating_sub(account.waiting.iter().sum());
+            .map(|(slot, account)| {
+                let over = over.get(&(slot as u32)).copied().unwrap_or(0);
+                let out = account.uses.saturating_sub(account.waiting.iter().sum::<u32>() + over);
                 (account.id.clone(), account.weight, account.waiting, out)
             })
             .collect();

@@ -49,7 +49,9 @@ mod tests {
     #[test]
     fn everything_else_is_ignored() {
         let zeros = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
-        for wrong in ["", "00", zeros, &GOOD.to_uppercase(), &GOOD[1..], &format!("{GOOD}-x"), &GOOD.replacen("00", "ff", 1)] {
+        for wrong in
+            ["", "00", zeros, &GOOD.to_uppercase(), &GOOD[1..], &format!("{GOOD}-x"), &GOOD.replacen("00", "ff", 1)]
+        {
             assert_eq!(TraceParent::parse(wrong), None, "{wrong}");
         }
     }

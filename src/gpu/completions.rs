@@ -60,7 +60,9 @@ impl Completions {
         let result = match job.request.workload {
             Workload::Completion => {
                 let body = Completion::new(self.model(), &job, self.counts);
-                self.server.stream(("/v1/completions", job.trace()), &body, || (), &mut Completing::new(&run), out).await
+                self.server
+                    .stream(("/v1/completions", job.trace()), &body, || (), &mut Completing::new(&run), out)
+                    .await
             }
             Workload::Embedding => vectors::embed(&self.server, "/v1/embeddings", self.model(), &job, out).await,
             Workload::Rerank => vectors::rerank(&self.server, "/v1/rerank", self.model(), &job, out).await,

@@ -43,7 +43,11 @@ impl Link {
     ///
     /// # Cancel safety
     /// Dropping it closes the connection.
-    pub(crate) async fn request(mut self, request: Request<Full<Bytes>>, idle: &Idle) -> Result<Response<Answer>, hyper::Error> {
+    pub(crate) async fn request(
+        mut self,
+        request: Request<Full<Bytes>>,
+        idle: &Idle,
+    ) -> Result<Response<Answer>, hyper::Error> {
         let head = {
             let (driver, mut answer) = (&mut self.driver, std::pin::pin!(self.sender.send_request(request)));
             let mut is_over = false;
@@ -131,7 +135,10 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let mut polled = Pin::new(&mut self.body).poll_frame(context);
         if polled.is_pending()
             && let Some(link) = &mut self.link

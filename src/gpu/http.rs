@@ -62,9 +62,10 @@ impl HttpClient {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`, which may want a key.
     pub(crate) fn new(base: &str, api_key: Option<String>) -> Self {
         let base = base.trim_end_matches('/');
-        let place = base.parse::<Uri>().ok().and_then(|uri| {
-            Some((uri.host()?.trim_matches(['[', ']']).into(), uri.port_u16().unwrap_or(80)))
-        });
+        let place = base
+            .parse::<Uri>()
+            .ok()
+            .and_then(|uri| Some((uri.host()?.trim_matches(['[', ']']).into(), uri.port_u16().unwrap_or(80))));
         let authorization = api_key.map(|key| format!("Bearer {key}").into());
         HttpClient { base: base.into(), place, authorization, idle: Idle::default() }
     }
@@ -95,7 +96,8 @@ impl HttpClient {
         let authority = self.base.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
         let prefix = self.base.split("://").nth(1).and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or("");
         let request = || {
-            let mut request = Request::builder().method(method.clone()).uri(format!("{prefix}{path}")).header(HOST, authority);
+            let mut request =
+                Request::builder().method(method.clone()).uri(format!("{prefix}{path}")).header(HOST, authority);
             if !body.is_empty() {
                 request = request.header("content-type", "application/json");
             }

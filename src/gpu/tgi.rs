@@ -190,7 +190,8 @@ impl Engine for Tgi {
         }
         let body = Generate::new(&job)?;
         let run = self.runs.begin(job.slot);
-        let result = self.server.stream(("/generate_stream", job.trace()), &body, || (), &mut Generating(&run), out).await;
+        let result =
+            self.server.stream(("/generate_stream", job.trace()), &body, || (), &mut Generating(&run), out).await;
         run.conclude(&result);
         result
     }

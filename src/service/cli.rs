@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::service::config_file;
 use crate::service::config_command::{self, ConfigCommand};
+use crate::service::config_file;
 use crate::service::doctor::{self, DoctorArguments};
 use crate::service::keys_command::{self, KeyCommand};
 use crate::service::remote::Remote;

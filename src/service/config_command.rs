@@ -51,7 +51,8 @@ pub(crate) enum ConfigCommand {
 /// # Errors
 /// What is wrong with it, a line each.
 pub(crate) async fn run(command: ConfigCommand) -> Result<(), String> {
-    let read = |file: &PathBuf| std::fs::read(file).map_err(|error| format!("{}: it cannot be read: {error}", file.display()));
+    let read =
+        |file: &PathBuf| std::fs::read(file).map_err(|error| format!("{}: it cannot be read: {error}", file.display()));
     match command {
         ConfigCommand::Show { remote } => {
             let value = remote.json(Method::GET, "/v1/config", Vec::new()).await?;
@@ -93,8 +94,14 @@ fn differences(of: &Value) {
 
 fn outcome(outcome: &Value) {
     differences(outcome);
-    for (what, text) in [("added", "start"), ("removed", "finish and go"), ("replaced", "get a successor"), ("reloaded", "get another model")] {
-        let pools: Vec<&str> = outcome["change"][what].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (what, text) in [
+        ("added", "start"),
+        ("removed", "finish and go"),
+        ("replaced", "get a successor"),
+        ("reloaded", "get another model"),
+    ] {
+        let pools: Vec<&str> =
+            outcome["change"][what].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !pools.is_empty() {
             say(&format!("pools that {text}: {}", pools.join(", ")));
         }

@@ -55,7 +55,8 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<(), String> {
 
 fn configuration(arguments: &DoctorArguments, findings: &mut Vec<Finding>) -> Config {
     let Some(file) = &arguments.config else {
-        findings.push(Note("no configuration is named".into(), "name one with --config; this looks at the simulated demo"));
+        findings
+            .push(Note("no configuration is named".into(), "name one with --config; this looks at the simulated demo"));
         return engines::demo();
     };
     match config_file::load(file) {
@@ -145,7 +146,10 @@ fn limits(config: &Config, findings: &mut Vec<Finding>) {
     if wanted > 0 {
         findings.push(match crate::gpu::host::check_memory(wanted) {
             Ok(()) => Well(format!("the host has the {wanted} bytes that the pools ask for")),
-            Err(error) => Note(error.to_string(), "pools may have to wait for memory; end what else uses it, or lower memory.host_bytes"),
+            Err(error) => Note(
+                error.to_string(),
+                "pools may have to wait for memory; end what else uses it, or lower memory.host_bytes",
+            ),
         });
     }
 }
@@ -167,14 +171,20 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) {
     let Some(file) = &config.access.keys_file else { return };
     match crate::service::keys::KeyFile::load(file.as_ref()) {
         Ok(keys) if keys.keys.is_empty() => {
-            findings.push(Wrong(format!("{file} has no keys: nobody gets in"), "make one: orchestratord key new --client NAME --file FILE"));
+            findings.push(Wrong(
+                format!("{file} has no keys: nobody gets in"),
+                "make one: orchestratord key new --client NAME --file FILE",
+            ));
         }
         Ok(keys) => findings.push(Well(format!("{file}: {} keys", keys.keys.len()))),
         Err(error) => findings.push(Wrong(error, "mend the file or make a new one")),
     }
     let mode = std::fs::metadata(file).map(|about| about.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o077 != 0) {
-        findings.push(Note(format!("{file} can be read by others"), "chmod 600 it; it has no secrets, but it says who is who"));
+        findings.push(Note(
+            format!("{file} can be read by others"),
+            "chmod 600 it; it has no secrets, but it says who is who",
+        ));
     }
     if let Some(tls) = &config.http.tls {
         findings.push(match crate::service::tls::Tls::load(tls.clone()) {

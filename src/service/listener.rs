@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -233,27 +233,50 @@ pub(crate) async fn serve(
         };
         // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
         let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
-        let (router, head) = (router.clone(), Duration::from_millis(http.head_ms));
-        match tls.clone() {
-            None => drop(connections.spawn(converse(TokioIo::new(stream), router, head, peer, entered))),
-            Some(tls) => drop(connections.spawn(async move {
-                let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
-                let handshake = tokio::select! {
-                    biased;
-                    () = entered.link.close.notified() => return,
-                    handshake = handshake => handshake,
-                };
-                match handshake {
-                    Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, peer, entered).await,
-                    _ => entered.links.count_closed("handshake"),
-                }
-            })),
-        }
+        let (router, tls, head) = (router.clone(), tls.clone(), Duration::from_millis(http.head_ms));
+        connections.spawn(async move {
+            if !has_spoken(&stream, head, &entered).await {
+                return;
+            }
+            // Behind a pointer, so that a connection which says nothing takes little.
+            match tls {
+                None => Box::pin(converse(TokioIo::new(stream), router, head, peer, entered)).await,
+                Some(tls) => Box::pin(encrypted(stream, &tls, router, head, peer, entered)).await,
+            }
+        });
     }
     drop(listener);
     let closed = async { while connections.join_next().await.is_some() {} };
     if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
         tracing::warn!("some clients did not close their connections in time");
+    }
+}
+
+/// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is closed.
+async fn has_spoken(stream: &TcpStream, limit: Duration, entered: &Entered) -> bool {
+    let spoken = tokio::select! {
+        biased;
+        spoken = timeout(limit, stream.readable()) => spoken,
+        () = entered.link.close.notified() => return false,
+        () = entered.links.stopped() => return false,
+    };
+    if spoken.is_err() {
+        entered.links.count_closed("idle");
+    }
+    matches!(spoken, Ok(Ok(())))
+}
+
+/// A connection that begins with a handshake.
+async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration, peer: SocketAddr, entered: Entered) {
+    let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
+    let handshake = tokio::select! {
+        biased;
+        handshake = handshake => handshake,
+        () = entered.link.close.notified() => return,
+    };
+    match handshake {
+        Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, peer, entered).await,
+        _ => entered.links.count_closed("handshake"),
     }
 }
 

@@ -61,7 +61,8 @@ impl Remote {
         };
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let connect = timeout(CONNECT_TIMEOUT, TcpStream::connect((host.trim_matches(['[', ']']), port))).await;
-        let stream = connect.map_err(|_| fault("no connection in time".into()))?.map_err(|error| fault(error.to_string()))?;
+        let stream =
+            connect.map_err(|_| fault("no connection in time".into()))?.map_err(|error| fault(error.to_string()))?;
         let _ = stream.set_nodelay(true); // It only makes waits shorter.
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, format!("{host}:{port}"));
         if let Some(key) = &self.key {
@@ -77,7 +78,8 @@ impl Remote {
         let name = ServerName::try_from(host.clone()).map_err(|error| format!("--url: {host}: {error}"))?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(self.tls()?));
         let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await;
-        let stream = stream.map_err(|_| fault("no handshake in time".into()))?.map_err(|error| fault(error.to_string()))?;
+        let stream =
+            stream.map_err(|_| fault("no handshake in time".into()))?.map_err(|error| fault(error.to_string()))?;
         exchange(stream, request).await.map_err(fault)
     }
 
@@ -86,7 +88,9 @@ impl Remote {
         let fault = |error: String| format!("--ca: {}: {error}", path.display());
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(&path).map_err(|error| fault(error.to_string()))? {
-            roots.add(certificate.map_err(|error| fault(error.to_string()))?).map_err(|error| fault(error.to_string()))?;
+            roots
+                .add(certificate.map_err(|error| fault(error.to_string()))?)
+                .map_err(|error| fault(error.to_string()))?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

@@ -82,7 +82,9 @@ fn heading() -> Style {
 }
 
 fn block(title: &str) -> Block<'_> {
-    Block::new().borders(Borders::TOP).title(Span::styled(format!(" {title} "), Style::new().add_modifier(Modifier::BOLD)))
+    Block::new()
+        .borders(Borders::TOP)
+        .title(Span::styled(format!(" {title} "), Style::new().add_modifier(Modifier::BOLD)))
 }
 
 /// Draws everything.
@@ -113,7 +115,10 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut Screen) {
     draw_devices(frame, overview, devices);
     draw_failures(frame, overview, failures);
     let held = if screen.held { "  HELD" } else { "" };
-    frame.render_widget(Paragraph::new(format!("q leave  p hold  ↑↓ scroll{held}")).style(Style::new().fg(Color::DarkGray)), foot);
+    frame.render_widget(
+        Paragraph::new(format!("q leave  p hold  ↑↓ scroll{held}")).style(Style::new().fg(Color::DarkGray)),
+        foot,
+    );
 }
 
 fn draw_head(frame: &mut Frame<'_>, screen: &Screen, overview: &Value, area: Rect) {
@@ -122,7 +127,10 @@ fn draw_head(frame: &mut Frame<'_>, screen: &Screen, overview: &Value, area: Rec
     let sum = |field: &str| list(&overview["pools"]).map(|pool| pool[field].as_f64().unwrap_or(0.0)).sum::<f64>();
     let health = if ready == pools { Color::Green } else { Color::Red };
     let first = Line::from(vec![
-        Span::styled(format!("orchestratord {}", text(&overview["version"])), Style::new().add_modifier(Modifier::BOLD)),
+        Span::styled(
+            format!("orchestratord {}", text(&overview["version"])),
+            Style::new().add_modifier(Modifier::BOLD),
+        ),
         Span::raw(format!("  {}  up {}  ", screen.url, span(overview["uptime_s"].as_f64().unwrap_or(0.0)))),
         Span::styled(format!("{ready} of {pools} pools ready"), Style::new().fg(health)),
         Span::raw(format!("  configuration {}", overview["config"]["generation"])),
@@ -156,7 +164,11 @@ fn draw_pools(frame: &mut Frame<'_>, overview: &Value, first: usize, area: Rect)
         let state = text(&pool["state"]);
         let restarts: u64 = list(&pool["replicas"]).map(|replica| number(&replica["restarts"])).sum();
         let reason = text(&pool["reason"]);
-        let what = if reason.is_empty() { format!("{} {}", text(&pool["engine"]), text(&pool["model"])) } else { reason.to_owned() };
+        let what = if reason.is_empty() {
+            format!("{} {}", text(&pool["engine"]), text(&pool["model"]))
+        } else {
+            reason.to_owned()
+        };
         Row::new(vec![
             text(&pool["pool_id"]).to_owned(),
             format!("{} {state}", sign(state)),
@@ -171,7 +183,17 @@ fn draw_pools(frame: &mut Frame<'_>, overview: &Value, first: usize, area: Rect)
         .style(if state == "ready" { Style::new() } else { state_style(state) })
     });
     let widths = [16, 13, 9, 12, 8, 9, 7, 8].map(Constraint::Length);
-    let head = Row::new(["POOL", "STATE", "SLOTS", "QUEUE I+B", "TOK/S", "DONE", "FAILED", "RESTARTS", "ENGINE, MODEL, REASON"]);
+    let head = Row::new([
+        "POOL",
+        "STATE",
+        "SLOTS",
+        "QUEUE I+B",
+        "TOK/S",
+        "DONE",
+        "FAILED",
+        "RESTARTS",
+        "ENGINE, MODEL, REASON",
+    ]);
     let table = Table::new(rows, widths.into_iter().chain([Constraint::Min(10)])).header(head.style(heading()));
     frame.render_widget(table.block(block("Pools")), area);
 }
@@ -183,7 +205,8 @@ fn list_sum(value: &Value) -> u64 {
 fn draw_latency(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
     let rows = list(&overview["pools"]).flat_map(|pool| {
         let of_minute = list(&pool["latency"]).filter(|row| {
-            text(&row["window"]) == "1m" && ["queue", "first_token", "per_token", "decode", "total"].contains(&text(&row["stage"]))
+            text(&row["window"]) == "1m"
+                && ["queue", "first_token", "per_token", "decode", "total"].contains(&text(&row["stage"]))
         });
         of_minute.map(move |row| {
             let at = |name: &str| millis(row[name].as_f64().unwrap_or(0.0));
@@ -225,7 +248,8 @@ fn draw_clients(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
 fn draw_objectives(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
     let rows = list(&overview["slo"]).filter(|view| text(&view["window"]) == "10m").map(|view| {
         let share = |value: &Value| value.as_f64().map_or("-".to_owned(), |share| format!("{:.1}%", share * 100.0));
-        let each = list(&view["objectives"]).map(|one| format!("{} {}", text(&one["name"]).replace('_', " "), share(&one["attainment"])));
+        let each = list(&view["objectives"])
+            .map(|one| format!("{} {}", text(&one["name"]).replace('_', " "), share(&one["attainment"])));
         let burn = view["burn_rate"].as_f64().unwrap_or(0.0);
         let style = if burn > 1.0 { state_style("burning") } else { Style::new() };
         let cells = [
@@ -248,7 +272,8 @@ fn draw_devices(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
         let (sample, condition) = (&device["sample"], text(&device["condition"]));
         let used = |name: &str| sample[name].as_u64().map_or("-".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
         let percent = sample["utilization_percent"].as_u64().map_or("-".to_owned(), |share| format!("{share}%"));
-        let cells = [text(&device["id"]).to_owned(), format!("{} {condition}", sign(condition)), percent, used("memory_used")];
+        let cells =
+            [text(&device["id"]).to_owned(), format!("{} {condition}", sign(condition)), percent, used("memory_used")];
         Row::new(cells).style(if condition == "healthy" { Style::new() } else { state_style(condition) })
     });
     let widths = [Constraint::Min(8), Constraint::Length(12), Constraint::Length(6), Constraint::Length(12)];

@@ -182,7 +182,7 @@ impl Orchestrator {
 
     fn clients_of(&self, pool: &PoolView) -> Vec<ClientView> {
         let given = &pool.latency.given;
-        let standing = self.pool_shared(&pool.pool_id).map(|pool| pool.books.lock().busy()).unwrap_or_default();
+        let standing = self.pool_shared(&pool.pool_id).map(|pool| pool.busy_clients()).unwrap_or_default();
         let mut clients: Vec<ClientView> = standing
             .into_iter()
             .map(|(client_id, weight, waiting, running)| ClientView {
