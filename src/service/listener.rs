@@ -254,16 +254,17 @@ pub(crate) async fn serve(
 
 /// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is closed.
 async fn has_spoken(stream: &TcpStream, limit: Duration, entered: &Entered) -> bool {
+    let mut first = [0; 1];
     let spoken = tokio::select! {
         biased;
-        spoken = timeout(limit, stream.readable()) => spoken,
+        spoken = timeout(limit, stream.peek(&mut first)) => spoken,
         () = entered.link.close.notified() => return false,
         () = entered.links.stopped() => return false,
     };
     if spoken.is_err() {
         entered.links.count_closed("idle");
     }
-    matches!(spoken, Ok(Ok(())))
+    matches!(spoken, Ok(Ok(1..)))
 }
 
 /// A connection that begins with a handshake.
