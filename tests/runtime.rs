@@ -15,6 +15,8 @@ mod devices;
 mod drain;
 #[path = "runtime/panics.rs"]
 mod panics;
+#[path = "runtime/percentiles.rs"]
+mod percentiles;
 #[path = "runtime/quarantine.rs"]
 mod quarantine;
 #[path = "runtime/queue_policies.rs"]

@@ -107,7 +107,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();
-    let aside = runtime.rollouts.set_aside(request, &table);
+    let aside = runtime.rollouts.set_aside(request, &policy, &table);
     let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
     let route = route(request, &facts)?;

@@ -39,7 +39,12 @@ impl Claim {
     /// The task has ended; `unused` tokens of its budget come back. One that was never accepted leaves no trace.
     pub(crate) fn settle(self, client: &ClientId, accepted: bool, unused: Tokens) {
         match (accepted, self.runs) {
-            (false, _) => self.client.undo(self.take),
+            (false, runs) => {
+                if runs {
+                    self.client.give_back(client, self.take);
+                }
+                self.client.undo(self.take);
+            }
             (true, false) => self.client.leave_queue(self.take.tokens),
             (true, true) => self.client.end(client, self.take, unused),
         }

@@ -6,23 +6,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use crate::actors::pool_supervisor::{PoolSupervisorMsg, PoolSupervisorState};
+use crate::actors::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
 use crate::actors::queue::{QueueMsg, QueueState};
 use crate::actors::record::TaskRecord;
+use crate::actors::replica::ReplicaShared;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::actors::supervise::STOPPED;
+use crate::core::error::ErrorCode;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::lifecycle::Intent;
+use crate::core::task::{Phase, Terminal};
 
 /// Time between two looks whether the last task of a pool that leaves has ended.
 const LEAVE_PERIOD: Duration = Duration::from_millis(20);
 
 impl PoolShared {
     /// Begins to leave, for good. What waits goes to `successor`, if there is one that can serve it.
-    pub(crate) fn leave(&self, successor: Option<Arc<PoolShared>>) {
+    ///
+    /// `before` is the number of the first pool that is younger than this: those wait for its devices.
+    pub(crate) fn leave(&self, successor: Option<Arc<PoolShared>>, before: u32) {
         if let Some(successor) = successor {
             let _ = self.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
         }
+        self.leaves_before.store(before, SeqCst);
         self.is_leaving.store(true, SeqCst);
         if self.intent() == Intent::Serve {
             self.set_intent(Intent::Drain);
@@ -47,7 +53,12 @@ impl PoolShared {
 
     /// The pool that takes this task instead, if this one leaves.
     pub(super) fn heir_of(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
-        self.successor.get().filter(|successor| successor.can_take_over(record))
+        let mut heir = self.successor.get()?;
+        // A successor that was replaced too has nobody left to run anything.
+        while heir.is_leaving() {
+            heir = heir.successor.get()?;
+        }
+        Some(heir).filter(|heir| heir.can_take_over(record))
     }
 }
 
@@ -55,21 +66,19 @@ impl PoolShared {
 /// this pool runs anything.
 pub(super) fn hand_over(state: &mut QueueState, books: &mut Accounts) {
     let pool = state.pool.clone();
-    let Some(successor) = pool.successor.get() else { return };
+    if pool.successor.get().is_none() {
+        return;
+    }
     if !std::mem::replace(&mut state.handed_over, true) || pool.is_out() {
         let busy: Vec<_> = books.busy_sessions().map(|(_, session)| session.clone()).collect();
         for seq in state.queue.numbers() {
             let Some(record) = state.queue.get(seq).cloned() else { continue };
             let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_out();
-            if stays || pool.heir_of(&record).is_none() {
-                continue;
-            }
+            let Some(heir) = pool.heir_of(&record).filter(|_| !stays) else { continue };
             state.queue.cancel(books, seq);
             state.forget_deadline(&record);
-            send_on(&record, successor);
+            send_on(&record, heir);
         }
-        // Should this life end before a message has arrived: the ledger knows whose queue has what.
-        successor.queue.cast(QueueMsg::Refill);
     }
 }
 
@@ -87,15 +96,35 @@ fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
     heir.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
 }
 
+/// A pool has left. What came to it in its last moment goes on elsewhere, or ends.
+pub(super) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
+    for record in runtime.ledger.unfinished_in(pool.position) {
+        match pool.heir_of(&record) {
+            Some(heir) if record.phase() == Phase::Queued => send_on(&record, heir),
+            _ => {
+                let text = format!("pool {} has left before the task could end", pool.id);
+                let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
+                let _ = runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
+            }
+        }
+    }
+}
+
 /// Lets the supervisor of a pool that leaves end, when nothing of the pool is left; else looks again soon.
 pub(super) fn look_whether_left(state: &PoolSupervisorState) {
     let pool = &state.pool;
     if !pool.is_leaving() || pool.intent() != Intent::Stop {
         return;
     }
+    let lives = !state.children.living(|child| matches!(child, PoolChild::Worker(_))).is_empty();
+    let holds = |place: &ReplicaShared| place.engine.lock().is_some();
+    let held = state.let_go.iter().any(|engine| engine.strong_count() > 0) || pool.replicas.iter().any(holds);
+    if held && !lives {
+        pool.replicas.iter().for_each(|place| place.discard_engine()); // One that a worker had just started.
+    }
     let waits = !state.runtime.ledger.unfinished_in(pool.position).is_empty();
     let computes = pool.replicas.iter().any(|replica| replica.slots.used() > 0 || !replica.site.is_clear());
-    if waits || computes {
+    if waits || computes || lives || held {
         state.myself.send_after(LEAVE_PERIOD, || PoolSupervisorMsg::LookWhetherLeft);
     } else {
         tracing::info!(pool_id = %pool.id, "the pool has left");
@@ -109,6 +138,7 @@ pub(super) async fn until_devices_are_left(runtime: &RuntimeShared, pool: &PoolS
         let table = runtime.pools.table();
         let shares = |other: &&Arc<PoolShared>| {
             other.position != pool.position
+                && other.leaves_before.load(SeqCst) <= u32::from(pool.position)
                 && other.mask.devices().iter().any(|device| pool.mask.devices().contains(device))
         };
         let Some(other) = table.leaving.iter().find(shares) else { break };

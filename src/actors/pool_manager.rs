@@ -191,6 +191,7 @@ fn on_begin(state: &mut PoolManagerState) {
 fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
     state.content.clear();
+    state.lent.retain(|borrower, _| state.pool.others().any(|other| other.position == *borrower));
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
     state.slots_ready = ready.map(|replica| replica.slots.limit()).sum();
     publish_rate(state);

@@ -6,8 +6,8 @@
 //! Spec: ORCH-3002, ORCH-3003, ORCH-3031, ORCH-3053.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
@@ -25,6 +25,7 @@ use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState};
 use crate::core::restart::Breaker;
 use crate::core::task::Terminal;
+use crate::gpu::engine::AnyEngine;
 
 /// All that the actor needs.
 pub(crate) struct PoolSupervisorArgs {
@@ -82,6 +83,8 @@ pub(crate) struct PoolSupervisorState {
     pub(super) ending: BTreeMap<u16, Ending>,
     /// A look at the reload is due.
     pub(super) looks_again: bool,
+    /// Engines that were let go when the pool stopped; others may still hold them for a moment.
+    pub(super) let_go: Vec<Weak<dyn AnyEngine>>,
 }
 
 impl Actor for PoolSupervisor {
@@ -105,11 +108,14 @@ impl Actor for PoolSupervisor {
             children.declare_with_breaker(PoolChild::Worker(index), name, pool.config.restart.policy());
         }
         let ending = BTreeMap::new();
-        let mut state = PoolSupervisorState { myself, runtime, pool, children, ending, looks_again: false };
+        let mut state =
+            PoolSupervisorState { myself, runtime, pool, children, ending, looks_again: false, let_go: Vec::new() };
         let intent = state.pool.intent();
         if intent != Intent::Stop {
             // An earlier life may have left them Ready, and their workers are gone.
             (0..state.pool.replicas.len() as u16).for_each(|index| state.down(index));
+        } else {
+            state.let_engines_go(); // An earlier life may have died in the middle of that.
         }
         state.start_all(|child| is_wanted(intent, child)).await?;
         Ok(state)
@@ -124,7 +130,10 @@ impl Actor for PoolSupervisor {
         let _children = KillInOrder(state.pool.actors());
         state.pool.env.fault_point("pool_supervisor");
         match message {
-            PoolSupervisorMsg::Drain => on_drain(state),
+            PoolSupervisorMsg::Drain => {
+                on_drain(state);
+                look_whether_left(state); // It may have stopped before it left.
+            }
             PoolSupervisorMsg::Ping => {}
             PoolSupervisorMsg::Reload => walk(state).await?,
             PoolSupervisorMsg::CatchUp => {
@@ -296,10 +305,7 @@ fn stop_workers(state: &mut PoolSupervisorState) {
         worker.stop(Some(STOPPED.into()));
     }
     state.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
-    for index in 0..state.pool.replicas.len() as u16 {
-        state.pool.set_replica_state(index, ReplicaState::Stopped);
-        state.pool.replicas[index as usize].discard_engine();
-    }
+    state.let_engines_go();
     look_whether_left(state);
 }
 
@@ -309,6 +315,16 @@ fn is_wanted(intent: Intent, child: PoolChild) -> bool {
 }
 
 impl PoolSupervisorState {
+    /// The pool has stopped: its engines end as soon as nobody else holds them.
+    pub(super) fn let_engines_go(&mut self) {
+        for index in 0..self.pool.replicas.len() as u16 {
+            self.pool.set_replica_state(index, ReplicaState::Stopped);
+            let place = &self.pool.replicas[index as usize];
+            self.let_go.extend(place.engine.lock().as_ref().map(Arc::downgrade));
+            place.discard_engine();
+        }
+    }
+
     /// Takes a worker's place out of service until its next worker says otherwise.
     fn down(&self, index: u16) {
         let place = &self.pool.replicas[index as usize];

@@ -6,6 +6,7 @@
 //! Spec: ORCH-3031.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use parking_lot::RwLock;
 
@@ -38,13 +39,15 @@ pub(crate) struct Pools {
     table: RwLock<Arc<Table>>,
     /// Held while a change is prepared and made: one at a time. The number that the next new pool gets.
     next: parking_lot::Mutex<u32>,
+    /// The runtime is being stopped: nothing changes any more.
+    is_stopping: AtomicBool,
 }
 
 impl Pools {
     /// The pools that a runtime starts with, numbered from 0.
     pub(crate) fn new(serving: Vec<Arc<PoolShared>>) -> Self {
         let next = parking_lot::Mutex::new(serving.len() as u32);
-        let pools = Pools { table: RwLock::default(), next };
+        let pools = Pools { table: RwLock::default(), next, is_stopping: AtomicBool::new(false) };
         pools.set(Table { serving, leaving: Vec::new() });
         pools
     }
@@ -57,6 +60,17 @@ impl Pools {
     /// Holds up every other change until the guard is dropped.
     pub(crate) fn begin_change(&self) -> parking_lot::MutexGuard<'_, u32> {
         self.next.lock()
+    }
+
+    /// Notes that the runtime is being stopped; a change that is being made is waited for.
+    pub(crate) fn stop(&self) {
+        let _change = self.next.lock();
+        self.is_stopping.store(true, SeqCst);
+    }
+
+    /// Whether the runtime is being stopped.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(SeqCst)
     }
 
     /// Puts another table in place, and tells each pool which others there are. For whoever holds the guard of `begin_change`.
@@ -72,6 +86,9 @@ impl Pools {
         let now = self.table();
         let leaving = now.leaving.iter().filter(|pool| pool.position != number).cloned().collect();
         self.set(Table { serving: now.serving.clone(), leaving });
-        now.every().for_each(|pool| pool.state_changed.notify_waiters()); // Some may wait for its devices.
+        for pool in now.every() {
+            pool.state_changed.notify_waiters(); // Some may wait for its devices.
+            pool.nudge_manager(); // Some may have lent it slots.
+        }
     }
 }

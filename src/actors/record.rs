@@ -214,7 +214,7 @@ impl TaskRecord {
         if let Some(claim) = &mut state.claim {
             claim.give_back(&self.request.client_id);
         }
-        drop(state);
+        self.wake_readers(state); // The attempt may have died between a token and its word.
         task_log::step(self, "returned");
         Ok(())
     }

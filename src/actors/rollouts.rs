@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::actors::clients::Policy;
 use crate::actors::pools::Table;
 use crate::actors::shared::{PoolShared, RuntimeShared};
 use crate::core::error::{ErrorCode, TaskError};
@@ -46,7 +47,7 @@ impl Rollouts {
     }
 
     /// The pools that this task is not for, because a rollout sends it to the other side.
-    pub(crate) fn set_aside(&self, request: &TaskRequest, pools: &Table) -> Vec<PoolId> {
+    pub(crate) fn set_aside(&self, request: &TaskRequest, policy: &Policy, pools: &Table) -> Vec<PoolId> {
         if !self.any.load(Relaxed) {
             return Vec::new();
         }
@@ -55,8 +56,11 @@ impl Rollouts {
             let find = |id: &PoolId| pools.serving.iter().find(|pool| pool.id == *id);
             let (Some(old), Some(new)) = (find(&rollout.spec.from), find(&rollout.spec.to)) else { continue };
             let is_named = |pool: &PoolShared| request.model_ref.as_ref() == Some(&pool.edition().spec.model);
-            if is_named(old) || is_named(new) {
-                continue; // It asks for one of the two models and no other.
+            let asks =
+                |pool: &PoolShared| request.model_ref.as_ref().is_none_or(|name| pool.config.aliases.contains(name));
+            let may_use = |pool: &PoolShared| request.may_use(&pool.id) && policy.allows(&pool.id);
+            if is_named(old) || is_named(new) || !(asks(old) && asks(new) && may_use(old) && may_use(new)) {
+                continue; // It asks for one of the two models and no other, or has no choice.
             }
             let takes_new = rollout.picks_new(key(request)) && new.state().takes_tasks();
             aside.push(if takes_new { old.id.clone() } else { new.id.clone() });
@@ -97,18 +101,31 @@ impl RuntimeShared {
                 format!("pools {} and {} have no alias in common: give both one in the configuration", old.id, new.id);
             return Err(invalid(text));
         }
+        if old.edition().spec == new.edition().spec {
+            return Err(invalid(format!("pools {} and {} serve the same model", old.id, new.id)));
+        }
+        if new.replicas_ready() == 0 {
+            return Err(invalid(format!(
+                "field 'to': pool {} is {}; wait until it is ready",
+                new.id,
+                new.state().as_str()
+            )));
+        }
         let _one_at_a_time = self.rollouts.change.lock();
         let mut table: Vec<Rollout> = (*self.rollouts.all()).clone();
         let is_on = |rollout: &Rollout| matches!(rollout.state, RolloutState::Rolling { .. });
-        if let Some(other) =
-            table.iter().find(|known| is_on(known) && (known.spec.from == spec.from || known.spec.to == spec.to))
-        {
+        let concerns = |known: &Rollout| {
+            [&known.spec.from, &known.spec.to].into_iter().any(|id| *id == spec.from || *id == spec.to)
+        };
+        if let Some(other) = table.iter().find(|known| is_on(known) && concerns(known)) {
             let text = format!("a rollout from {} to {} is under way; end it first", other.spec.from, other.spec.to);
             return Err(invalid(text));
         }
-        table.retain(|known| known.spec.to != spec.to && known.spec.from != spec.to);
+        table.retain(|known| !concerns(known));
         if table.len() >= ROLLOUTS_MAX {
-            table.remove(0);
+            return Err(invalid(format!(
+                "{ROLLOUTS_MAX} rollouts are under way or remembered; that is all there may be"
+            )));
         }
         let rollout = Rollout::new(spec, self.env.now(), side(new).ended);
         tracing::info!(from = %rollout.spec.from, to = %rollout.spec.to, share = rollout.share(), "a rollout begins");
@@ -121,10 +138,9 @@ impl RuntimeShared {
     /// Ends the rollout to this pool; everything goes to the old side. Returns whether there was one.
     pub(crate) fn end_rollout(&self, to: &PoolId) -> bool {
         let _one_at_a_time = self.rollouts.change.lock();
-        let before = self.rollouts.all();
-        let left: Vec<Rollout> = before.iter().filter(|rollout| rollout.spec.to != *to).cloned().collect();
-        let found = left.len() < before.len();
-        self.rollouts.set(left);
+        let mut table: Vec<Rollout> = (*self.rollouts.all()).clone();
+        let found = table.iter_mut().find(|rollout| rollout.spec.to == *to).map(Rollout::end).is_some();
+        self.rollouts.set(table);
         found
     }
 }

@@ -10,6 +10,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 
 use crate::actors::admission::Admission;
 use crate::actors::gpu_monitor::GpuMonitor;
+use crate::actors::leaving::sweep;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::rollouts::RolloutsWatch;
 use crate::actors::sessions::Sessions;
@@ -104,7 +105,9 @@ impl Actor for Root {
             && state.runtime.pools.table().get(number).is_none_or(|pool| pool.is_leaving() && has_left(&event))
         {
             state.children.forget(child);
+            let left = state.runtime.pools.table().get(number).cloned();
             state.runtime.pools.forget(number);
+            left.iter().for_each(|pool| sweep(&state.runtime, pool));
             return Ok(());
         }
         let next = state.children.after_death(child);

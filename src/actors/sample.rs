@@ -44,7 +44,7 @@ pub(crate) struct Sample {
     pub(crate) output: u32,
     /// `None` when it did not run to an end.
     pub(crate) run: Option<Run>,
-    /// `None` when its client ended it.
+    /// `None` when its client ended it, or it failed through no fault of ours.
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -82,7 +82,7 @@ pub(super) fn note_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKin
     let (completed, failed) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => (false, None),
         TraceKind::Ended { .. } => (true, Some(false)),
-        TraceKind::Failed { code, .. } => (false, Some(counts_as_failure(*code))),
+        TraceKind::Failed { code, .. } => (false, counts_as_failure(*code).then_some(true)),
         _ => return,
     };
     let timing = sealed.timing;
@@ -101,7 +101,12 @@ pub(super) fn note_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKin
         // The 64th token itself is not timed: tokens come at the task's own mean pace.
         let awaited = sealed.tokens_out.min(TOKENS_AWAITED).saturating_sub(1);
         let until = per_token.zip(timing.first_token).map(|(pace, first)| first + pace * awaited);
-        Outcome { first_token: timing.first_token, tokens_64: until.unwrap_or(timing.total), failed }
+        // Of one without a token its end is all there is to wait for.
+        Outcome {
+            first_token: timing.first_token.or(Some(timing.total)),
+            tokens_64: until.unwrap_or(timing.total),
+            failed,
+        }
     });
     let (prompt, output) = match sealed.served {
         Served::Nothing => (crate::core::Tokens(0), crate::core::Tokens(0)),

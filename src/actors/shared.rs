@@ -195,6 +195,8 @@ pub(crate) struct PoolShared {
     others: RwLock<Arc<[Weak<PoolShared>]>>,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
+    /// The first pool that is younger than its leaving; those from there on wait for its devices.
+    pub(super) leaves_before: AtomicU32,
     /// The pool that takes its place, if one does.
     pub(super) successor: OnceLock<Arc<PoolShared>>,
 }
@@ -250,6 +252,7 @@ impl PoolShared {
             crowd: Mutex::default(),
             others: RwLock::default(),
             is_leaving: AtomicBool::new(false),
+            leaves_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),
             books,
             settlements: Mutex::default(),

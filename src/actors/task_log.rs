@@ -100,7 +100,11 @@ pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) 
         evictions,
         lost_to: sealed.lost_to,
     };
-    line!(Level::INFO, record, facts, "ended", outcome);
+    if sealed.was.is_accepted() {
+        line!(Level::INFO, record, facts, "ended", outcome);
+    } else {
+        line!(Level::DEBUG, record, facts, "refused", outcome); // Its caller knows; a flood of them must not fill the log.
+    }
 }
 
 /// The parts of a line that need a look at the task's pool: `None` is none yet.

@@ -61,6 +61,7 @@ pub fn compare(old: &Config, new: &Config) -> Result<ConfigChange, Vec<ConfigErr
         ("http.listen", old.http.listen != new.http.listen),
         ("http.admin_listen", old.http.admin_listen != new.http.admin_listen),
         ("http.tls", old.http.tls != new.http.tls),
+        ("http.head_ms", old.http.head_ms != new.http.head_ms),
         ("http.connections_max", old.http.connections_max != new.http.connections_max),
         ("access", old.access != new.access),
         ("retention", old.retention != new.retention),

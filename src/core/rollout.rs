@@ -79,7 +79,7 @@ impl RolloutSpec {
         if self.from == self.to {
             return Some("field 'to': it must be another pool than 'from'".into());
         }
-        (!(self.burn_max > 0.0)).then(|| "field 'burn_max': it must be above 0".into())
+        (self.burn_max.is_nan() || self.burn_max <= 0.0).then(|| "field 'burn_max': it must be above 0".into())
     }
 }
 
@@ -179,6 +179,7 @@ impl Rollout {
                     .go_back(format!("of {tasks} {class} tasks of the last minute {met:.1} % met objective {name}"));
             }
         }
+        self.tasks_before = self.tasks_before.min(side.ended); // Its counts may have begun anew.
         let held = now.since(self.since) >= Duration::from_millis(self.spec.hold_ms);
         if !held || side.ended.saturating_sub(self.tasks_before) < self.spec.tasks_min {
             return false;
@@ -188,6 +189,11 @@ impl Rollout {
         self.state =
             if next < self.spec.steps.len() { RolloutState::Rolling { step: next } } else { RolloutState::Done };
         true
+    }
+
+    /// An operator ends it: everything goes to the old side.
+    pub fn end(&mut self) {
+        self.go_back("ended by an operator".into());
     }
 
     fn go_back(&mut self, reason: String) -> bool {

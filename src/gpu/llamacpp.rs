@@ -207,7 +207,7 @@ impl Drop for Counted<'_> {
 }
 
 /// Reads one streamed completion.
-struct Completing;
+pub(super) struct Completing;
 
 impl Reading for Completing {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
@@ -309,5 +309,10 @@ mod tests {
         let server = r#"{"error":{"code":500,"message":"oops"}}"#;
         assert!(matches!(read(server).1, Err(EngineError::Lost(_))));
         assert!(matches!(read("{]").1, Err(EngineError::Garbled(_))));
+    }
+
+    #[test]
+    fn whatever_a_llamacpp_server_says_is_text_or_an_error() {
+        crate::gpu::fuzz::feed(|read| read(&mut Completing));
     }
 }

@@ -33,6 +33,8 @@ pub(crate) mod connection;
 pub(crate) mod digest;
 #[cfg(feature = "engines-http")]
 pub(crate) mod figures;
+#[cfg(all(test, feature = "engines-http"))]
+mod fuzz;
 #[cfg(feature = "engines-http")]
 pub(crate) mod http;
 #[cfg(feature = "engines-http")]

@@ -334,4 +334,10 @@ mod tests {
         assert!(error.contains("\"b\"") && error.contains("a, c"), "{error}");
         assert!(models(&[]).find("b").is_err());
     }
+
+    #[test]
+    fn whatever_a_server_of_openais_shape_says_is_text_or_an_error() {
+        let runs = crate::gpu::runs::tests::runs(1);
+        crate::gpu::fuzz::feed(|read| read(&mut Completing::new(&runs.begin(0))));
+    }
 }

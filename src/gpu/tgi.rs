@@ -115,7 +115,7 @@ struct Details<'a> {
     input_length: Option<u32>,
 }
 
-struct Generating<'a, 'b>(&'a Run<'b>);
+pub(super) struct Generating<'a, 'b>(&'a Run<'b>);
 
 impl Reading for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
@@ -239,5 +239,11 @@ mod tests {
         assert!(matches!(error("overloaded"), Err(EngineError::Unreachable(_))));
         assert!(matches!(error("generation"), Err(EngineError::Lost(_))));
         assert!(matches!(read(r#"{"generated_text":"x"}"#).1, Err(EngineError::Garbled(_))));
+    }
+
+    #[test]
+    fn whatever_a_tgi_server_says_is_text_or_an_error() {
+        let runs = crate::gpu::runs::tests::runs(1);
+        crate::gpu::fuzz::feed(|read| read(&mut Generating(&runs.begin(0))));
     }
 }

@@ -109,7 +109,7 @@ struct Event<'a> {
     error: Option<String>,
 }
 
-struct Generating<'a, 'b> {
+pub(super) struct Generating<'a, 'b> {
     run: &'a Run<'b>,
     /// Tokens that were asked for, and those that have come.
     max_tokens: u32,
@@ -310,5 +310,11 @@ mod tests {
         assert_eq!((counted.sent, counted.ended_before), (0, 4), "one of them was never counted");
         counted.on_idle(9);
         assert_eq!(counted.ended_before, 9, "others have sent some");
+    }
+
+    #[test]
+    fn whatever_a_triton_server_says_is_text_or_an_error() {
+        let runs = crate::gpu::runs::tests::runs(1);
+        crate::gpu::fuzz::feed(|read| read(&mut Generating { run: &runs.begin(0), max_tokens: 9, tokens: 0 }));
     }
 }

@@ -53,6 +53,17 @@ pub struct Explanation {
     pub refusal: Option<TaskError>,
 }
 
+impl Explanation {
+    /// The same without what it says of other clients and of the pools' insides: for whoever may see its own tasks only.
+    #[cfg(feature = "service")]
+    pub(crate) fn hide_others(&mut self) {
+        self.pools.clear();
+        if let Some(standing) = &mut self.standing {
+            standing.clients_ahead_first.clear();
+        }
+    }
+}
+
 /// A pool as a choice for the task, as of now.
 #[derive(Clone, Debug, Serialize)]
 pub struct PoolConsidered {

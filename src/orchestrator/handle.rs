@@ -133,6 +133,7 @@ impl Orchestrator {
     /// # Cancel safety
     /// Dropping the future leaves the drains under way; drop the handle to end at once.
     pub async fn stop(self) {
+        self.runtime.pools.stop();
         let table = self.runtime.pools.table();
         let replicas = table.every().flat_map(|pool| &pool.replicas);
         let engines: Vec<_> =

@@ -76,7 +76,8 @@ impl Life {
             history.on_healthy(runtime.env.now());
             loop {
                 let _ = handle.await; // However it ended, it has.
-                let stopping = runtime.pools.table().every().all(|pool| pool.intent() == Intent::Stop);
+                let stopping = runtime.pools.is_stopping()
+                    || runtime.pools.table().every().all(|pool| pool.intent() == Intent::Stop);
                 let decision = history.on_exit(runtime.env.now(), runtime.env.random());
                 if stopping || decision == Decision::Escalate {
                     break;

@@ -9,7 +9,6 @@ use crate::actors::shared::{PoolShared, Settings};
 use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, change, resolve};
 use crate::core::error::TaskError;
 use crate::core::id::{DeviceMask, PoolId};
-use crate::core::lifecycle::Intent;
 use crate::core::model::{ModelChange, ModelSpec};
 use crate::core::rollout::{Rollout, RolloutSpec};
 use crate::orchestrator::builder::{Builder, places};
@@ -79,8 +78,8 @@ impl Orchestrator {
             return Ok(plan);
         }
         let (now, before) = (runtime.pools.table(), runtime.settings());
-        if now.serving.iter().all(|pool| pool.intent() == Intent::Stop) && self.has_ended() {
-            return Err(vec![fault("pools", "the runtime has ended")]);
+        if runtime.pools.is_stopping() || self.has_ended() {
+            return Err(vec![fault("pools", "the runtime is being stopped")]);
         }
         let inventory = crate::orchestrator::builder::inventory(runtime.probe.as_ref());
         let resolved = resolve(&config, &inventory);
@@ -94,7 +93,8 @@ impl Orchestrator {
         runtime.devices.learn(&masks);
         // All that can fail comes first.
         let is_new = |id: &String| plan.added.contains(id) || plan.replaced.contains(id);
-        let mut numbers = *next_number;
+        let first_new = *next_number;
+        let mut numbers = first_new;
         let mut serving: Vec<Arc<PoolShared>> = Vec::new();
         let mut heirs: Vec<(Arc<PoolShared>, Option<Arc<PoolShared>>)> = Vec::new();
         for (row, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
@@ -127,7 +127,7 @@ impl Orchestrator {
         runtime.clients.update(&given);
         runtime.set_settings(Settings { given, resolved, generation: before.generation + 1 });
         for (pool, heir) in heirs {
-            pool.leave(heir);
+            pool.leave(heir, first_new);
         }
         runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
         for id in &plan.reloaded {

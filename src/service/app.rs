@@ -19,7 +19,8 @@ pub(crate) struct App {
     pub(crate) orchestrator: Orchestrator,
     pub(crate) access: Arc<Access>,
     pub(crate) store: Arc<ConfigStore>,
-    pub(crate) links: Arc<Links>,
+    /// Of each listener.
+    pub(crate) links: Vec<Arc<Links>>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) glance: Arc<Glance>,
 }

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::config::{ClientConfig, Config, ConfigChange};
+use crate::config::{Config, ConfigChange};
 use crate::orchestrator::Orchestrator;
 use crate::service::config_diff::{Difference, differences};
+use crate::service::keys::ClientTerms;
 use crate::service::{config_file, devices, engines};
 
 /// Earlier configurations that are kept.
@@ -76,15 +77,18 @@ pub(crate) struct ConfigStore {
 struct State {
     /// As it was given last, without what the file of keys says.
     given: Arc<Config>,
-    clients: BTreeMap<String, ClientConfig>,
+    clients: BTreeMap<String, ClientTerms>,
     /// Oldest first; the last is in force.
     history: VecDeque<Entry>,
 }
 
 /// A configuration with what the file of keys says of clients in front.
-pub(crate) fn merged(given: &Config, clients: &BTreeMap<String, ClientConfig>) -> Config {
+pub(crate) fn merged(given: &Config, clients: &BTreeMap<String, ClientTerms>) -> Config {
     let mut config = given.clone();
-    config.clients.extend(clients.iter().map(|(name, client)| (name.clone(), client.clone())));
+    for (name, terms) in clients {
+        let base = given.clients.get(name).unwrap_or(&given.default_client).clone();
+        config.clients.insert(name.clone(), terms.over(base));
+    }
     config
 }
 
@@ -94,7 +98,7 @@ impl ConfigStore {
         orchestrator: Orchestrator,
         (file, listen): (Option<PathBuf>, [Option<String>; 2]),
         given: Config,
-        clients: BTreeMap<String, ClientConfig>,
+        clients: BTreeMap<String, ClientTerms>,
     ) -> Self {
         let (given, at_ms) = (Arc::new(given), orchestrator.env().unix_ms());
         let first = Entry { generation: 1, at_ms, source: "start", differences: Vec::new(), given: given.clone() };
@@ -128,11 +132,7 @@ impl ConfigStore {
     /// Every fault, a line each; nothing has changed.
     pub(crate) fn reload_file(&self) -> Result<Outcome, Vec<String>> {
         let Some(file) = &self.file else { return Err(vec!["the service was started without --config".into()]) };
-        let config = config_file::load(file).map_err(|faults| {
-            self.count("rejected");
-            faults.0
-        })?;
-        self.take(config, "file", Wish::Apply)
+        self.take("file", Wish::Apply, |_| config_file::load(file).map_err(|faults| faults.0))
     }
 
     /// Compares a configuration that somebody sends, or puts it in force.
@@ -140,11 +140,7 @@ impl ConfigStore {
     /// # Errors
     /// Every fault, a line each; nothing has changed.
     pub(crate) fn take_text(&self, text: &str, wish: Wish) -> Result<Outcome, Vec<String>> {
-        let config = config_file::parse(text, "configuration").map_err(|faults| {
-            self.count("rejected");
-            faults.0
-        })?;
-        self.take(config, "api", wish)
+        self.take("api", wish, |_| config_file::parse(text, "configuration").map_err(|faults| faults.0))
     }
 
     /// Goes back to an earlier configuration: the one before, or the one with this number.
@@ -152,44 +148,52 @@ impl ConfigStore {
     /// # Errors
     /// There is none; or what is wrong with it by now, a line each. Nothing has changed.
     pub(crate) fn roll_back(&self, to: Option<u64>) -> Result<Outcome, Vec<String>> {
-        let given = {
-            let state = self.state.lock();
-            let earlier = state.history.iter().rev().skip(1);
+        self.take("rollback", Wish::Apply, |state| {
+            let earlier = || state.history.iter().rev().skip(1);
             let found = match to {
                 None => state.history.iter().rev().find(|entry| entry.given != state.given),
-                Some(number) => earlier.clone().find(|entry| entry.generation == number),
+                Some(number) => earlier().find(|entry| entry.generation == number),
             };
-            let known: Vec<String> = earlier.map(|entry| entry.generation.to_string()).collect();
+            let known: Vec<String> = earlier().map(|entry| entry.generation.to_string()).collect();
             let none = || match to {
                 None => vec!["there is no earlier configuration that differs".to_owned()],
                 Some(number) => vec![format!("configuration {number} is not kept; there is {}", known.join(", "))],
             };
-            found.map(|entry| entry.given.clone()).ok_or_else(none)?
-        };
-        self.take((*given).clone(), "rollback", Wish::Apply)
+            found.map(|entry| (*entry.given).clone()).ok_or_else(none)
+        })
     }
 
     /// What the file of keys says of clients has changed.
     ///
     /// # Errors
     /// Every fault, a line each; nothing has changed.
-    pub(crate) fn set_clients(&self, clients: BTreeMap<String, ClientConfig>) -> Result<(), Vec<String>> {
-        let (given, before) = {
-            let mut state = self.state.lock();
-            (state.given.clone(), std::mem::replace(&mut state.clients, clients))
-        };
-        if before == self.state.lock().clients {
-            return Ok(());
+    pub(crate) fn set_clients(&self, clients: BTreeMap<String, ClientTerms>) -> Result<(), Vec<String>> {
+        let mut before = None;
+        let outcome = self.take("keys", Wish::Apply, |state| {
+            before = Some(std::mem::replace(&mut state.clients, clients));
+            Ok((*state.given).clone())
+        });
+        if let (Err(_), Some(before)) = (&outcome, before) {
+            self.state.lock().clients = before;
         }
-        self.take((*given).clone(), "keys", Wish::Apply).map(|_| ()).inspect_err(|_| self.state.lock().clients = before)
+        outcome.map(|_| ())
     }
 
-    fn take(&self, given: Config, source: &'static str, wish: Wish) -> Result<Outcome, Vec<String>> {
-        let [listen, admin_listen] = self.listen.clone();
-        let given = given.with_listeners(listen, admin_listen);
-        let outcome = self.try_take(given, source, wish);
+    /// Compares or puts in force what `choose` gives, all under one lock.
+    fn take(
+        &self,
+        source: &'static str,
+        wish: Wish,
+        choose: impl FnOnce(&mut State) -> Result<Config, Vec<String>>,
+    ) -> Result<Outcome, Vec<String>> {
+        let outcome = {
+            let mut state = self.state.lock();
+            let [listen, admin_listen] = self.listen.clone();
+            choose(&mut state)
+                .and_then(|given| self.try_take(&mut state, given.with_listeners(listen, admin_listen), source, wish))
+        };
         match &outcome {
-            Err(faults) => {
+            Err(faults) if wish == Wish::Apply => {
                 self.count("rejected");
                 tracing::warn!(target: "audit", event = "config_rejected", source, ?faults, "a configuration is wrong; nothing has changed");
             }
@@ -198,13 +202,18 @@ impl ConfigStore {
                 let changes: Vec<String> = differences.iter().map(ToString::to_string).collect();
                 tracing::info!(target: "audit", event = "config_applied", source, generation, ?changes, "another configuration is in force");
             }
-            Ok(_) => {}
+            Ok(_) | Err(_) => {}
         }
         outcome
     }
 
-    fn try_take(&self, given: Config, source: &'static str, wish: Wish) -> Result<Outcome, Vec<String>> {
-        let mut state = self.state.lock();
+    fn try_take(
+        &self,
+        state: &mut State,
+        given: Config,
+        source: &'static str,
+        wish: Wish,
+    ) -> Result<Outcome, Vec<String>> {
         let config = merged(&given, &state.clients);
         let lines =
             |faults: Vec<crate::config::ConfigError>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();

@@ -81,7 +81,36 @@ pub struct KeyFile {
     pub keys: Vec<Key>,
     /// What clients of keys may do; comes before `clients` of the configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub clients: BTreeMap<String, ClientConfig>,
+    pub clients: BTreeMap<String, ClientTerms>,
+}
+
+/// What the file says of a client; what is left out is as the configuration says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientTerms {
+    /// Its weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Tasks that may run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<u32>,
+    /// Tasks that may wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued: Option<u32>,
+    /// Tasks a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_s: Option<f64>,
+}
+
+impl ClientTerms {
+    /// The client of the configuration with these terms.
+    pub fn over(&self, mut client: ClientConfig) -> ClientConfig {
+        client.weight = self.weight.unwrap_or(client.weight);
+        client.quotas.running = self.running.or(client.quotas.running);
+        client.quotas.queued = self.queued.or(client.quotas.queued);
+        client.limits.requests_per_s = self.requests_per_s.or(client.limits.requests_per_s);
+        client
+    }
 }
 
 impl Default for KeyFile {
@@ -190,7 +219,7 @@ impl KeyFile {
     /// One line that says why it could not be written; what was there is still there.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         use std::io::Write;
-        use std::os::unix::fs::OpenOptionsExt;
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
         let fault = |error: std::io::Error| format!("{}: it cannot be written: {error}", path.display());
         let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
         let beside = path.with_extension("new");
@@ -201,6 +230,19 @@ impl KeyFile {
             .mode(0o600)
             .open(&beside)
             .map_err(fault)?;
+        if let Ok(before) = std::fs::metadata(path) {
+            // The service reads it under its own name.
+            let same = |owner: std::fs::Metadata| (owner.uid(), owner.gid()) == (before.uid(), before.gid());
+            let owned = file.metadata().is_ok_and(same)
+                || std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid())).is_ok();
+            if !owned {
+                let _ = std::fs::remove_file(&beside); // Nobody reads it.
+                return Err(format!(
+                    "{}: it is another user's, who could not read it any more; run this as that user",
+                    path.display()
+                ));
+            }
+        }
         file.write_all(text.as_bytes())
             .and_then(|()| file.write_all(b"\n"))
             .and_then(|()| file.sync_all())

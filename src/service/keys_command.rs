@@ -121,10 +121,10 @@ fn make(new: NewKey) -> Result<(), String> {
         ];
         if limits.contains(&true) {
             let client = keys.clients.entry(new.client.clone()).or_default();
-            client.weight = new.weight.unwrap_or(client.weight);
-            client.quotas.running = new.quota_running.or(client.quotas.running);
-            client.quotas.queued = new.quota_queued.or(client.quotas.queued);
-            client.limits.requests_per_s = new.requests_per_s.or(client.limits.requests_per_s);
+            client.weight = new.weight.or(client.weight);
+            client.running = new.quota_running.or(client.running);
+            client.queued = new.quota_queued.or(client.queued);
+            client.requests_per_s = new.requests_per_s.or(client.requests_per_s);
         }
         Ok(text)
     })?;

@@ -41,6 +41,8 @@ const HEADERS_MAX: usize = 100;
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Longest handshake of a TLS connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time that what was sent may stay unread, in milliseconds.
+const STALL_MS: u32 = 60_000;
 /// Wait when the system has no more files for us; meanwhile idle connections are closed.
 const NO_FILES_WAIT: Duration = Duration::from_millis(20);
 /// How long clients may take to close their connections when everything has ended.
@@ -54,18 +56,19 @@ struct Link {
     /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
     idle_since: AtomicU64,
     close: Notify,
+    /// It has had a whole head.
+    has_asked: AtomicBool,
 }
 
 const BUSY: u64 = u64::MAX;
 
-/// The connections of all listeners.
+/// The connections of a listener.
 pub(crate) struct Links {
     env: Env,
     max: usize,
     table: Mutex<Slab<Arc<Link>>>,
     open: AtomicUsize,
     closed: [AtomicU64; CLOSED.len()],
-    /// Requests by method, route and status; both bounded by what the router knows.
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -119,7 +122,11 @@ impl Links {
         if table.len() >= self.max && !self.evict(&mut table) {
             return None;
         }
-        let link = Arc::new(Link { idle_since: AtomicU64::new(self.env.now().as_micros()), close: Notify::new() });
+        let link = Arc::new(Link {
+            idle_since: AtomicU64::new(self.env.now().as_micros()),
+            close: Notify::new(),
+            has_asked: AtomicBool::new(false),
+        });
         let key = table.insert(link.clone());
         self.open.store(table.len(), Relaxed);
         Some(Entered { links: self.clone(), link, key })
@@ -164,6 +171,7 @@ struct UnderWay {
 impl UnderWay {
     fn begin(entered: &Entered) -> Self {
         entered.link.idle_since.store(BUSY, Relaxed);
+        entered.link.has_asked.store(true, Relaxed);
         UnderWay { links: entered.links.clone(), link: entered.link.clone() }
     }
 }
@@ -233,6 +241,9 @@ pub(crate) async fn serve(
         };
         // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
         let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
+        // Whoever takes nothing for so long, or is not there any more, does not hold its place for ever.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL_MS); // A bound less, where the system has none.
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let (router, tls, head) = (router.clone(), tls.clone(), Duration::from_millis(http.head_ms));
         connections.spawn(async move {
             if !has_spoken(&stream, head, &entered).await {
@@ -323,7 +334,7 @@ where
     if let Some(Err(error)) = ended
         && error.is_timeout()
     {
-        entered.links.count_closed(if error.is_parse() { "head" } else { "idle" });
+        entered.links.count_closed(if entered.link.has_asked.load(Relaxed) { "idle" } else { "head" });
     }
 }
 

@@ -6,6 +6,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::core::objectives::{SloView, Window};
 use crate::service::app::App;
+use crate::service::listener::CLOSED;
 use crate::service::metrics::{Labels, counter, gauge};
 
 fn labels(pairs: &[(&'static str, &str)]) -> Labels {
@@ -36,11 +37,22 @@ pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Re
         (labels(&[("method", method), ("route", route), ("status", &status.to_string())]), count)
     });
     counter(encoder, "http_requests", "Requests, by route and status", requests)?;
-    gauge(encoder, "http_connections", "Connections there are", [(vec![], app.links.open() as f64)])?;
+    gauge(
+        encoder,
+        "http_connections",
+        "Connections there are",
+        [(vec![], app.links.iter().map(|links| links.open()).sum::<usize>() as f64)],
+    )?;
     let reasons = |counts: &[(&'static str, u64)], name| {
         counts.iter().map(move |(reason, count)| (labels(&[(name, reason)]), *count)).collect::<Vec<_>>()
     };
-    let closed = reasons(&app.links.closed(), "reason");
+    let mut closed = [("", 0); CLOSED.len()];
+    for links in &app.links {
+        for (sum, (reason, count)) in closed.iter_mut().zip(links.closed()) {
+            *sum = (reason, sum.1 + count);
+        }
+    }
+    let closed = reasons(&closed, "reason");
     counter(encoder, "http_connections_closed", "Connections that the service closed or did not take", closed)?;
     counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied(), "reason"))?;
     let generation = app.orchestrator.config_generation() as f64;

@@ -57,12 +57,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let orchestrator = builder.start().await.map_err(|error| error.to_string())?;
     let env = orchestrator.env().clone();
     let links = Links::new(env.clone(), config.http.connections_max);
+    let admin_links = Links::new(env.clone(), config.http.connections_max);
     let from = (arguments.config.clone(), [arguments.listen.clone(), arguments.admin_listen.clone()]);
     let app = App {
         access: Arc::new(Access::new(&config.access, env)?),
         store: Arc::new(ConfigStore::new(orchestrator.clone(), from, given, keys.clients)),
         orchestrator: orchestrator.clone(),
-        links: links.clone(),
+        links: vec![links.clone(), admin_links.clone()],
         requests: Arc::new(Requests::default()),
         glance: Arc::new(Glance::default()),
     };
@@ -73,7 +74,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     work.spawn(listener::serve(listener, tls.clone(), public, config.http.clone(), links.clone()));
     if let Some(admin) = admin {
         let operators = router(app.clone(), |face| face == Face::Operator);
-        work.spawn(listener::serve(admin, tls.clone(), operators, config.http.clone(), links.clone()));
+        work.spawn(listener::serve(admin, tls.clone(), operators, config.http.clone(), admin_links.clone()));
     }
     let mut beside = JoinSet::new();
     beside.spawn(watch::watch(app.clone(), tls, arguments.watch));
@@ -100,16 +101,16 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     tokio::select! {
         biased;
         () = signals.until_end() => return Err("ended at once by a second signal".into()),
-        () = drain(orchestrator, &links, work) => {}
+        () = drain(orchestrator, [&links, &admin_links], work) => {}
     }
     tracing::info!("drained and stopped");
     Ok(())
 }
 
 /// New tasks are refused at once, streams go on to their ends, then the connections close.
-async fn drain(orchestrator: Orchestrator, links: &Links, mut listeners: JoinSet<()>) {
+async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: JoinSet<()>) {
     orchestrator.stop().await;
-    links.stop();
+    links.iter().for_each(|links| links.stop());
     while listeners.join_next().await.is_some() {}
 }
 

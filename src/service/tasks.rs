@@ -14,6 +14,7 @@ use crate::service::access::Principal;
 use crate::service::api::{AcceptedBody, SubmitBody};
 use crate::service::error::ApiError;
 use crate::service::http::{body_of, json_body, wants_stream};
+use crate::service::keys::Scope;
 use crate::service::stream::event_stream;
 
 /// Submit a task. With `Accept: text/event-stream` the answer is the stream itself.
@@ -143,8 +144,13 @@ pub(crate) async fn explain(
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
     let explanation = orchestrator.explain(&id).await?;
-    // A refusal knows no client; it was told to whoever chose the id.
-    let may_see =
-        |explained: &crate::Explanation| explained.client_id.as_ref().is_none_or(|client| principal.sees(client));
-    explanation.filter(may_see).map(|explanation| Json(explanation).into_response()).ok_or_else(|| unknown(&id))
+    // A refusal knows no client.
+    let may_see = |explained: &crate::Explanation| {
+        explained.client_id.as_ref().map_or(principal.has(Scope::Read), |client| principal.sees(client))
+    };
+    let mut explanation = explanation.filter(may_see).ok_or_else(|| unknown(&id))?;
+    if !principal.has(Scope::Read) {
+        explanation.hide_others();
+    }
+    Ok(Json(explanation).into_response())
 }

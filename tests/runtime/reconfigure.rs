@@ -227,3 +227,105 @@ async fn a_thousand_configurations_under_load_lose_nothing_and_wrong_ones_change
         assert_eq!((pool.unsettled, pool.slots_used, pool.stalls), (0, 0, 0), "{}", pool.pool_id);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_was_drained_first_leaves_and_its_successor_serves_on_its_device() {
+    let world = start(Env::simulated(6), vec![on_device("a", 0, 2)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    orchestrator.drain(&pool_id("a"));
+    orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Stopped).await;
+    orchestrator.reconfigure(builder(config(vec![on_device("a", 0, 3)]))).unwrap();
+    orchestrator.until_pool(&pool_id("a"), |state| state == PoolState::Ready).await;
+    assert!(orchestrator.leaving().is_empty());
+    let submitted = orchestrator.submit(TaskRequest::completion("x").max_tokens(3)).await.unwrap();
+    assert!(matches!(end_of(submitted.stream()).await.1, Event::End(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_in_the_first_of_three_generations_comes_to_its_end() {
+    let slow = |slots: u32, drain_ms: u64| {
+        let mut pool = on_device("a", 0, slots);
+        pool.timeouts.drain_ms = drain_ms;
+        pool
+    };
+    let world = start(Env::simulated(7), vec![slow(2, 200)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let mut readers = Vec::new();
+    for number in 0..6 {
+        let request = TaskRequest::completion(format!("p{number}")).max_tokens(400).seed(number);
+        readers.push((number, tokio::spawn(end_of(orchestrator.submit(request).await.unwrap().stream()))));
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    // The second is replaced before it has run anything, and leaves at once; then the first one's time is over.
+    orchestrator.reconfigure(builder(config(vec![slow(3, 200)]))).unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    orchestrator.reconfigure(builder(config(vec![slow(4, 60_000)]))).unwrap();
+    for (number, reader) in readers {
+        let (text, end) = reader.await.unwrap();
+        assert!(matches!(end, Event::End(_)), "task {number}: {end:?}");
+        assert_eq!(text, undisturbed(&format!("p{number}"), number, 400, "1", "tiny"), "task {number}");
+    }
+    while !orchestrator.leaving().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(orchestrator.view().tasks_open, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_is_being_stopped_takes_no_other_configuration() {
+    let world = start(Env::simulated(8), vec![on_device("a", 0, 2)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let running = orchestrator.submit(TaskRequest::completion("x").max_tokens(200)).await.unwrap();
+    let reader = tokio::spawn(end_of(running.stream()));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let stopping = tokio::spawn(orchestrator.clone().stop());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let faults = orchestrator.reconfigure(builder(config(vec![on_device("b", 1, 1)]))).unwrap_err();
+    assert!(faults[0].message.contains("being stopped"), "{faults:?}");
+    stopping.await.unwrap();
+    assert!(matches!(reader.await.unwrap().1, Event::End(_)));
+    assert!(orchestrator.has_ended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn supervisors_and_queues_may_die_while_configurations_change() {
+    crate::support::hush_planned_panics();
+    let actors =
+        ["queue", "pool_manager", "pool_supervisor", "root", "admission", "latency", "sessions", "worker", "rollouts"];
+    let mut random = fastrand::Rng::with_seed(11);
+    let world = start(Env::simulated(9), vec![pool("a", 1, 2, millisecond())]).await;
+    let orchestrator = world.orchestrator;
+    let mut readers = Vec::new();
+    for round in 0..300 {
+        for _ in 0..random.u32(0..3) {
+            let number = readers.len() as u64;
+            let request = TaskRequest {
+                model_ref: Some("tiny".into()),
+                seed: Some(number),
+                ..TaskRequest::completion(format!("p{number}")).max_tokens(1 + random.u32(0..20))
+            };
+            if let Ok(submitted) = orchestrator.submit(request.clone()).await {
+                readers.push(tokio::spawn(async move { (end_of(submitted.stream()).await, request) }));
+            }
+        }
+        orchestrator.env().arm_panic(actors[random.usize(..actors.len())]);
+        let _ = orchestrator.reconfigure(builder(drawn(&mut random)));
+        // No more than the supervisors' own rule allows in a minute.
+        tokio::time::sleep(Duration::from_millis(random.u64(4_000..9_000))).await;
+        assert!(!orchestrator.has_ended(), "round {round}");
+    }
+    for reader in readers {
+        let ((text, end), request) = reader.await.unwrap();
+        let whole = undisturbed(&request.prompt, request.seed.unwrap(), request.max_tokens.0, "1", "tiny");
+        assert!(whole.starts_with(&text), "byte for byte, as far as it goes");
+        assert!(matches!(end, Event::End(_)), "{end:?}");
+    }
+    println!("{} panics while configurations changed", orchestrator.env().panics_fired());
+    while !orchestrator.leaving().is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(orchestrator.view().tasks_open, 0);
+}

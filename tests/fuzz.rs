@@ -1,0 +1,101 @@
+//! Bytes of all kinds into everything that outsiders write: the configuration, the API's JSON, keys, wire messages. `FUZZ_SECONDS` says
+//! for how long each is tried. No panic, no standstill.
+#![cfg(feature = "service")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
+
+use std::time::{Duration, Instant};
+
+use orchestrator_core::core::ClientId;
+use orchestrator_core::core::traceparent::TraceParent;
+use orchestrator_core::core::wire;
+use orchestrator_core::service::api::SubmitBody;
+use orchestrator_core::service::config_file;
+use orchestrator_core::service::keys::KeyFile;
+
+const YAML: &str = include_str!("../ops/config.yaml");
+const TASK: &str = "{\"prompt\":\"x\",\"model_ref\":\"m\",\"max_tokens\":9,\"seed\":1,\"parameters\":{\"temperature\":0.5,\"stop\":[\"a\"]},\
+    \"inputs\":[\"y\"],\"workload\":\"rerank\",\"deadline_ms\":7,\"session_id\":\"s\",\"priority\":\"batch\",\"kv_hint\":\"cold\"}";
+
+/// A text with some of its bytes changed, moved, doubled or lost.
+fn spoilt(text: &[u8], random: &mut fastrand::Rng) -> Vec<u8> {
+    let mut bytes = text.to_vec();
+    for _ in 0..random.usize(1..10) {
+        if bytes.is_empty() {
+            break;
+        }
+        let (at, end) = (random.usize(..bytes.len()), random.usize(..=bytes.len()));
+        match random.u8(0..7) {
+            0 => bytes[at] = random.u8(..),
+            1 => bytes.insert(at, random.u8(..)),
+            2 => drop(bytes.remove(at)),
+            3 => bytes.truncate(at),
+            4 if at < end => bytes.extend_from_within(at..end),
+            5 if at < end => drop(bytes.drain(at..end)),
+            _ => {
+                let words: [&[u8]; 8] = [
+                    b"&a [*a, *a]",
+                    b"- ",
+                    b"{",
+                    b"[[[[[[",
+                    b"\xff\xfe",
+                    b"1e999",
+                    b"!!binary ",
+                    b"18446744073709551616",
+                ];
+                let word = words[random.usize(..words.len())];
+                bytes.splice(at..at, word.iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+fn fuzz(name: &str, seeds: &[&[u8]], mut target: impl FnMut(&[u8])) {
+    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
+    let (began, mut random, mut runs, mut slowest) =
+        (Instant::now(), fastrand::Rng::with_seed(3), 0_u64, Duration::ZERO);
+    while began.elapsed() < Duration::from_secs_f64(seconds) {
+        let bytes = spoilt(seeds[random.usize(..seeds.len())], &mut random);
+        let one = Instant::now();
+        target(&bytes);
+        slowest = slowest.max(one.elapsed());
+        runs += 1;
+    }
+    println!("{name}: {runs} inputs, the slowest took {slowest:?}");
+    assert!(runs > 20 && slowest < Duration::from_secs(1), "{name}: {runs} runs, {slowest:?}");
+}
+
+#[test]
+fn whatever_is_written_as_configuration_is_taken_or_refused() {
+    let bomb = "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\npools: [*c, *c, *c]\n";
+    fuzz("configuration", &[YAML.as_bytes(), bomb.as_bytes()], |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            let _ = config_file::parse(text, "fuzz");
+        }
+    });
+}
+
+#[test]
+fn whatever_is_sent_as_a_task_is_taken_or_refused() {
+    fuzz("task", &[TASK.as_bytes()], |bytes| {
+        if let Ok(body) = serde_json::from_slice::<SubmitBody>(bytes) {
+            let _ = body.into_request(ClientId::anonymous());
+        }
+    });
+}
+
+#[test]
+fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
+    let mut file = KeyFile::default();
+    file.add("alice", vec![], 1, Some(2)).unwrap();
+    let keys = serde_json::to_vec(&file).unwrap();
+    fuzz("keys", &[&keys], |bytes| drop(serde_json::from_slice::<KeyFile>(bytes)));
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    fuzz("traceparent", &[parent.as_bytes()], |bytes| drop(TraceParent::parse(&String::from_utf8_lossy(bytes))));
+}
+
+#[test]
+fn whatever_comes_as_a_wire_message_is_taken_or_refused() {
+    let message = wire::encode(&("text".to_owned(), vec![1_u64, 2, 3], Some(7_u32))).unwrap();
+    fuzz("wire", &[&message], |bytes| drop(wire::decode::<(String, Vec<u64>, Option<u32>)>(bytes)));
+}
