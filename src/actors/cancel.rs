@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
-use crate::actors::shared::RuntimeShared;
+use crate::actors::runtime::RuntimeShared;
 use crate::core::task::{OnDisconnect, Terminal};
 
 /// Seals first and tells the holder second; whoever comes late finds the seal. Returns whether it had not ended yet.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::actors::shared::RuntimeShared;
+use crate::actors::runtime::RuntimeShared;
 use crate::actors::worker::WorkerMsg;
 use crate::core::device::{DeviceSample, Observation};
 use crate::core::health::Change;

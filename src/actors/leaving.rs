@@ -10,7 +10,8 @@ use crate::actors::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSuperviso
 use crate::actors::queue::{QueueMsg, QueueState};
 use crate::actors::record::TaskRecord;
 use crate::actors::replica::ReplicaShared;
-use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::shared::PoolShared;
 use crate::actors::supervise::STOPPED;
 use crate::core::error::ErrorCode;
 use crate::core::fairness::{Accounts, Served};

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
+use crate::actors::deadlines::{arm, on_deadline_due};
 use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
 use crate::actors::leaving::{hand_over, pass_on};
 use crate::actors::record::TaskRecord;
-use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::shared::PoolShared;
 use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::admission::too_late;
 use crate::core::error::{ErrorCode, TaskError};
@@ -76,7 +78,7 @@ pub(crate) struct QueueActor;
 
 /// Its state.
 pub(crate) struct QueueState {
-    runtime: Arc<RuntimeShared>,
+    pub(super) runtime: Arc<RuntimeShared>,
     pub(super) pool: Arc<PoolShared>,
     pub(super) queue: Queue<Arc<TaskRecord>>,
     /// Slots that the pool manager has offered and that no task was sent for.
@@ -84,9 +86,9 @@ pub(crate) struct QueueState {
     /// The generation of this life; an older one takes nothing in any more.
     generation: u64,
     /// Deadlines of waiting tasks. Invariant: only tasks in `queue`.
-    deadlines: BTreeSet<(Timestamp, TaskSeq)>,
+    pub(super) deadlines: BTreeSet<(Timestamp, TaskSeq)>,
     /// The moment of the `DeadlineDue` that is under way.
-    armed: Option<Timestamp>,
+    pub(super) armed: Option<Timestamp>,
     /// What waited when the pool began to leave has been handed over.
     pub(super) handed_over: bool,
 }
@@ -359,29 +361,6 @@ fn out(state: &QueueState) -> TaskError {
     error.retry_after(pool.next_try().unwrap_or_default())
 }
 
-/// Ends the waiting tasks whose deadlines have passed.
-fn on_deadline_due(state: &mut QueueState, books: &mut Accounts, at: Timestamp) {
-    // A timer that an earlier deadline has overtaken arms no other: there is one that counts.
-    if state.armed == Some(at) {
-        state.armed = None;
-    }
-    let now = state.pool.env.now();
-    while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
-        state.deadlines.pop_first();
-        let Some(record) = state.queue.cancel(books, seq) else { continue };
-        let _ = state.runtime.ledger.seal(&record, None, Terminal::missed_deadline()); // Cancelled just now.
-    }
-}
-
-/// One timer, for the earliest deadline.
-fn arm(state: &mut QueueState, myself: &ActorRef<QueueMsg>) {
-    let Some((earliest, _)) = state.deadlines.first().copied() else { return };
-    if state.armed.is_none_or(|armed| earliest < armed) {
-        state.armed = Some(earliest);
-        myself.send_after(earliest.since(state.pool.env.now()), move || QueueMsg::DeadlineDue { at: earliest });
-    }
-}
-
 impl QueueState {
     fn trace_queued(&self, record: &TaskRecord) {
         self.pool.env.trace(|| TraceKind::Queued {
@@ -391,18 +370,6 @@ impl QueueState {
             client: record.request.client_id.clone(),
             in_session: record.session().is_some(),
         });
-    }
-
-    fn note_deadline(&mut self, record: &TaskRecord) {
-        if let Some(deadline) = record.deadline() {
-            self.deadlines.insert((deadline, record.seq));
-        }
-    }
-
-    pub(super) fn forget_deadline(&mut self, record: &TaskRecord) {
-        if let Some(deadline) = record.deadline() {
-            self.deadlines.remove(&(deadline, record.seq));
-        }
     }
 
     /// Shows the depth to admission and to metrics, as of now.

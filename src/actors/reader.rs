@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::actors::cancel::Presence;
 use crate::actors::event_log::{Event, EventRef};
 use crate::actors::record::TaskRecord;
-use crate::actors::shared::RuntimeShared;
+use crate::actors::runtime::RuntimeShared;
 use crate::actors::task_view::TaskView;
 use crate::core::id::TaskId;
 

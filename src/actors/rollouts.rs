@@ -14,7 +14,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::actors::clients::Policy;
 use crate::actors::pools::Table;
-use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::shared::PoolShared;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
 use crate::core::rollout::{NewSide, Rollout, RolloutSpec, RolloutState};

@@ -13,8 +13,8 @@ use crate::actors::gpu_monitor::GpuMonitor;
 use crate::actors::leaving::sweep;
 use crate::actors::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
 use crate::actors::rollouts::RolloutsWatch;
+use crate::actors::runtime::RuntimeShared;
 use crate::actors::sessions::Sessions;
-use crate::actors::shared::RuntimeShared;
 use crate::actors::supervise::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
 use crate::core::restart::Breaker;
 

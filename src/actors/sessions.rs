@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::queue::QueueMsg;
-use crate::actors::shared::{PoolShared, RuntimeShared};
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::shared::PoolShared;
 use crate::actors::submission::Submission;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
 use crate::core::units::Timestamp;

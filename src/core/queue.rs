@@ -217,19 +217,6 @@ impl<T> Queue<T> {
         Some((charge, session))
     }
 
-    /// The task of this number, if it waits here.
-    pub fn get(&self, seq: TaskSeq) -> Option<&T> {
-        let key = *self.index.get(&seq)?;
-        Some(&self.nodes[key as usize].item)
-    }
-
-    /// The numbers of all that wait, ascending. For when a queue is turned out or built anew.
-    pub fn numbers(&self) -> Vec<TaskSeq> {
-        let mut numbers: Vec<TaskSeq> = self.index.keys().copied().collect();
-        numbers.sort_unstable();
-        numbers
-    }
-
     /// A client that was passed over may run again; it joins in without credit for its absence.
     pub fn release(&mut self, accounts: &mut Accounts, client: &ClientId) {
         self.stop_holding(accounts, client, Self::update_turn);

@@ -69,6 +69,19 @@ fn tokens(span: Virtual, weight: u32) -> u64 {
 }
 
 impl<T> Queue<T> {
+    /// The task of this number, if it waits here.
+    pub fn get(&self, seq: TaskSeq) -> Option<&T> {
+        let key = *self.index.get(&seq)?;
+        Some(&self.nodes[key as usize].item)
+    }
+
+    /// The numbers of all that wait, ascending. For when a queue is turned out or built anew.
+    pub fn numbers(&self) -> Vec<TaskSeq> {
+        let mut numbers: Vec<TaskSeq> = self.index.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// Who waits, in numbers.
     pub fn crowd(&self, accounts: &Accounts) -> Crowd {
         Crowd {

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::actors::root::{Root, RootMsg};
-use crate::actors::shared::RuntimeShared;
+use crate::actors::runtime::RuntimeShared;
 use crate::actors::supervise::ROOT;
 use crate::core::error::ErrorCode;
 use crate::core::lifecycle::Intent;

@@ -11,7 +11,7 @@ use crate::actors::cancel::cancel;
 use crate::actors::counters::code_index;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
-use crate::actors::shared::{LIMITS, RuntimeShared};
+use crate::actors::runtime::{LIMITS, RuntimeShared};
 use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
