@@ -174,12 +174,61 @@ def many():
     stop(service), stop(mock)
 
 
+def scrape():
+    """64 pools of 8 replicas: what a scrape takes, and what it does to tasks beside it."""
+    import threading
+    sim = "sim: {first_token_us: 0, token_us: 0, preload_us: 0}, self_test: false"
+    pools = ", ".join(f"{{id: p{n}, engine: sim, model: m{n}, slots: 4, replicas: [" +
+                      ", ".join(f"{{devices: [{n * 8 + r}]}}" for r in range(8)) + f"], {sim}}}" for n in range(64))
+    config = tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False)
+    config.write(f"pools: [{pools}]\n")
+    config.close()
+    service = start([str(ROOT / "target/release/orchestratord"), "serve", "--config", config.name, "--listen", f"127.0.0.1:{OURS}"],
+                    f"http://127.0.0.1:{OURS}/readyz", env={**os.environ, "RUST_LOG": "warn"})
+    times, size = [], 0
+
+    def one():
+        nonlocal size
+        began = time.perf_counter()
+        size = len(urllib.request.urlopen(f"http://127.0.0.1:{OURS}/metrics").read())
+        times.append((time.perf_counter() - began) * 1000)
+
+    def submits(seconds):
+        import http.client
+        connection, waits, end = http.client.HTTPConnection("127.0.0.1", OURS), [], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            connection.request("POST", "/v1/tasks", '{"prompt":"x","model_ref":"m7","max_tokens":1}', {"Accept": "text/event-stream"})
+            connection.getresponse().read()
+            waits.append((time.perf_counter() - began) * 1000)
+            time.sleep(0.004)
+        return waits
+
+    for number in range(64):
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{OURS}/v1/tasks", method="POST",
+                               data=f'{{"prompt":"x","model_ref":"m{number}"}}'.encode())).read()
+    for _ in range(100):
+        one()
+    times.sort()
+    alone = sorted(submits(8))
+    stop_at = time.perf_counter() + 8
+    beside = threading.Thread(target=lambda: [(one(), time.sleep(0.2)) for _ in iter(lambda: time.perf_counter() < stop_at, False)])
+    beside.start()
+    with_scrapes = sorted(submits(8))
+    beside.join()
+    at = lambda values, part: values[int(len(values) * part)]
+    print(f"scrape of 64 pools of 8 replicas: {size / 1e6:.2f} MB in {at(times, .5):.1f} / {at(times, .99):.1f} ms (p50 / p99)")
+    print(f"a task beside five scrapes a second: {at(with_scrapes, .5):.2f} / {at(with_scrapes, .99):.2f} ms, alone "
+          f"{at(alone, .5):.2f} / {at(alone, .99):.2f} ms (p50 / p99)")
+    stop(service)
+
+
 def main():
     build()
     raise_files()
-    wanted = sys.argv[1:] or ["streams", "overload", "gone", "many"]
+    wanted = sys.argv[1:] or ["streams", "overload", "gone", "many", "scrape"]
     for name in wanted:
-        {"streams": streams, "overload": overload, "gone": gone, "many": many}[name]()
+        {"streams": streams, "overload": overload, "gone": gone, "many": many, "scrape": scrape}[name]()
 
 
 def raise_files():

@@ -44,7 +44,7 @@ impl Glance {
             let _ = at;
             return json.clone();
         }
-        let overview = orchestrator.overview();
+        let overview = tokio::task::block_in_place(|| orchestrator.overview()); // As for a scrape.
         let uptime_s = overview.uptime_ms as f64 / 1000.0;
         let glanced = Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview };
         let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.

@@ -63,8 +63,27 @@ pub struct ApiDoc;
 
 /// The OpenAPI document, as it is kept in `.specs/openapi.json`.
 pub fn openapi() -> String {
-    ApiDoc::openapi().to_pretty_json().unwrap_or_default() + "\n"
+    let mut document = serde_json::to_value(ApiDoc::openapi()).unwrap_or_default(); // Plain data.
+    let paths = document["paths"].as_object_mut();
+    for operation in paths.into_iter().flatten().flat_map(|(_, item)| item.as_object_mut()).flatten() {
+        let Some(responses) = operation.1["responses"].as_object_mut() else { continue };
+        for (status, meaning) in EVERYWHERE {
+            let body = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+            responses.entry(status).or_insert_with(|| json!({ "description": meaning, "content": body }));
+        }
+    }
+    serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
+
+/// What every operation may answer besides its own.
+const EVERYWHERE: [(&str, &str); 6] = [
+    ("400", "Something of the request is wrong; the message says what and where."),
+    ("401", "A valid API key is needed."),
+    ("403", "The key does not reach so far."),
+    ("408", "The body did not come in time."),
+    ("413", "The body is too large."),
+    ("429", "Too much: of tasks, or of wrong keys; it says when to come back."),
+];
 
 /// The process runs.
 #[utoipa::path(get, path = "/healthz", responses(

@@ -30,11 +30,14 @@ pub(super) type Labels = Vec<(&'static str, String)>;
 /// Figures of the runtime, one line each.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text.")))]
 pub(crate) async fn scrape(State(app): State<App>) -> Result<Response, ApiError> {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Views(app)));
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry)
-        .map_err(|_| TaskError::new(crate::ErrorCode::Internal, "the metrics cannot be written"))?;
+    // Some milliseconds with hundreds of replicas: what waits on this thread goes on elsewhere meanwhile.
+    let text = tokio::task::block_in_place(|| {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Views(app)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).map(|()| text)
+    });
+    let text = text.map_err(|_| TaskError::new(crate::ErrorCode::Internal, "the metrics cannot be written"))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
@@ -87,11 +90,12 @@ pub(super) fn replica_labels(pool: &PoolView, replica: &ReplicaView, more: &[(&'
 }
 
 fn labels(pool: &PoolView, version: Option<String>, more: &[(&'static str, &str)]) -> Labels {
-    let mut labels = vec![
+    let mut labels = Vec::with_capacity(8); // All that any series has.
+    labels.extend([
         ("engine", pool.engine.clone()),
         ("engine_version", version.unwrap_or_else(|| "unknown".into())),
         ("pool_id", pool.pool_id.to_string()),
-    ];
+    ]);
     labels.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
     labels
 }
