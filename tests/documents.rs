@@ -7,7 +7,8 @@ use std::process::Command;
 
 /// The blocks of a document that are to be run, with the lines they begin at.
 fn blocks(text: &str) -> Vec<(usize, String)> {
-    let (mut found, mut block): (Vec<(usize, String)>, Option<(usize, String)>) = (Vec::new(), None);
+    let mut found = Vec::new();
+    let mut block: Option<(usize, String)> = None;
     for (number, line) in text.lines().enumerate() {
         match &mut block {
             None if line.trim() == "```sh run" => block = Some((number + 2, String::new())),
