@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use orchestrator_core::service::{config_file, http};
+use orchestrator_core::service::{config_file, http, reference};
 use tools_readme_index::{Index, Status, read, refresh};
 
 fn root() -> &'static Path {
@@ -118,6 +118,8 @@ fn the_generated_documents_are_fresh() {
     };
     stale(".specs/openapi.json", "cargo xtask regen-openapi", &http::openapi());
     stale(".specs/config.schema.json", "cargo xtask regen-schema", &config_file::schema());
+    stale("docs/configuration.md", "cargo xtask regen-reference", &reference::configuration());
+    stale("docs/api.md", "cargo xtask regen-reference", &reference::api());
     let readme = text("README.md");
     stale("README.md", "cargo run -p tools-readme-index --quiet", &refresh(&readme, &index()).unwrap());
 }

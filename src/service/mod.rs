@@ -27,6 +27,7 @@ mod metrics;
 mod notify;
 mod own_metrics;
 mod pools;
+pub mod reference;
 mod remote;
 mod rollouts;
 pub mod routes;

@@ -1,10 +1,10 @@
-//! Chores of the project: `cargo xtask engines | regen-openapi | regen-schema`.
+//! Chores of the project: `cargo xtask engines | regen-openapi | regen-schema | regen-reference`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
-use orchestrator_core::service::{config_file, http};
+use orchestrator_core::service::{config_file, http, reference};
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Chores of the project")]
@@ -23,6 +23,8 @@ enum Chore {
     },
     /// Write `.specs/openapi.json` from the HTTP API's types.
     RegenOpenapi,
+    /// Write `docs/configuration.md` and `docs/api.md` from the schema and the API's document.
+    RegenReference,
     /// Write `.specs/config.schema.json` from the configuration's types.
     RegenSchema,
 }
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         }
         Chore::Engines { vllm: true } => install("vllm/vllm-serve"),
         Chore::RegenOpenapi => write(".specs/openapi.json", &http::openapi()),
+        Chore::RegenReference => write("docs/configuration.md", &reference::configuration())
+            .and_then(|()| write("docs/api.md", &reference::api())),
         Chore::RegenSchema => write(".specs/config.schema.json", &config_file::schema()),
     };
     match outcome {
