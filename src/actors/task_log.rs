@@ -80,17 +80,45 @@ pub(super) fn step(record: &TaskRecord, step: &'static str) {
     line!(Level::DEBUG, record, facts, step, "");
 }
 
-/// A task has ended.
-pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
-    if !tracing::enabled!(target: "task", Level::INFO) {
+/// The same as spans, for whoever exports them; else it costs one comparison.
+fn spans(record: &TaskRecord, sealed: &SealedTask, outcome: &str) {
+    if !tracing::enabled!(target: "task_span", Level::TRACE) {
         return;
     }
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let (timing, place) = (sealed.timing, Place::of(record));
+    tracing::event!(
+        target: "task_span",
+        Level::TRACE,
+        traceparent = record.request.traceparent.as_ref().map_or("", |parent| parent.as_str()),
+        span = record.id.stable_hash(),
+        job_id = %record.id,
+        client_id = %record.request.client_id,
+        engine = place.engine,
+        pool_id = place.pool_id,
+        replica_id = place.replica_id,
+        model_id = place.model_id,
+        tokens_in = sealed.tokens_in.0,
+        tokens_out = sealed.tokens_out,
+        queue_us = micros(timing.queue),
+        first_token_us = timing.first_token.map_or(0, micros),
+        total_us = micros(timing.total),
+        outcome,
+    );
+}
+
+/// A task has ended.
+pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
     let (outcome, evictions) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0),
         TraceKind::Ended { .. } => ("completed", 0),
         TraceKind::Failed { code, .. } => (code.as_str(), u32::from(code.as_str() == "QUEUE_FULL_DROP_LRU")),
         _ => ("", 0),
     };
+    spans(record, sealed, outcome);
+    if !tracing::enabled!(target: "task", Level::INFO) {
+        return;
+    }
     let facts = Facts {
         kv_warmth: sealed.kv_warmth,
         queue: sealed.timing.queue,

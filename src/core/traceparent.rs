@@ -26,6 +26,11 @@ impl TraceParent {
         &self.0[3..35]
     }
 
+    /// The header.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// What is passed on: the same trace, with `span` as the parent.
     pub fn child(&self, span: u64) -> String {
         format!("00-{}-{:016x}-{}", self.trace_id(), span.max(1), &self.0[53..])

@@ -117,10 +117,9 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The trace context that its engine is told, with this run as the parent; `None` when nobody asked for one.
+    /// The trace context that its engine is told, with the task's span as the parent; `None` when nobody asked for one.
     pub fn trace(&self) -> Option<String> {
-        let span = self.task_id.stable_hash().rotate_left(8) ^ u64::from(self.slot);
-        self.request.traceparent.as_ref().map(|parent| parent.child(span))
+        self.request.traceparent.as_ref().map(|parent| parent.child(self.task_id.stable_hash()))
     }
 }
 

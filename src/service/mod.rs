@@ -25,6 +25,8 @@ mod listener;
 mod logging;
 mod metrics;
 mod notify;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod own_metrics;
 mod pools;
 pub mod reference;

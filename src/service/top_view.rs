@@ -77,6 +77,10 @@ fn sign(state: &str) -> &'static str {
     }
 }
 
+/// What a table of percentiles takes, and the least that clients get beside it.
+const LATENCY_WIDTH: u16 = 73;
+const CLIENTS_WIDTH: u16 = 34;
+
 fn heading() -> Style {
     Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED)
 }
@@ -107,7 +111,8 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut Screen) {
     let [head, pool_area, middle, objectives, failures, foot] = Layout::vertical(parts).areas(area);
     draw_head(frame, screen, overview, head);
     draw_pools(frame, overview, screen.first, pool_area);
-    let [latency, clients] = Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(middle);
+    let wide = Constraint::Length(LATENCY_WIDTH.min(middle.width.saturating_sub(CLIENTS_WIDTH)));
+    let [latency, clients] = Layout::horizontal([wide, Constraint::Min(CLIENTS_WIDTH)]).areas(middle);
     draw_latency(frame, overview, latency);
     draw_clients(frame, overview, clients);
     let [slo, devices] = Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)]).areas(objectives);
@@ -221,7 +226,7 @@ fn draw_latency(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
             ])
         })
     });
-    let widths = [14, 12, 12, 8, 8, 8, 8].map(Constraint::Length);
+    let widths = [14, 11, 11, 8, 8, 8, 6].map(Constraint::Length);
     let head = Row::new(["POOL", "PRIORITY", "STAGE", "P50", "P95", "P99", "TASKS"]).style(heading());
     frame.render_widget(Table::new(rows, widths).header(head).block(block("Latency, last minute")), area);
 }
