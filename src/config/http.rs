@@ -59,6 +59,13 @@ section! {
 }
 
 impl Config {
+    /// The files of keys and certificates that it names.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        let tls = self.http.tls.iter();
+        let tls = tls.flat_map(|tls| [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]);
+        self.access.keys_file.iter().chain(tls.flatten()).map(String::as_str)
+    }
+
     /// The same with other addresses to listen on, where they are given.
     #[must_use]
     pub fn with_listeners(mut self, listen: Option<String>, admin_listen: Option<String>) -> Self {

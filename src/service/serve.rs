@@ -29,11 +29,14 @@ const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// one it drains, since the terminal is gone.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let _telemetry = logging::start(arguments.log_format)?;
+    let mut marks = watch::Marks::default();
+    arguments.config.iter().for_each(|file| marks.note(&file.display().to_string()));
     let given = match &arguments.config {
         Some(file) => config_file::load(file).map_err(|faults| faults.to_string())?,
         None => engines::demo(),
     };
     let given = given.with_listeners(arguments.listen.clone(), arguments.admin_listen.clone());
+    given.files().for_each(|file| marks.note(file));
     let keys =
         given.access.keys_file.as_ref().map(|file| KeyFile::load(file.as_ref())).transpose()?.unwrap_or_default();
     let config = merged(&given, &keys.clients);
@@ -77,7 +80,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
         work.spawn(listener::serve(admin, tls.clone(), operators, config.http.clone(), admin_links.clone()));
     }
     let mut beside = JoinSet::new();
-    beside.spawn(watch::watch(app.clone(), tls, arguments.watch));
+    beside.spawn(watch::watch(app.clone(), tls, arguments.watch, marks));
     let notifier = Arc::new(Notifier::from_env());
     beside.spawn(keep_alive(notifier.clone(), orchestrator.clone()));
     notifier.tell("READY=1");

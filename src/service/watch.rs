@@ -24,10 +24,15 @@ fn mark(path: &str) -> Mark {
 
 /// The files and how they were when they were last read.
 #[derive(Default)]
-struct Marks(BTreeMap<String, Mark>);
+pub(crate) struct Marks(BTreeMap<String, Mark>);
 
 impl Marks {
-    /// Whether a file is another than at the last call. The first call is none.
+    /// Notes how a file is before it is read: what changes behind the reading is another file then.
+    pub(crate) fn note(&mut self, path: &str) {
+        self.0.insert(path.to_owned(), mark(path));
+    }
+
+    /// Whether a file is another than at the last call, or when it was noted.
     fn has_changed(&mut self, path: &str) -> bool {
         let now = mark(path);
         self.0.insert(path.to_owned(), now).is_some_and(|before| before != now)
@@ -35,8 +40,7 @@ impl Marks {
 }
 
 /// Looks at the files until it is dropped.
-pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool) {
-    let mut marks = Marks::default();
+pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, mut marks: Marks) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
