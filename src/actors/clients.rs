@@ -167,28 +167,29 @@ impl Clients {
         let fresh = Clients::new(config).listed.into_inner();
         let mut listed = self.listed.write();
         let before = std::mem::replace(&mut *listed, fresh);
-        for (id, known) in before.clients {
-            // One that is not listed any more goes on under the default as long as it has tasks; then it is a stranger.
+        let mut strangers = self.strangers.lock();
+        // Whoever has come to be listed brings what it uses along.
+        let come = listed.clients.keys().filter(|id| !before.clients.contains_key(*id)).cloned().collect::<Vec<_>>();
+        let come = come.into_iter().filter_map(|id| Some((id.clone(), strangers.take(&id)?))).collect::<Vec<_>>();
+        for (id, known) in before.clients.into_iter().chain(come) {
             let policy = listed.clients.get(&id).map_or_else(|| listed.default.clone(), |client| client.policy());
             *known.policy.write() = policy;
             known.change(|_| {}, Some(&id));
             if let Some(entry) = listed.clients.get_mut(&id) {
                 *entry = known;
-            }
+            } else if listed.unlimited.is_none() {
+                strangers.put(&id, known);
+            } // Else it goes on as it is as long as it has tasks; nothing is counted for new ones.
         }
         if let (Some(known), Some(_)) = (&before.unlimited, &listed.unlimited) {
             *known.policy.write() = listed.default.clone();
             listed.unlimited = Some(known.clone());
         }
-        let default = listed.default.clone();
-        drop(listed);
-        let strangers: Vec<_> = {
-            let strangers = self.strangers.lock();
-            strangers.known.iter().map(|(id, (_, shared))| (id.clone(), shared.clone())).collect()
-        };
-        for (id, shared) in strangers {
-            *shared.policy.write() = default.clone();
-            shared.change(|_| {}, Some(&id));
+        // In the order of their use: a map's own would tell the pools in another order each time.
+        for id in strangers.by_use.values() {
+            let Some((_, shared)) = strangers.known.get(id) else { continue };
+            *shared.policy.write() = listed.default.clone();
+            shared.change(|_| {}, Some(id));
         }
     }
 
@@ -206,6 +207,21 @@ impl Clients {
 }
 
 impl Strangers {
+    /// Lets one go, who has come to be listed.
+    fn take(&mut self, client: &ClientId) -> Option<Arc<ClientShared>> {
+        let (turn, shared) = self.known.remove(client)?;
+        self.by_use.remove(&turn);
+        Some(shared)
+    }
+
+    /// Takes one in, who is not listed any more.
+    fn put(&mut self, client: &ClientId, shared: Arc<ClientShared>) {
+        self.take(client);
+        self.by_use.insert(self.next_turn, client.clone());
+        self.known.insert(client.clone(), (self.next_turn, shared));
+        self.next_turn += 1;
+    }
+
     fn touch(&mut self, client: &ClientId, policy: &Arc<Policy>) -> Arc<ClientShared> {
         let turn = self.next_turn;
         self.next_turn += 1;

@@ -101,6 +101,7 @@ fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
 pub(super) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
     for record in runtime.ledger.unfinished_in(pool.position) {
         match pool.heir_of(&record) {
+            _ if record.phase() == Phase::Submitted => {} // Its message is lost, and its caller sends it again.
             Some(heir) if record.phase() == Phase::Queued => send_on(&record, heir),
             _ => {
                 let text = format!("pool {} has left before the task could end", pool.id);

@@ -91,7 +91,6 @@ impl Ledger {
         terminal: Terminal,
     ) -> Result<SealedTask, Refusal> {
         let now = self.env.now();
-        let failure = if let Terminal::Error(error) = &terminal { Some(error.clone()) } else { None };
         let kind = match &terminal {
             Terminal::End { reason, .. } => TraceKind::Ended { seq: record.seq, reason: *reason },
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
@@ -103,7 +102,7 @@ impl Ledger {
         task_log::ended(record, &sealed, &kind);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
-            if let Some(error) = failure {
+            if let Some(error) = record.view().error {
                 let pool_id = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).map(|pool| pool.id.clone());
                 let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
                 self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });

@@ -157,8 +157,11 @@ fn side(pool: &PoolShared) -> NewSide {
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum RolloutsMsg {
-    /// Look at the new sides.
+    /// A rollout has begun.
     Look,
+    // ---- from itself
+    /// Look at the new sides once more.
+    Tick,
 }
 
 /// The actor.
@@ -167,6 +170,8 @@ pub(crate) struct RolloutsWatch;
 /// Its state.
 pub(crate) struct RolloutsState {
     runtime: Arc<RuntimeShared>,
+    /// A `Tick` is under way.
+    armed: bool,
 }
 
 impl Actor for RolloutsWatch {
@@ -180,7 +185,7 @@ impl Actor for RolloutsWatch {
         runtime: Arc<RuntimeShared>,
     ) -> Result<RolloutsState, ActorProcessingErr> {
         myself.cast(RolloutsMsg::Look)?;
-        Ok(RolloutsState { runtime })
+        Ok(RolloutsState { runtime, armed: false })
     }
 
     async fn handle(
@@ -192,13 +197,17 @@ impl Actor for RolloutsWatch {
         state.runtime.env.fault_point("rollouts");
         match message {
             RolloutsMsg::Look => on_look(state, &myself),
+            RolloutsMsg::Tick => {
+                state.armed = false;
+                on_look(state, &myself);
+            }
         }
         Ok(())
     }
 }
 
-fn on_look(state: &RolloutsState, myself: &ActorRef<RolloutsMsg>) {
-    let runtime = &state.runtime;
+fn on_look(state: &mut RolloutsState, myself: &ActorRef<RolloutsMsg>) {
+    let runtime = state.runtime.clone();
     let (pools, now, wanted) = (runtime.pools.table(), runtime.env.now(), runtime.config().objectives.wanted());
     let _one_at_a_time = runtime.rollouts.change.lock();
     let mut table: Vec<Rollout> = (*runtime.rollouts.all()).clone();
@@ -215,7 +224,7 @@ fn on_look(state: &RolloutsState, myself: &ActorRef<RolloutsMsg>) {
     }
     let any_on = table.iter().any(|rollout| matches!(rollout.state, RolloutState::Rolling { .. }));
     runtime.rollouts.set(table);
-    if any_on {
-        myself.send_after(PERIOD, || RolloutsMsg::Look);
+    if any_on && !std::mem::replace(&mut state.armed, true) {
+        myself.send_after(PERIOD, || RolloutsMsg::Tick);
     }
 }

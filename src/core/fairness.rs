@@ -144,8 +144,8 @@ impl Accounts {
         self.slot(client).and_then(|slot| self.account(slot).usual.tokens())
     }
 
-    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out, those in `ended` left out. In the order of
-    /// their names; one walk over all that are remembered.
+    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out, those in
+    /// `ended` left out. In the order of their names; one walk over all that are remembered.
     pub fn busy(&self, ended: &[TaskSeq]) -> Vec<(ClientId, u32, [u32; 2], u32)> {
         let mut over: HashMap<u32, u32> = HashMap::new(); // Looked up by key only.
         for charge in ended.iter().filter_map(|seq| self.charges.get(seq)) {

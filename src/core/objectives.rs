@@ -260,13 +260,9 @@ pub fn attained(priority: Priority, window: Window, tally: &Tally, wanted: &Obje
 mod tests {
     use super::*;
 
-    const WANTED: Objectives = Objectives {
-        first_token: Duration::from_millis(900),
-        tokens_64: Duration::from_millis(2_500),
-        latency_target: 0.95,
-        throughput_target: 0.8,
-        errors_max: [0.005, 0.01],
-    };
+    fn wanted() -> Objectives {
+        crate::config::ObjectivesConfig::default().wanted()
+    }
 
     fn outcome(first_ms: u64, tokens_ms: u64) -> Outcome {
         let millis = Duration::from_millis;
@@ -282,11 +278,11 @@ mod tests {
         let mut tallies = Tallies::default();
         let slow = [outcome(901, 2_000), outcome(900, 2_501), Outcome { failed: true, ..outcome(1, 1) }];
         for outcome in slow.iter().chain([&outcome(900, 2_500)]) {
-            tallies.count(at(1), Priority::Interactive, outcome, &WANTED);
+            tallies.count(at(1), Priority::Interactive, outcome, &wanted());
         }
         let tally = tallies.of(at(1), Window::Minute);
         assert_eq!((tally.tasks, tally.good, tally.first_token, tally.tokens_64, tally.failed), (4, 1, 2, 2, 1));
-        let view = attained(Priority::Interactive, Window::Minute, &tally, &WANTED);
+        let view = attained(Priority::Interactive, Window::Minute, &tally, &wanted());
         assert_eq!((view.attainment, view.tasks), (Some(0.25), 4));
         // A quarter failed where 0.5 % may: fifty times the budget, which is the worst of the three.
         assert!((view.burn_rate - 50.0).abs() < 1e-6, "{}", view.burn_rate);
@@ -295,9 +291,10 @@ mod tests {
     #[test]
     fn batch_is_held_to_its_slots_only_while_it_waits() {
         let mut tallies = Tallies::default();
-        tallies.count(at(1), Priority::Batch, &outcome(60_000, 90_000), &WANTED);
-        let view =
-            |tallies: &Tallies| attained(Priority::Batch, Window::Minute, &tallies.of(at(2), Window::Minute), &WANTED);
+        tallies.count(at(1), Priority::Batch, &outcome(60_000, 90_000), &wanted());
+        let view = |tallies: &Tallies| {
+            attained(Priority::Batch, Window::Minute, &tallies.of(at(2), Window::Minute), &wanted())
+        };
         assert_eq!((view(&tallies).attainment, view(&tallies).burn_rate), (Some(1.0), 0.0));
         tallies.look(at(2), 6, 10);
         assert!((view(&tallies).burn_rate - 2.0).abs() < 1e-6, "60 % where 80 % is wanted");
@@ -306,13 +303,13 @@ mod tests {
     #[test]
     fn windows_forget() {
         let mut tallies = Tallies::default();
-        tallies.count(at(0), Priority::Interactive, &outcome(1, 1), &WANTED);
+        tallies.count(at(0), Priority::Interactive, &outcome(1, 1), &wanted());
         assert_eq!(tallies.of(at(59), Window::Minute).tasks, 1);
         assert_eq!(tallies.of(at(60), Window::Minute).tasks, 0);
         assert_eq!(tallies.of(at(599), Window::TenMinutes).tasks, 1);
         tallies.advance(at(600));
         assert!(tallies.is_empty());
-        let nothing = attained(Priority::Interactive, Window::Minute, &Tally::default(), &WANTED);
+        let nothing = attained(Priority::Interactive, Window::Minute, &Tally::default(), &wanted());
         assert_eq!((nothing.attainment, nothing.burn_rate), (None, 0.0));
     }
 

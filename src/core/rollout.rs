@@ -206,13 +206,9 @@ impl Rollout {
 mod tests {
     use super::*;
 
-    const WANTED: Objectives = Objectives {
-        first_token: Duration::from_millis(900),
-        tokens_64: Duration::from_millis(2_500),
-        latency_target: 0.95,
-        throughput_target: 0.8,
-        errors_max: [0.005, 0.01],
-    };
+    fn wanted() -> Objectives {
+        crate::config::ObjectivesConfig::default().wanted()
+    }
 
     fn rollout() -> Rollout {
         let id = |name: &str| PoolId::parse(name).expect("valid");
@@ -231,12 +227,12 @@ mod tests {
     #[test]
     fn it_goes_on_step_by_step_when_time_and_tasks_have_passed() {
         let mut rollout = rollout();
-        assert!(!rollout.look(at(59), &side(500, 100, 100), &WANTED));
-        assert!(!rollout.look(at(61), &side(19, 19, 19), &WANTED), "too few tasks");
+        assert!(!rollout.look(at(59), &side(500, 100, 100), &wanted()));
+        assert!(!rollout.look(at(61), &side(19, 19, 19), &wanted()), "too few tasks");
         let mut shares = Vec::new();
         for round in 1..=4 {
             shares.push(rollout.share());
-            assert!(rollout.look(at(round * 61), &side(round * 20, 20, 20), &WANTED));
+            assert!(rollout.look(at(round * 61), &side(round * 20, 20, 20), &wanted()));
         }
         assert_eq!((shares, rollout.state.clone(), rollout.share()), (vec![5, 25, 50, 100], RolloutState::Done, 100));
     }
@@ -244,13 +240,13 @@ mod tests {
     #[test]
     fn it_goes_back_when_the_new_side_burns_its_budget_or_is_not_there() {
         let mut burns = rollout();
-        assert!(burns.look(at(1), &side(20, 20, 17), &WANTED), "15 % late where 5 % may be");
+        assert!(burns.look(at(1), &side(20, 20, 17), &wanted()), "15 % late where 5 % may be");
         assert!(matches!(&burns.state, RolloutState::RolledBack { reason } if reason.contains("85.0 % met objective")));
         assert!((0..10_000).all(|hash| !burns.picks_new(hash)));
         let mut out = rollout();
         let away = NewSide { takes_tasks: false, ..side(0, 0, 0) };
-        assert!(!out.look(at(1), &away, &WANTED) && !out.look(at(10), &away, &WANTED));
-        assert!(out.look(at(11), &away, &WANTED));
+        assert!(!out.look(at(1), &away, &wanted()) && !out.look(at(10), &away, &wanted()));
+        assert!(out.look(at(11), &away, &wanted()));
     }
 
     #[test]

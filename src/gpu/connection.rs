@@ -26,8 +26,6 @@ type Driver = Connection<TokioIo<TcpStream>, Full<Bytes>>;
 pub(crate) struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
-    /// It has brought an answer.
-    pub(crate) has_served: bool,
 }
 
 impl Link {
@@ -36,7 +34,7 @@ impl Link {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?; // Else small writes wait for the other side's acknowledgement.
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
-        Ok(Link { sender, driver, has_served: false })
+        Ok(Link { sender, driver })
     }
 
     /// Sends a request and waits for the answer's head.
@@ -62,7 +60,6 @@ impl Link {
             })
             .await?
         };
-        self.has_served = true;
         let (link, idle) = (Some(self), idle.clone());
         Ok(head.map(|body| Answer { body, link, idle }))
     }

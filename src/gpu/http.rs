@@ -52,29 +52,46 @@ pub(crate) enum HttpError {
 pub(crate) struct HttpClient {
     base: Arc<str>,
     /// Where it is; `None` when the base is no URL.
-    place: Option<(Arc<str>, u16)>,
+    place: Option<Arc<Place>>,
     /// What goes into `Authorization`, if anything.
     authorization: Option<Arc<str>>,
     idle: Idle,
+}
+
+/// The parts of a URL, taken apart once.
+struct Place {
+    host: String,
+    port: u16,
+    /// As it stands in `Host`.
+    authority: String,
+    /// What every path begins with.
+    prefix: String,
+}
+
+impl Place {
+    fn of(uri: &Uri) -> Option<Place> {
+        let authority = uri.authority()?;
+        Some(Place {
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(80),
+            authority: authority.to_string(),
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
 }
 
 impl HttpClient {
     /// A client of the server at `base`, such as `http://127.0.0.1:8080`, which may want a key.
     pub(crate) fn new(base: &str, api_key: Option<String>) -> Self {
         let base = base.trim_end_matches('/');
-        let place = base
-            .parse::<Uri>()
-            .ok()
-            .and_then(|uri| Some((uri.host()?.trim_matches(['[', ']']).into(), uri.port_u16().unwrap_or(80))));
+        let place = base.parse::<Uri>().ok().and_then(|uri| Place::of(&uri)).map(Arc::new);
         let authorization = api_key.map(|key| format!("Bearer {key}").into());
         HttpClient { base: base.into(), place, authorization, idle: Idle::default() }
     }
 
-    async fn connect(&self) -> Result<Link, HttpError> {
-        let no_url = || HttpError::Connect(format!("{} is no URL", self.base));
-        let (host, port) = self.place.as_ref().ok_or_else(no_url)?;
+    async fn connect(&self, place: &Place) -> Result<Link, HttpError> {
         let late = |_| HttpError::Connect(format!("{}: no connection within {CONNECT_TIMEOUT:?}", self.base));
-        let link = timeout(CONNECT_TIMEOUT, Link::open(host, *port)).await.map_err(late)?;
+        let link = timeout(CONNECT_TIMEOUT, Link::open(&place.host, place.port)).await.map_err(late)?;
         link.map_err(|error| HttpError::Connect(format!("{}: {error}", self.base)))
     }
 
@@ -93,11 +110,11 @@ impl HttpClient {
         body: Vec<u8>,
     ) -> Result<Response<Answer>, HttpError> {
         let body = Bytes::from(body);
-        let authority = self.base.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-        let prefix = self.base.split("://").nth(1).and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or("");
+        let no_url = || HttpError::Connect(format!("{} is no URL", self.base));
+        let place = self.place.as_ref().ok_or_else(no_url)?;
+        let uri = format!("{}{path}", place.prefix);
         let request = || {
-            let mut request =
-                Request::builder().method(method.clone()).uri(format!("{prefix}{path}")).header(HOST, authority);
+            let mut request = Request::builder().method(method.clone()).uri(&uri).header(HOST, &place.authority);
             if !body.is_empty() {
                 request = request.header("content-type", "application/json");
             }
@@ -115,7 +132,7 @@ impl HttpClient {
                 result => return result.map_err(|error| HttpError::Broken(causes(&error))),
             }
         }
-        let result = self.connect().await?.request(request()?, &self.idle).await;
+        let result = self.connect(place).await?.request(request()?, &self.idle).await;
         result.map_err(|error| HttpError::Broken(causes(&error)))
     }
 

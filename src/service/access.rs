@@ -7,7 +7,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use axum::extract::{FromRequestParts, Request};
@@ -23,13 +22,14 @@ use crate::core::id::{ClientId, PoolId};
 use crate::env::Env;
 use crate::service::error::ApiError;
 use crate::service::keys::{Denied, KeyFile, KeyTable, Scope};
+use crate::service::named_counts::NamedCounts;
 use crate::service::throttle::Throttle;
 
 /// The header that names the client while authentication is off.
 const CLIENT_HEADER: &str = "x-client-id";
 
 /// Why a request was not let in, for counting.
-pub(crate) const REASONS: [&str; 6] = ["missing", "invalid", "expired", "revoked", "scope", "throttled"];
+const REASONS: [&str; 6] = ["missing", "invalid", "expired", "revoked", "scope", "throttled"];
 
 /// Seconds since 1970. Keys end by the wall clock.
 #[expect(clippy::disallowed_methods, reason = "keys end by the wall clock, which decides nothing else")]
@@ -86,7 +86,8 @@ pub(crate) struct Access {
     /// Read once for each request, written when the file has changed.
     keys: RwLock<Arc<KeyTable>>,
     throttle: Throttle,
-    denied: [AtomicU64; REASONS.len()],
+    /// Requests that were not let in.
+    pub(crate) denied: NamedCounts<{ REASONS.len() }>,
 }
 
 impl Access {
@@ -99,7 +100,7 @@ impl Access {
         let keys = file.as_deref().map(KeyFile::load).transpose()?.unwrap_or_default();
         let throttle = Throttle::new(config.failures_per_s, config.failures_burst);
         let keys = RwLock::new(Arc::new(KeyTable::new(&keys)));
-        Ok(Access { env, file, keys, throttle, denied: Default::default() })
+        Ok(Access { env, file, keys, throttle, denied: NamedCounts::new(REASONS) })
     }
 
     /// Whether a key is needed.
@@ -115,11 +116,6 @@ impl Access {
     /// Takes the keys of a file that has changed.
     pub(crate) fn set(&self, file: &KeyFile) {
         *self.keys.write() = Arc::new(KeyTable::new(file));
-    }
-
-    /// Requests that were not let in, by [`REASONS`].
-    pub(crate) fn denied(&self) -> [(&'static str, u64); REASONS.len()] {
-        std::array::from_fn(|row| (REASONS[row], self.denied[row].load(Relaxed)))
     }
 
     /// Who asks, by the head of a request.
@@ -145,11 +141,11 @@ impl Access {
 
     /// Notes a request without a key that opens. What is wrong with it is for us to know.
     fn deny(&self, reason: &'static str, peer: IpAddr) -> ApiError {
-        self.count(reason);
+        self.denied.count(reason);
         if reason != "missing"
             && let Some(wait_s) = self.throttle.fail(peer, self.env.now())
         {
-            self.count("throttled");
+            self.denied.count("throttled");
             let text = "too many wrong keys from this address";
             return ApiError::with_status(StatusCode::TOO_MANY_REQUESTS, ErrorCode::AdmissionReject, text)
                 .retry_after_ms((wait_s * 1000.0).ceil() as u64);
@@ -160,11 +156,6 @@ impl Access {
         }
         let text = "a valid API key is needed: send one header 'Authorization: Bearer oc_…'";
         ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
-    }
-
-    fn count(&self, reason: &str) {
-        let row = REASONS.iter().position(|known| *known == reason);
-        row.map(|row| self.denied[row].fetch_add(1, Relaxed));
     }
 
     /// Lets a request through when whoever sends it has one of these scopes; with none of them, anybody with a key.
@@ -182,7 +173,7 @@ impl Access {
         };
         let (key_id, path) = (principal.key_id.as_deref().unwrap_or_default(), request.uri().path());
         if !needs.is_empty() && !needs.iter().any(|scope| principal.has(*scope)) {
-            self.count("scope");
+            self.denied.count("scope");
             let needed = needs.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
             tracing::warn!(target: "audit", event = "scope_refused", key_id, needed, path, %peer, "a key does not reach so far");
             let text = format!("this needs a key with the scope '{needed}'");

@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -18,13 +17,14 @@ use crate::config::{Config, ConfigChange};
 use crate::orchestrator::Orchestrator;
 use crate::service::config_diff::{Difference, differences};
 use crate::service::keys::ClientTerms;
+use crate::service::named_counts::NamedCounts;
 use crate::service::{config_file, devices, engines};
 
 /// Earlier configurations that are kept.
 const HISTORY_MAX: usize = 20;
 
 /// What became of configurations that were offered, for counting.
-pub(crate) const OUTCOMES: [&str; 3] = ["applied", "rejected", "rolled_back"];
+const OUTCOMES: [&str; 3] = ["applied", "rejected", "rolled_back"];
 
 /// One that was put in force.
 #[derive(Clone, Debug, Serialize)]
@@ -71,7 +71,8 @@ pub(crate) struct ConfigStore {
     listen: [Option<String>; 2],
     /// Held while one is put in force: one after the other.
     state: Mutex<State>,
-    counts: [AtomicU64; OUTCOMES.len()],
+    /// What became of those that were offered.
+    pub(crate) counts: NamedCounts<{ OUTCOMES.len() }>,
 }
 
 struct State {
@@ -103,7 +104,7 @@ impl ConfigStore {
         let (given, at_ms) = (Arc::new(given), orchestrator.env().unix_ms());
         let first = Entry { generation: 1, at_ms, source: "start", differences: Vec::new(), given: given.clone() };
         let state = State { given, clients, history: VecDeque::from([first]) };
-        ConfigStore { orchestrator, file, listen, state: Mutex::new(state), counts: Default::default() }
+        ConfigStore { orchestrator, file, listen, state: Mutex::new(state), counts: NamedCounts::new(OUTCOMES) }
     }
 
     /// The file, if there is one.
@@ -114,16 +115,6 @@ impl ConfigStore {
     /// What was put in force, oldest first.
     pub(crate) fn history(&self) -> Vec<Entry> {
         self.state.lock().history.iter().cloned().collect()
-    }
-
-    /// What became of those that were offered, by [`OUTCOMES`].
-    pub(crate) fn counts(&self) -> [(&'static str, u64); OUTCOMES.len()] {
-        std::array::from_fn(|row| (OUTCOMES[row], self.counts[row].load(Relaxed)))
-    }
-
-    fn count(&self, outcome: &str) {
-        let row = OUTCOMES.iter().position(|known| *known == outcome);
-        row.map(|row| self.counts[row].fetch_add(1, Relaxed));
     }
 
     /// Puts what the file says in force.
@@ -194,11 +185,11 @@ impl ConfigStore {
         };
         match &outcome {
             Err(faults) if wish == Wish::Apply => {
-                self.count("rejected");
+                self.counts.count("rejected");
                 tracing::warn!(target: "audit", event = "config_rejected", source, ?faults, "a configuration is wrong; nothing has changed");
             }
             Ok(Outcome { applied: true, generation, differences, .. }) => {
-                self.count(if source == "rollback" { "rolled_back" } else { "applied" });
+                self.counts.count(if source == "rollback" { "rolled_back" } else { "applied" });
                 let changes: Vec<String> = differences.iter().map(ToString::to_string).collect();
                 tracing::info!(target: "audit", event = "config_applied", source, generation, ?changes, "another configuration is in force");
             }

@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<(), String> {
     limits(&config, &mut findings);
     clock(&mut findings);
     keys(&config, &mut findings);
+    certificates(&config, &mut findings);
     let mut wrong = 0;
     for finding in &findings {
         match finding {
@@ -186,6 +187,9 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) {
             "chmod 600 it; it has no secrets, but it says who is who",
         ));
     }
+}
+
+fn certificates(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(tls) = &config.http.tls {
         findings.push(match crate::service::tls::Tls::load(tls.clone()) {
             Ok(_) => Well(format!("{}: a certificate and its key", tls.certificate_file)),

@@ -1,6 +1,5 @@
 //! The runtime at a glance, as JSON: once, or every second as server-sent events. It is put together once for all who look.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -14,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::core::units::Timestamp;
 use crate::orchestrator::Orchestrator;
 use crate::service::app::App;
+use crate::service::stream::event_response;
 use crate::views::OverviewView;
 
 /// How old what is shown may be.
@@ -38,18 +38,20 @@ pub(crate) struct Glance(Mutex<Option<(Timestamp, Bytes)>>);
 impl Glance {
     /// The overview as one line of JSON, as of now or half a second ago.
     fn json(&self, orchestrator: &Orchestrator) -> Bytes {
-        let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
-        let (now, at_ms) = (orchestrator.env().now(), orchestrator.env().unix_ms());
-        if let Some((at, json)) = last.as_ref().filter(|(at, _)| now.since(*at) < AGE_MAX) {
-            let _ = at;
-            return json.clone();
-        }
-        let overview = tokio::task::block_in_place(|| orchestrator.overview()); // As for a scrape.
-        let uptime_s = overview.uptime_ms as f64 / 1000.0;
-        let glanced = Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview };
-        let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.
-        *last = Some((now, json.clone()));
-        json
+        // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on elsewhere meanwhile.
+        tokio::task::block_in_place(|| {
+            let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
+            let now = orchestrator.env().now();
+            if let Some((_, json)) = last.as_ref().filter(|(at, _)| now.since(*at) < AGE_MAX) {
+                return json.clone();
+            }
+            let (at_ms, overview) = (orchestrator.env().unix_ms(), orchestrator.overview());
+            let uptime_s = overview.uptime_ms as f64 / 1000.0;
+            let glanced = Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview };
+            let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.
+            *last = Some((now, json.clone()));
+            json
+        })
     }
 }
 
@@ -68,21 +70,15 @@ pub(crate) async fn overview(State(app): State<App>) -> Response {
 pub(crate) async fn events(State(app): State<App>) -> Response {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip); // A reader that was slow gets the newest only.
-    let ended: Arc<_> = app.orchestrator.clone().into();
-    let pieces = futures_util::stream::unfold((app, ticks, ended), |(app, mut ticks, ended)| async move {
+    let pieces = futures_util::stream::unfold((app, ticks), |(app, mut ticks)| async move {
         tokio::select! {
             biased;
-            () = ended.until_ended() => return None,
+            () = app.orchestrator.until_ended() => return None,
             _ = ticks.tick() => {}
         }
         let json = app.glance.json(&app.orchestrator);
         let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
-        Some((Ok::<_, std::convert::Infallible>(piece), (app, ticks, ended)))
+        Some((Ok::<_, std::convert::Infallible>(piece), (app, ticks)))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold events back.
-    response
+    event_response(Body::from_stream(pieces))
 }

@@ -14,6 +14,7 @@ use subtle::ConstantTimeEq;
 
 use crate::config::ClientConfig;
 use crate::core::id::{ClientId, PoolId};
+use crate::gpu::digest::hex;
 
 /// What a key begins with, so that scanners for leaked secrets know it.
 const PREFIX: &str = "oc_";
@@ -139,10 +140,6 @@ impl Denied {
             Denied::Revoked => "revoked",
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn random<const N: usize>() -> Result<[u8; N], String> {

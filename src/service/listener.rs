@@ -33,6 +33,7 @@ use tower_service::Service;
 use crate::config::HttpConfig;
 use crate::env::Env;
 use crate::service::access::Peer;
+use crate::service::named_counts::NamedCounts;
 use crate::service::tls::Tls;
 
 /// Most headers of a request.
@@ -68,7 +69,8 @@ pub(crate) struct Links {
     max: usize,
     table: Mutex<Slab<Arc<Link>>>,
     open: AtomicUsize,
-    closed: [AtomicU64; CLOSED.len()],
+    /// Connections that we closed or did not take.
+    pub(crate) closed: NamedCounts<{ CLOSED.len() }>,
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -80,7 +82,7 @@ impl Links {
             max: max as usize,
             table: Mutex::default(),
             open: AtomicUsize::new(0),
-            closed: Default::default(),
+            closed: NamedCounts::new(CLOSED),
             stopping: AtomicBool::new(false),
             stop: Notify::new(),
         })
@@ -89,16 +91,6 @@ impl Links {
     /// Connections there are.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Relaxed)
-    }
-
-    /// Connections that we closed, by [`CLOSED`].
-    pub(crate) fn closed(&self) -> [(&'static str, u64); CLOSED.len()] {
-        std::array::from_fn(|row| (CLOSED[row], self.closed[row].load(Relaxed)))
-    }
-
-    fn count_closed(&self, why: &str) {
-        let row = CLOSED.iter().position(|known| *known == why);
-        row.map(|row| self.closed[row].fetch_add(1, Relaxed));
     }
 
     /// Takes no more connections; those there are end with their requests.
@@ -139,7 +131,7 @@ impl Links {
         let link = table.remove(key);
         link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
         link.close.notify_one();
-        self.count_closed("full");
+        self.closed.count("full");
         true
     }
 }
@@ -236,7 +228,7 @@ pub(crate) async fn serve(
             }
         };
         let Some(entered) = links.enter() else {
-            links.count_closed("full");
+            links.closed.count("full");
             continue; // Every connection has a request under way.
         };
         // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
@@ -273,7 +265,7 @@ async fn has_spoken(stream: &TcpStream, limit: Duration, entered: &Entered) -> b
         () = entered.links.stopped() => return false,
     };
     if spoken.is_err() {
-        entered.links.count_closed("idle");
+        entered.links.closed.count("idle");
     }
     matches!(spoken, Ok(Ok(1..)))
 }
@@ -288,7 +280,7 @@ async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration,
     };
     match handshake {
         Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, peer, entered).await,
-        _ => entered.links.count_closed("handshake"),
+        _ => entered.links.closed.count("handshake"),
     }
 }
 
@@ -334,7 +326,7 @@ where
     if let Some(Err(error)) = ended
         && error.is_timeout()
     {
-        entered.links.count_closed(if entered.link.has_asked.load(Relaxed) { "idle" } else { "head" });
+        entered.links.closed.count(if entered.link.has_asked.load(Relaxed) { "idle" } else { "head" });
     }
 }
 

@@ -19,7 +19,10 @@ pub(crate) struct Telemetry {
 /// # Errors
 /// One line that says what is wrong with what the environment asks for.
 pub(crate) fn start(format: LogFormat) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(text) => EnvFilter::try_new(text).map_err(|error| format!("{}: {error}", EnvFilter::DEFAULT_ENV))?,
+        Err(_) => EnvFilter::new("info"),
+    };
     #[cfg(feature = "otlp")]
     if let Some((spans, exporter)) = crate::service::otlp::from_env()? {
         return Ok(with_spans(format, filter, spans, exporter));

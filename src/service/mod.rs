@@ -24,6 +24,7 @@ mod keys_command;
 mod listener;
 mod logging;
 mod metrics;
+mod named_counts;
 mod notify;
 #[cfg(feature = "otlp")]
 mod otlp;

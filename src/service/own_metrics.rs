@@ -48,16 +48,16 @@ pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Re
     };
     let mut closed = [("", 0); CLOSED.len()];
     for links in &app.links {
-        for (sum, (reason, count)) in closed.iter_mut().zip(links.closed()) {
+        for (sum, (reason, count)) in closed.iter_mut().zip(links.closed.all()) {
             *sum = (reason, sum.1 + count);
         }
     }
     let closed = reasons(&closed, "reason");
     counter(encoder, "http_connections_closed", "Connections that the service closed or did not take", closed)?;
-    counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied(), "reason"))?;
+    counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied.all(), "reason"))?;
     let generation = app.orchestrator.config_generation() as f64;
     gauge(encoder, "config_generation", "Number of the configuration that is in force", [(vec![], generation)])?;
-    let reloads = reasons(&app.store.counts(), "outcome");
+    let reloads = reasons(&app.store.counts.all(), "outcome");
     counter(encoder, "config_reloads", "Configurations that were offered", reloads)?;
     let leaving = app.orchestrator.leaving().len() as f64;
     gauge(encoder, "pools_leaving", "Pools that left the configuration and finish what they have", [(vec![], leaving)])

@@ -182,10 +182,15 @@ pub(crate) async fn event_stream(orchestrator: &Orchestrator, stream: TaskStream
     let pieces = futures_util::stream::unfold(connection, |mut connection| async move {
         connection.next_piece().await.map(|piece| (Ok::<_, std::convert::Infallible>(piece), connection))
     });
-    let mut response = Response::new(Body::from_stream(first.chain(pieces)));
+    event_response(Body::from_stream(first.chain(pieces)))
+}
+
+/// Server-sent events as an answer.
+pub(crate) fn event_response(body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold tokens back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold events back.
     response
 }

@@ -146,6 +146,38 @@ async fn what_a_client_may_do_changes_at_once_and_what_it_uses_stays_counted() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_to_be_listed_and_goes_again_keeps_what_it_uses() {
+    let quota = |running| ClientConfig {
+        quotas: QuotaConfig { running: Some(running), ..QuotaConfig::default() },
+        ..ClientConfig::default()
+    };
+    let with = |listed: Option<u32>| Config {
+        clients: listed.map(|running| ("c".to_owned(), quota(running))).into_iter().collect(),
+        default_client: quota(1),
+        ..config(vec![on_device("a", 0, 4)])
+    };
+    let world =
+        start_with(Env::simulated(12), Config { pools: vec![], ..with(None) }, vec![on_device("a", 0, 4)]).await;
+    let orchestrator = world.orchestrator;
+    orchestrator.until_ready().await;
+    let mut readers = Vec::new();
+    for _ in 0..6 {
+        let request = TaskRequest::completion("x").max_tokens(100).client(ClientId::parse("c").unwrap());
+        readers.push(tokio::spawn(end_of(orchestrator.submit(request).await.unwrap().stream())));
+    }
+    for (listed, runs) in [(None, 1), (Some(2), 2), (Some(3), 3), (None, 3)] {
+        let _ = orchestrator.reconfigure(builder(with(listed))).unwrap();
+        let request = TaskRequest::completion("x").max_tokens(100).client(ClientId::parse("c").unwrap());
+        readers.push(tokio::spawn(end_of(orchestrator.submit(request).await.unwrap().stream())));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(orchestrator.pools()[0].slots_used, runs, "{listed:?}: no more than it may, no new count");
+    }
+    for reader in readers {
+        assert!(matches!(reader.await.unwrap().1, Event::End(_)));
+    }
+}
+
 /// A configuration drawn by chance: pools a to d, with models, slots and queues of all kinds; one in four is wrong.
 fn drawn(random: &mut fastrand::Rng) -> Config {
     let mut pools = Vec::new();

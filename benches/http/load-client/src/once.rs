@@ -78,7 +78,9 @@ impl Target {
         let (m, n) = (&a.model, a.tokens);
         let (body_head, body_tail) = if a.path.ends_with("/chat/completions") {
             (
-                format!(r#"{{"model":"{m}","stream":true,"max_tokens":{n},"messages":[{{"role":"user","content":"{pad} rid="#),
+                format!(
+                    r#"{{"model":"{m}","stream":true,"max_tokens":{n},"messages":[{{"role":"user","content":"{pad} rid="#
+                ),
                 r#" go"}]}"#.to_string(),
             )
         } else if a.path.ends_with("/tasks") {
@@ -92,12 +94,7 @@ impl Target {
         Target {
             to: a.to.clone(),
             path: a.path.clone(),
-            headers: a
-                .header
-                .iter()
-                .filter_map(|h| h.split_once(": "))
-                .map(|(a, b)| (a.into(), b.into()))
-                .collect(),
+            headers: a.header.iter().filter_map(|h| h.split_once(": ")).map(|(a, b)| (a.into(), b.into())).collect(),
             body_head,
             body_tail,
             want: a.tokens,
@@ -136,7 +133,7 @@ impl Target {
         for (k, v) in &self.headers {
             req = req.header(k.as_str(), v.as_str());
         }
-        let req = req.body(Full::new(body)).unwrap();
+        let req = req.body(Full::new(body)).expect("the parts are well formed");
         // A kept connection that the server closed in between is replaced.
         if let Some(c) = conn {
             if c.ready().await.is_err() {
@@ -177,7 +174,7 @@ impl Target {
             }
             buf.extend_from_slice(rest);
             if self.abort_after > 0 && seen.tokens >= self.abort_after {
-                let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+                let at = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970");
                 seen.aborted_at_us = at.as_micros() as u64;
                 return End::Aborted;
             }
