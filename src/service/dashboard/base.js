@@ -258,3 +258,22 @@ export async function readEvents(answer, onEvent, onBytes = () => {}) {
     reader.cancel().catch(() => {});
   }
 }
+
+// ---- parts of an overview
+
+export const PRIORITIES = ["interactive", "batch"];
+
+/** A list, or the empty one where there is none. */
+export const list = (value) => (Array.isArray(value) ? value : []);
+
+/** Whether a part of the overview is there; a key may see some parts and not others. */
+export function isGiven(part, emptyId, isEmpty) {
+  const note = byId(emptyId);
+  const denied = part === undefined || part === null || part.code !== undefined;
+  note.dataset.usual ??= note.textContent;
+  note.hidden = !denied && !isEmpty;
+  if (denied) setText(note, `This key may not see this part${part?.code ? ` (${part.code})` : ""}.`);
+  else if (note.dataset.denied === "true") setText(note, note.dataset.usual);
+  note.dataset.denied = String(denied);
+  return !denied;
+}

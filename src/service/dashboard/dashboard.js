@@ -2,9 +2,8 @@
 
 import { byId, key, longDuration, readEvents, request, RequestError, setAttribute, setState, setText, setValue, whole } from "./base.js";
 import { History, Plots } from "./history.js";
-import {
-  latencyOf, makeDevices, makeFailures, makeLatency, makeObjectives, makePools, makeQueues, makeTotals,
-} from "./panels.js";
+import { makeDevices, makePools, makeQueues, makeTotals } from "./panels.js";
+import { latencyOf, makeFailures, makeLatency, makeObjectives } from "./quality.js";
 import { makePrompt, makeTimeline } from "./tasks.js";
 
 /** Without an event for this long the figures are stale; after the second span the connection is given up. */
