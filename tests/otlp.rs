@@ -3,14 +3,22 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use serde_json::Value;
 
-/// The next request's path and body, answered with success.
-fn received(listener: &TcpListener) -> (String, Value) {
-    let (mut stream, _) = listener.accept().unwrap();
+/// How long the service may take over its answer and over its spans.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The next request's path and body, answered with success; none if nothing comes.
+fn received(listener: TcpListener) -> Option<(String, Value)> {
+    let (connected, next) = channel();
+    std::thread::spawn(move || connected.send(listener.accept().unwrap().0));
+    let mut stream = next.recv_timeout(PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut first, mut length) = (String::new(), 0);
     reader.read_line(&mut first).unwrap();
@@ -27,7 +35,7 @@ fn received(listener: &TcpListener) -> (String, Value) {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").unwrap();
-    (first, serde_json::from_slice(&body).unwrap())
+    Some((first, serde_json::from_slice(&body).unwrap()))
 }
 
 #[test]
@@ -49,10 +57,17 @@ fn otlp_spans_of_a_task_reach_the_collector_in_its_callers_trace() {
          x-client-id: alice\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
-    std::net::TcpStream::connect(address).unwrap().write_all(head.as_bytes()).unwrap();
-    let (path, sent) = received(&collector);
+    // Read to its end: a client that leaves at once may be gone before the service has taken its task.
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    let sent = received(collector);
     service.kill().unwrap();
     service.wait().unwrap();
+    let (path, sent) = sent.expect("the collector hears of the task");
     assert!(path.starts_with("POST /v1/traces "), "{path}");
     let spans = sent["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap();
     let names: Vec<&str> = spans.iter().map(|span| span["name"].as_str().unwrap()).collect();
