@@ -158,6 +158,45 @@ def gone():
     stop(mock)
 
 
+def guesses():
+    """First tokens of a good key, alone, beside 10,000 wrong keys a second at a bare nginx on the same cores, and beside as many at ours."""
+    if not shutil.which("nginx"):
+        sys.exit("this wants nginx: its bare 401 shows what the attacker alone costs the machine")
+    folder = tempfile.mkdtemp()
+    binary = str(ROOT / "target/release/orchestratord")
+    keys = f"{folder}/keys.json"
+    made = subprocess.run([binary, "key", "new", "--file", keys, "--client", "alice"], check=True, capture_output=True, text=True).stdout
+    good = next(word for word in made.split() if word.startswith("oc_"))
+    pathlib.Path(f"{folder}/c.yaml").write_text(
+        f"pools: [{{id: p, engine: openai, model: mock, url: 'http://127.0.0.1:{ENGINE}', self_test: false, slots: 64}}]\n"
+        f"access: {{keys_file: {keys}}}\n")
+    mock = engine()
+    service = start([binary, "serve", "--config", f"{folder}/c.yaml", "--listen", f"127.0.0.1:{OURS}"],
+                    f"http://127.0.0.1:{OURS}/readyz", env={**os.environ, "RUST_LOG": "off"})
+    (pathlib.Path(folder) / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {folder}/pid; error_log /dev/null; events {{ worker_connections 2000; }}\n"
+        f"http {{ access_log off; keepalive_requests 10000000; server {{ listen 127.0.0.1:{NGINX}; location / {{ return 401; }}\n"
+        f"location /health {{ return 200; }} }} }}")
+    control = start(["nginx", "-c", f"{folder}/nginx.conf", "-p", folder], f"http://127.0.0.1:{NGINX}/health")
+    wrong = f"authorization: Bearer oc_000000000000_{'0' * 64}"
+    rows = {"alone": [], "beside nginx under attack": [], "under attack itself": []}
+    for _ in range(int(os.environ.get("ROUNDS", "3"))):
+        for name, port in zip(rows, (None, NGINX, OURS)):
+            attacker = port and subprocess.Popen(
+                [str(TARGET / "release/load-client"), "--to", f"127.0.0.1:{port}", "--path", "/v1/tasks", "--header", wrong, "--rate", "10000",
+                 "--secs", "6", "--warmup", "0"], stdout=subprocess.PIPE, text=True)
+            out = load(OURS, "--header", f"authorization: Bearer {good}", "--secs", "4", "--rate", "200", "--warmup", "1")
+            sent = json.loads(attacker.communicate()[0].strip().splitlines()[-1]) if attacker else {"requests": 0, "secs": 1}
+            if out["ok"] != out["requests"]:
+                sys.exit(f"{name}: not every good task was whole: {out['ends']}")
+            rows[name].append((out["ttft_us"]["p50"] / 1000, out["ttft_us"]["p99"] / 1000, sent["requests"] / sent["secs"]))
+    for name, row in rows.items():
+        p50, p99, rate = (median([each[column] for each in row]) for column in range(3))
+        print(f"good key, {name:26} first token {p50:.2f} / {p99:.2f} ms (p50 / p99), {rate:6.0f} wrong keys a second")
+    for process in (service, control, mock):
+        stop(process)
+
+
 def many():
     """Ten thousand streams that are open at once: what they take in memory."""
     mock = engine("--itl-us", "1000000")
@@ -226,9 +265,9 @@ def scrape():
 def main():
     build()
     raise_files()
-    wanted = sys.argv[1:] or ["streams", "overload", "gone", "many", "scrape"]
+    wanted = sys.argv[1:] or ["streams", "overload", "gone", "many", "scrape", "guesses"]
     for name in wanted:
-        {"streams": streams, "overload": overload, "gone": gone, "many": many, "scrape": scrape}[name]()
+        {"streams": streams, "overload": overload, "gone": gone, "many": many, "scrape": scrape, "guesses": guesses}[name]()
 
 
 def raise_files():
