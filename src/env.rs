@@ -102,6 +102,21 @@ impl Env {
         self.0.rng.lock().u64(..)
     }
 
+    /// Bytes that nobody can guess: the operating system's, or the seed's in a simulation.
+    ///
+    /// # Errors
+    /// The operating system has none.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn secret(&self) -> std::io::Result<[u8; 16]> {
+        let mut secret = [0; 16];
+        if self.0.trace.is_some() {
+            self.0.rng.lock().fill(&mut secret);
+        } else {
+            getrandom::fill(&mut secret).map_err(std::io::Error::other)?;
+        }
+        Ok(secret)
+    }
+
     /// A new task id: a version-7 UUID of this moment and this environment's chance.
     pub fn new_task_id(&self, now: Timestamp) -> TaskId {
         let mut random = [0; 10];

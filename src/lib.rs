@@ -22,6 +22,10 @@
 //! ```
 
 pub mod actors;
+#[cfg(any(feature = "service", feature = "cluster"))]
+mod certificates;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod env;

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use orchestrator_core::core::ClientId;
+use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS};
 use orchestrator_core::core::traceparent::TraceParent;
 use orchestrator_core::core::wire;
 use orchestrator_core::service::api::SubmitBody;
@@ -97,5 +98,10 @@ fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
 #[test]
 fn whatever_comes_as_a_wire_message_is_taken_or_refused() {
     let message = wire::encode(&("text".to_owned(), vec![1_u64, 2, 3], Some(7_u32))).unwrap();
-    fuzz("wire", &[&message], |bytes| drop(wire::decode::<(String, Vec<u64>, Option<u32>)>(bytes)));
+    let name = NodeName::parse("node-7").unwrap();
+    let hello = wire::encode(&Hello { protocols: PROTOCOLS, name, boot_id: BootId(7) }).unwrap();
+    fuzz("wire", &[&message, &hello], |bytes| {
+        drop(wire::decode::<(String, Vec<u64>, Option<u32>)>(bytes));
+        drop(wire::decode_within::<Hello, 1024>(bytes));
+    });
 }

@@ -172,7 +172,7 @@ impl<T> Link<T> {
             return Err(LinkFault::Unsent { found: ack, sent: self.sent });
         }
         // Acknowledgements are of all that came before, too; an older one than the last says nothing.
-        while !self.flying.is_empty() && self.sent - self.flying.len() as u64 + 1 <= ack {
+        while !self.flying.is_empty() && self.sent - (self.flying.len() as u64) < ack {
             self.flying_bytes -= self.flying.pop_front().unwrap_or(0);
         }
         self.heard_at = now;

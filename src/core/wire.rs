@@ -62,14 +62,23 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
 /// [`WireError`] for anything else than one whole message of this version. Never panics, and never allocates more than
 /// [`MESSAGE_BYTES_MAX`].
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    decode_within::<T, MESSAGE_BYTES_MAX>(bytes)
+}
+
+/// The same for a message of whom nobody knows yet: never allocates more than `MAX` bytes, whatever it says of its lengths.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_within<T: DeserializeOwned, const MAX: usize>(bytes: &[u8]) -> Result<T, WireError> {
     let (version, body) = bytes.split_first().ok_or(WireError::Empty)?;
     if *version != VERSION {
         return Err(WireError::Version { found: *version });
     }
-    if bytes.len() > MESSAGE_BYTES_MAX {
+    if bytes.len() > MAX {
         return Err(WireError::TooLarge(bytes.len()));
     }
-    let (message, read) = bincode::serde::decode_from_slice(body, codec())?;
+    let limited = bincode::config::standard().with_limit::<MAX>();
+    let (message, read) = bincode::serde::decode_from_slice(body, limited)?;
     match body.len() - read {
         0 => Ok(message),
         left => Err(WireError::TrailingBytes(left)),
@@ -111,6 +120,9 @@ mod tests {
         // A vector of 2^40 bytes, declared in nine bytes.
         let bomb = [VERSION, 253, 0, 0, 0, 0, 0, 1, 0, 0];
         assert!(matches!(decode::<Vec<u8>>(&bomb), Err(WireError::Decode(_))));
+        // And one of 2,000, to somebody who takes 1,000.
+        let small = [VERSION, 251, 0xd0, 7, 0];
+        assert!(matches!(decode_within::<Vec<u8>, 1000>(&small), Err(WireError::Decode(_))));
     }
 
     proptest! {

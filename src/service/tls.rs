@@ -1,16 +1,13 @@
 //! Certificates of the HTTP API: read from files, and again when those have changed. TLS 1.2 and 1.3 by rustls; with a client's CA, mutual.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use rustls::RootCertStore;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::{certificates, private_key, roots};
 use crate::config::TlsConfig;
 
 /// The certificates that are in use.
@@ -55,28 +52,16 @@ impl Tls {
     }
 }
 
-fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let fault = |error: &dyn std::fmt::Display| format!("{path}: no certificates in PEM format: {error}");
-    let found = CertificateDer::pem_file_iter(Path::new(path)).map_err(|error| fault(&error))?;
-    let found = found.collect::<Result<Vec<_>, _>>().map_err(|error| fault(&error))?;
-    if found.is_empty() { Err(fault(&"there is none")) } else { Ok(found) }
-}
-
 fn read(config: &TlsConfig) -> Result<ServerConfig, String> {
     let chain = certificates(&config.certificate_file)?;
-    let key = PrivateKeyDer::from_pem_file(Path::new(&config.key_file))
-        .map_err(|error| format!("{}: no private key in PEM format: {error}", config.key_file))?;
+    let key = private_key(&config.key_file)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
     let builder = match &config.client_ca_file {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| format!("{path}: {error}"))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| format!("{path}: {error}"))?)
         }
     };

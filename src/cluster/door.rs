@@ -1,0 +1,298 @@
+//! The way in for other nodes, and the way to theirs: handshakes with deadlines, few at once, and none that keeps others out.
+//!
+//! Each connection has a task of its own until it is introduced, so a silent one holds up nobody. When too many are under way, the one
+//! that has said nothing for longest makes room, and only when all have spoken the oldest. A good peer speaks at once.
+//!
+//! Spec: ORCH-3035, ORCH-3044.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustls::pki_types::{CertificateDer, ServerName};
+use slab::Slab;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::cluster::hello::{Chance, HelloError, Introduced, Role, Side, introduce};
+use crate::cluster::identity::{Identity, is_for};
+use crate::core::link::Liveness;
+use crate::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, judge};
+use crate::env::Env;
+
+/// Longest time from a connection's first moment to the end of its introduction.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most connections that are not introduced yet.
+pub const HANDSHAKES_MAX: usize = 64;
+/// Introduced peers that nobody has fetched yet; more wait at the door.
+const ARRIVED_MAX: usize = 16;
+/// Wait when the system has no more files for us.
+const NO_FILES_WAIT: Duration = Duration::from_millis(20);
+/// What was sent and is not acknowledged for so long ends the connection, in milliseconds.
+const STALL_MS: u32 = 5_000;
+/// Lines about refused connections that are written in one second; the others are counted.
+const LINES_PER_S: u64 = 10;
+/// Label of the key material that a connection's introduction is bound to.
+const BINDING_LABEL: &[u8] = b"EXPORTER-orchestrator-core-node";
+
+/// What there is between this node and one of that name.
+pub type Linked = Arc<dyn Fn(&NodeName) -> Option<(BootId, Liveness)> + Send + Sync>;
+
+/// A peer that has been introduced.
+pub struct Arrived {
+    /// Who it is.
+    pub peer: Introduced,
+    /// What it has to show with everything that it says.
+    pub token: [u8; 16],
+    /// Which side this is.
+    pub role: Role,
+    /// The connection, behind the introduction.
+    pub stream: TlsStream<TcpStream>,
+    /// Where it is.
+    pub address: SocketAddr,
+}
+
+/// Why a connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// It could not be made, or broke.
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// No encrypted connection came about: no certificate, one that nobody vouches for, one that has expired, another name's.
+    #[error("the handshake failed: {0}")]
+    Handshake(std::io::Error),
+    /// The introduction failed.
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    /// It took too long, from the first moment.
+    #[error("not introduced within {HANDSHAKE_TIMEOUT:?}")]
+    Late,
+    /// It made room for another.
+    #[error("{HANDSHAKES_MAX} connections that are not introduced are enough")]
+    MadeRoom,
+}
+
+/// Connections that came to nothing, by why, since the door was opened.
+#[derive(Debug, Default)]
+pub struct DoorEvent {
+    /// The handshake or the introduction failed.
+    pub refused: AtomicU64,
+    /// They said too little for too long, or made room for others.
+    pub silent: AtomicU64,
+    /// The second, and the lines that were written in it.
+    lines: Mutex<(u64, u64)>,
+}
+
+/// What this node shows and asks for.
+#[derive(Clone)]
+struct Hall {
+    identity: Identity,
+    env: Env,
+    hello: Hello,
+    linked: Linked,
+}
+
+/// The way in, and out.
+pub struct Door {
+    hall: Hall,
+    listener: Option<TcpListener>,
+    events: Arc<DoorEvent>,
+}
+
+/// One connection that is not introduced yet.
+#[derive(Default)]
+struct Knock {
+    has_spoken: AtomicBool,
+    leave: Notify,
+}
+
+/// Those that are not introduced yet, in the order of their numbers.
+type Knocks = Arc<Mutex<Slab<(u64, Arc<Knock>)>>>;
+
+impl Door {
+    /// A node's door, which lets nobody in before [`Door::open`]. `boot_id` is this life of the node.
+    pub fn new(identity: Identity, env: Env, boot_id: BootId, linked: Linked) -> Self {
+        let hello = Hello { protocols: PROTOCOLS, name: identity.name.clone(), boot_id };
+        Door { hall: Hall { identity, env, hello, linked }, listener: None, events: Arc::default() }
+    }
+
+    /// The same for a node that speaks other protocols: a newer or an older build.
+    #[must_use]
+    pub fn speaking(mut self, protocols: (u16, u16)) -> Self {
+        self.hall.hello.protocols = protocols;
+        self
+    }
+
+    /// What came to nothing so far.
+    pub fn events(&self) -> Arc<DoorEvent> {
+        self.events.clone()
+    }
+
+    /// Listens, and returns where.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn listen(&mut self, address: &str) -> std::io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address).await?;
+        let at = listener.local_addr();
+        self.listener = Some(listener);
+        at
+    }
+
+    /// Dials a node, and is introduced to it.
+    ///
+    /// # Errors
+    /// [`DoorError`]; nothing of the connection is left.
+    ///
+    /// # Cancel safety
+    /// Dropped, it closes the connection.
+    pub async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
+        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(name, address)).await.unwrap_or(Err(DoorError::Late))
+    }
+
+    /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
+    pub fn open(self) -> (mpsc::Receiver<Arrived>, impl Future<Output = ()> + Send) {
+        let (arrived, receiver) = mpsc::channel(ARRIVED_MAX);
+        (receiver, self.serve(arrived))
+    }
+
+    async fn serve(self, arrived: mpsc::Sender<Arrived>) {
+        let Some(listener) = &self.listener else { return };
+        let (mut tasks, knocks, mut number) = (JoinSet::new(), Knocks::default(), 0);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = arrived.closed() => return,
+                Some(_) = tasks.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, address)) = accepted else {
+                tokio::time::sleep(NO_FILES_WAIT).await;
+                continue;
+            };
+            number += 1;
+            let knock = Arc::new(Knock::default());
+            let key = enter(&knocks, number, knock.clone());
+            let (hall, events, arrived) = (self.hall.clone(), self.events.clone(), arrived.clone());
+            let place = Place { knocks: knocks.clone(), key, number };
+            tasks.spawn(async move {
+                let introduced = tokio::select! {
+                    biased;
+                    introduced = timeout(HANDSHAKE_TIMEOUT, Box::pin(hall.accept(stream, address, &knock))) => {
+                        introduced.unwrap_or(Err(DoorError::Late))
+                    }
+                    () = knock.leave.notified() => Err(DoorError::MadeRoom),
+                };
+                drop(place); // Introduced: what waits to be fetched is no handshake any more.
+                match introduced {
+                    Ok(peer) => drop(arrived.send(peer).await), // Nobody there: the door is being closed.
+                    Err(error) => events.note(&hall.env, address, &error),
+                }
+            });
+        }
+    }
+}
+
+/// A place among those that are not introduced yet.
+struct Place {
+    knocks: Knocks,
+    key: usize,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut knocks = self.knocks.lock();
+        // Told to leave: the place may be another's by now.
+        if knocks.get(self.key).is_some_and(|(number, _)| *number == self.number) {
+            knocks.remove(self.key);
+        }
+    }
+}
+
+/// Enters a connection; too many, and another is told to leave.
+fn enter(knocks: &Knocks, number: u64, knock: Arc<Knock>) -> usize {
+    let mut knocks = knocks.lock();
+    if knocks.len() >= HANDSHAKES_MAX {
+        let first = knocks.iter().min_by_key(|(_, (number, knock))| (knock.has_spoken.load(Relaxed), *number));
+        if let Some(key) = first.map(|(key, _)| key) {
+            knocks.remove(key).1.leave.notify_one();
+        }
+    }
+    knocks.insert((number, knock))
+}
+
+impl Hall {
+    async fn accept(&self, stream: TcpStream, address: SocketAddr, knock: &Knock) -> Result<Arrived, DoorError> {
+        prepare(&stream);
+        if stream.peek(&mut [0; 1]).await? == 0 {
+            return Err(DoorError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        knock.has_spoken.store(true, Relaxed);
+        let acceptor = TlsAcceptor::from(self.identity.server.clone());
+        let stream = acceptor.accept(stream).await.map_err(DoorError::Handshake)?;
+        self.introduce(stream.into(), address, Role::Acceptor, None).await
+    }
+
+    async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
+        let stream = TcpStream::connect(address).await?;
+        prepare(&stream);
+        let address = stream.peer_addr()?;
+        let server = ServerName::try_from(name.as_str().to_owned()).map_err(std::io::Error::other)?;
+        let connector = TlsConnector::from(self.identity.client.clone());
+        let stream = connector.connect(server, stream).await.map_err(DoorError::Handshake)?;
+        self.introduce(stream.into(), address, Role::Dialler, Some(name)).await
+    }
+
+    async fn introduce(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+        role: Role,
+        wanted: Option<&NodeName>,
+    ) -> Result<Arrived, DoorError> {
+        let (_, tls) = stream.get_ref();
+        let shown: Option<CertificateDer<'static>> = tls.peer_certificates().and_then(|chain| chain.first()).cloned();
+        let binding = match &stream {
+            TlsStream::Client(client) => client.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
+            TlsStream::Server(server) => server.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
+        };
+        let binding = binding.map_err(|error| DoorError::Handshake(std::io::Error::other(error)))?;
+        let chance = Chance { nonce: self.env.secret()?, token: self.env.secret()? };
+        let side = Side { hello: &self.hello, cookie: &self.identity.cookie, role, binding, chance };
+        let decide = |theirs: &Hello, knows_cookie| {
+            let is_certified = shown.as_ref().is_some_and(|shown| is_for(shown, &theirs.name));
+            let linked = if is_certified { (self.linked)(&theirs.name) } else { None };
+            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, linked })
+        };
+        let peer = introduce(&mut stream, side, decide).await?;
+        Ok(Arrived { peer, token: chance.token, role, stream, address })
+    }
+}
+
+fn prepare(stream: &TcpStream) {
+    // Fails on a connection that is gone already, which the first read finds.
+    let _ = stream.set_nodelay(true);
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, STALL_MS);
+    let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
+}
+
+impl DoorEvent {
+    fn note(&self, env: &Env, address: SocketAddr, error: &DoorError) {
+        match error {
+            DoorError::Late | DoorError::MadeRoom => self.silent.fetch_add(1, Relaxed),
+            _ => self.refused.fetch_add(1, Relaxed),
+        };
+        let second = env.now().as_micros() / 1_000_000;
+        let mut lines = self.lines.lock();
+        *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };
+        if lines.1 <= LINES_PER_S {
+            tracing::warn!(target: "audit", event = "peer_refused", %address, %error);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a node is known by: its name, a certificate for that name, and the cookie that all nodes of a cluster have.
+//!
+//! TLS 1.3 in both directions, always: each side shows a certificate, by the cluster's own authority. The cookie is a second factor, for
+//! the case that the authority signs for others too.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig};
+
+use crate::certificates::{certificates, private_key, roots};
+use crate::core::node::NodeName;
+
+/// Fewest bytes of a cookie. It is no password: 32 bytes of chance cannot be guessed.
+pub const COOKIE_BYTES_MIN: usize = 32;
+/// Most bytes of a cookie.
+const COOKIE_BYTES_MAX: usize = 1024;
+
+/// What all nodes of a cluster have and nobody else has.
+#[derive(Clone)]
+pub struct Cookie(Arc<[u8]>);
+
+impl fmt::Debug for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cookie(..)")
+    }
+}
+
+impl Cookie {
+    /// A cookie of these bytes.
+    ///
+    /// # Errors
+    /// One line, without the cookie: it is too short, or too long.
+    pub fn new(bytes: &[u8]) -> Result<Self, String> {
+        if (COOKIE_BYTES_MIN..=COOKIE_BYTES_MAX).contains(&bytes.len()) {
+            return Ok(Cookie(bytes.into()));
+        }
+        Err(format!(
+            "a cookie has {COOKIE_BYTES_MIN} to {COOKIE_BYTES_MAX} bytes of chance, this one has {}",
+            bytes.len()
+        ))
+    }
+
+    /// The cookie of a file, without white space around it.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub fn from_file(path: &str) -> Result<Self, String> {
+        let bytes = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
+        Cookie::new(bytes.trim_ascii()).map_err(|error| format!("{path}: {error}"))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Files of a node's certificate, in PEM format.
+#[derive(Clone, Debug)]
+pub struct CertificateFiles {
+    /// Who vouches for the nodes of the cluster.
+    pub ca: String,
+    /// The node's certificate, and behind it those that vouch for it.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+}
+
+/// What a node is known by.
+#[derive(Clone)]
+pub struct Identity {
+    pub(crate) name: NodeName,
+    pub(crate) cookie: Cookie,
+    pub(crate) server: Arc<ServerConfig>,
+    pub(crate) client: Arc<ClientConfig>,
+}
+
+impl Identity {
+    /// Reads a node's certificate.
+    ///
+    /// # Errors
+    /// One line that says which file is wrong, and how; also when the certificate is not one for `name`, which every peer would refuse.
+    pub fn load(name: NodeName, cookie: Cookie, files: &CertificateFiles) -> Result<Self, String> {
+        let chain = certificates(&files.certificate)?;
+        if !chain.first().is_some_and(|own| is_for(own, &name)) {
+            return Err(format!(
+                "{}: the certificate is not for node {name}: it needs that name as a DNS name",
+                files.certificate
+            ));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(roots(&files.ca)?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+        let verifier = verifier.map_err(|error| format!("{}: {error}", files.ca))?;
+        let misfit =
+            |error: rustls::Error| format!("{} and {}: they do not fit: {error}", files.certificate, files.key);
+        let server = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
+        let server = server.map_err(|error| error.to_string())?.with_client_cert_verifier(verifier);
+        let mut server = server.with_single_cert(chain.clone(), private_key(&files.key)?).map_err(misfit)?;
+        server.send_tls13_tickets = 0; // No connection is ever resumed: each shows its certificate anew.
+        let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]);
+        let client = client.map_err(|error| error.to_string())?.with_root_certificates(roots);
+        let client = client.with_client_auth_cert(chain, private_key(&files.key)?).map_err(misfit)?;
+        Ok(Identity { name, cookie, server: Arc::new(server), client: Arc::new(client) })
+    }
+}
+
+/// Whether a certificate is one for this node. Who vouches for it has been looked at by the handshake.
+pub(crate) fn is_for(certificate: &CertificateDer<'_>, name: &NodeName) -> bool {
+    let parsed = ParsedCertificate::try_from(certificate);
+    let name = ServerName::try_from(name.as_str());
+    matches!((parsed, name), (Ok(parsed), Ok(name)) if verify_server_name(&parsed, &name).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_is_long_and_is_not_shown() {
+        assert!(Cookie::new(&[7; 31]).expect_err("too short").contains("32 to 1024 bytes of chance, this one has 31"));
+        let cookie = Cookie::new(b"0123456789abcdef0123456789abcdef").expect("long enough");
+        assert_eq!(format!("{cookie:?}"), "Cookie(..)");
+        assert!(Cookie::from_file("/nowhere/cookie").expect_err("no file").starts_with("/nowhere/cookie: "));
+    }
+}
