@@ -29,7 +29,7 @@ use crate::env::Env;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most connections that are not introduced yet.
 pub const HANDSHAKES_MAX: usize = 64;
-/// Introduced peers that nobody has fetched yet; more wait at the door.
+/// Introduced peers that nobody has fetched yet; more are closed.
 const ARRIVED_MAX: usize = 16;
 /// Wait when the system has no more files for us.
 const NO_FILES_WAIT: Duration = Duration::from_millis(20);
@@ -72,8 +72,8 @@ pub enum DoorError {
     /// It took too long, from the first moment.
     #[error("not introduced within {HANDSHAKE_TIMEOUT:?}")]
     Late,
-    /// It made room for another.
-    #[error("{HANDSHAKES_MAX} connections that are not introduced are enough")]
+    /// It made room for another, or there was none for it.
+    #[error("{HANDSHAKES_MAX} connections that are not introduced, and {ARRIVED_MAX} peers that are, are enough")]
     MadeRoom,
 }
 
@@ -188,10 +188,11 @@ impl Door {
                     }
                     () = knock.leave.notified() => Err(DoorError::MadeRoom),
                 };
-                drop(place); // Introduced: what waits to be fetched is no handshake any more.
-                match introduced {
-                    Ok(peer) => drop(arrived.send(peer).await), // Nobody there: the door is being closed.
-                    Err(error) => events.note(&hall.env, address, &error),
+                drop(place);
+                // With too many that nobody has fetched, it is closed, and dials again.
+                let taken = introduced.and_then(|peer| arrived.try_send(peer).map_err(|_| DoorError::MadeRoom));
+                if let Err(error) = taken {
+                    events.note(&hall.env, address, &error);
                 }
             });
         }
