@@ -92,7 +92,10 @@ async fn a_pool_gets_another_model_under_load_and_keeps_its_own_when_that_is_non
         "reloaded in {} ms under load: {by_tiny} streams of the old model, {by_other} of the new, all whole",
         reload.took_ms
     );
-    assert!(by_tiny > 0 && by_other > 0 && orchestrator.pools()[0].resumed == 0);
+    let lost =
+        orchestrator.pools()[0].replicas.iter().map(|replica| replica.attempts_failed.clone()).collect::<Vec<_>>();
+    assert!(by_tiny > 0 && by_other > 0, "{by_tiny} and {by_other}");
+    assert_eq!(orchestrator.pools()[0].resumed, 0, "a reload costs no attempt; by replica and cause: {lost:?}");
 
     orchestrator.reload(&pool_id("tiny"), &ModelChange::to_model("/nowhere/none.gguf")).unwrap();
     let submitted = orchestrator.submit(task(0)).await.unwrap();
