@@ -301,8 +301,10 @@ impl Attempt {
     /// it would be sent here again at once.
     fn suspect(&self, record: &TaskRecord, cause: EngineError) {
         self.note_failed(record, cause.cause());
-        self.pool.suspect_replica(self.lease.replica);
-        let _ = self.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the engine is known lost.
+        let place = &self.pool.replicas[self.lease.replica as usize];
+        if place.suspect(&self.engine) {
+            place.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.
+        }
     }
 
     fn note_failed(&self, record: &TaskRecord, cause: Cause) {

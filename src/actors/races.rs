@@ -13,8 +13,10 @@ use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::error::ErrorCode;
 use crate::core::id::{Epoch, PoolId, ReplicaId, TaskId, TaskSeq};
+use crate::core::lifecycle::ReplicaState;
 use crate::core::task::{FinishReason, TaskRequest, Terminal};
 use crate::core::units::Timestamp;
+use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
 
 /// Who takes the next step. The first attempt may be as late as it likes: nobody has told it that it was given up.
 const STEPS: [(&str, usize); 4] = [("attempt", 4), ("cancel", 1), ("failover", 8), ("drain", 1)];
@@ -132,7 +134,7 @@ fn every_order(taken: &mut Vec<usize>, left: &mut [usize; 4], run: &mut impl FnM
 #[test]
 fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let config = crate::config::PoolConfig { slots: 2, ..crate::config::PoolConfig::new("p", "sim", "m") };
-    let factory: crate::gpu::engine::EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
+    let factory: EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
     let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
     let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
@@ -164,4 +166,29 @@ fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let orders = every_order(&mut Vec::new(), &mut STEPS.map(|(_, steps)| steps), &mut run);
     println!("{orders} orders, ended by {ended_by:?}, {resumed} of them resumed to the end");
     assert!(orders == 90_090 && ended_by.len() == 4 && resumed > 100, "{orders} {ended_by:?} {resumed}");
+}
+
+#[test]
+fn a_late_word_of_an_engine_that_is_gone_takes_its_successor_out_of_no_service() {
+    let config = crate::config::PoolConfig::new("p", "sim", "m");
+    let factory: EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
+    let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
+    let place = &pool.replicas[0];
+    let make = || -> Arc<dyn AnyEngine> {
+        let (replica, mask, pool_config) = (place.id.clone(), place.mask.clone(), pool.config.clone());
+        let (env, site, cpus) = (pool.env.clone(), place.site.clone(), place.cpus.clone());
+        (pool.factory)(&EngineContext { replica, mask, pool: pool_config, env, site, cpus, slots: 1 })
+    };
+    let (first, second) = (make(), make());
+    let take_up = |engine: &Arc<dyn AnyEngine>| {
+        *place.engine.lock() = Some(engine.clone());
+        *place.state.lock() = ReplicaState::Ready;
+    };
+    take_up(&first);
+    assert!(place.suspect(&first) && place.state() == ReplicaState::Suspect);
+    take_up(&second);
+    assert!(!place.suspect(&first) && place.state() == ReplicaState::Ready, "nobody would look at it for that");
+    assert!(place.suspect(&second) && place.state() == ReplicaState::Suspect);
+    place.discard_engine();
+    assert!(!place.suspect(&second));
 }

@@ -126,6 +126,18 @@ impl ReplicaShared {
         }
     }
 
+    /// Takes it out of service until its worker has looked at this engine, which an attempt found wanting. Returns whether it has that
+    /// engine. Not when the attempt is that late that the place has another one: nobody would ever look at it for that.
+    pub(crate) fn suspect(&self, engine: &Arc<dyn AnyEngine>) -> bool {
+        let mut state = self.state.lock(); // Held over both: the next engine becomes Ready behind it.
+        let has_it =
+            self.engine.lock().as_ref().is_some_and(|own| std::ptr::addr_eq(Arc::as_ptr(own), Arc::as_ptr(engine)));
+        if has_it && state.is_ready() {
+            *state = ReplicaState::Suspect;
+        }
+        has_it
+    }
+
     /// Whether its engine is loaded and well, whether or not it is given tasks.
     pub(crate) fn is_loaded(&self) -> bool {
         self.state.lock().is_ready()

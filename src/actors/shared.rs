@@ -351,14 +351,6 @@ impl PoolShared {
         self.nudged.store(false, SeqCst);
     }
 
-    /// Takes a Ready replica out of service until its worker has looked at it. For attempts, which are part of the worker.
-    pub(crate) fn suspect_replica(&self, index: u16) {
-        let mut state = self.replicas[index as usize].state.lock();
-        if state.is_ready() {
-            *state = ReplicaState::Suspect;
-        }
-    }
-
     /// The pool's actors in the order in which they are killed when a supervisor above them dies.
     pub(crate) fn actors(&self) -> Vec<ActorCell> {
         let workers = self.replicas.iter().filter_map(|replica| replica.worker.cell());
