@@ -42,25 +42,27 @@ impl Link {
     /// # Cancel safety
     /// Dropping it closes the connection.
     pub(crate) async fn request(
-        mut self,
+        self,
         request: Request<Full<Bytes>>,
         idle: &Idle,
     ) -> Result<Response<Answer>, hyper::Error> {
+        let Link { mut sender, driver } = self;
+        let mut driver = Some(driver);
         let head = {
-            let (driver, mut answer) = (&mut self.driver, std::pin::pin!(self.sender.send_request(request)));
-            let mut is_over = false;
+            let mut answer = std::pin::pin!(sender.send_request(request));
             std::future::poll_fn(|context| {
                 if let Poll::Ready(head) = answer.as_mut().poll(context) {
                     return Poll::Ready(head);
                 }
-                if !is_over {
-                    is_over = Pin::new(&mut *driver).poll(context).is_ready(); // Why, the answer says.
+                // One that is over is dropped: only that tells a request which it has not taken up that nobody will.
+                if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(context).is_ready()) {
+                    driver = None;
                 }
                 answer.as_mut().poll(context)
             })
             .await?
         };
-        let (link, idle) = (Some(self), idle.clone());
+        let (link, idle) = (driver.map(|driver| Link { sender, driver }), idle.clone());
         Ok(head.map(|body| Answer { body, link, idle }))
     }
 
