@@ -12,13 +12,13 @@ use orchestrator_core::Env;
 use orchestrator_core::cluster::door::Linked;
 use orchestrator_core::cluster::hello::{Chance, Role, Side, introduce};
 use orchestrator_core::cluster::identity::CertificateFiles;
-use orchestrator_core::cluster::{Arrived, Cookie, Door, DoorError, DoorEvent, HelloError, Identity};
+use orchestrator_core::cluster::{Arrived, Cookie, Door, DoorCounts, DoorError, HelloError, Identity};
 use orchestrator_core::core::link::Liveness;
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS, PeerRefusal, Taken};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -79,15 +79,15 @@ fn door(node: &str, cookie: &[u8], files: &CertificateFiles, linked: Option<(Boo
 struct Open {
     at: SocketAddr,
     arrived: Receiver<Arrived>,
-    events: Arc<DoorEvent>,
+    counts: Arc<DoorCounts>,
 }
 
-async fn open(mut door: Door) -> Open {
-    let at = door.listen("127.0.0.1:0").await.unwrap();
-    let events = door.events();
-    let (arrived, serve) = door.open();
+async fn open(door: Door) -> Open {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (at, counts) = (listener.local_addr().unwrap(), door.counts());
+    let (arrived, serve) = door.open(listener);
     tokio::spawn(serve);
-    Open { at, arrived, events }
+    Open { at, arrived, counts }
 }
 
 async fn dial(door: &Door, to: &str, at: SocketAddr) -> Result<Arrived, DoorError> {
@@ -169,7 +169,7 @@ async fn whoever_cannot_show_who_it_is_is_refused_within_a_second() {
     let newer = authority.door("a", COOKIE).speaking((2, 3));
     let error = dial(&newer, "b", b.at).await.err().unwrap().to_string();
     assert!(error.contains("node b speaks protocols 1 to 1, this node 2 to 3"), "{error}");
-    while b.events.refused.load(Relaxed) < 6 {
+    while b.counts.refused.load(Relaxed) < 6 {
         tokio::task::yield_now().await;
     }
 }
@@ -281,7 +281,7 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
             (slowest, joined) = (slowest.max(began.elapsed()), joined + 1);
         }
     }
-    while b.events.silent.load(Relaxed) < 9_000 {
+    while b.counts.silent.load(Relaxed) < 9_000 {
         tokio::task::yield_now().await;
     }
     println!(

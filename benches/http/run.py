@@ -44,16 +44,17 @@ def engine(*more):
     return start([str(TARGET / "release/mock-engine"), "--port", str(ENGINE), *more], f"http://127.0.0.1:{ENGINE}/health")
 
 
-def ours(pool, http=""):
+def ours(pool, http="", access=""):
     config = tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False)
     config.write(f"pools: [{{id: p, engine: openai, model: mock, url: 'http://127.0.0.1:{ENGINE}', self_test: false, {pool}}}]\n"
-                 f"disconnect_grace_ms: 0\nhttp: {{{http}}}\n")
+                 f"disconnect_grace_ms: 0\nhttp: {{{http}}}\naccess: {{{access}}}\n")
     config.close()
     return start([str(ROOT / "target/release/orchestratord"), "serve", "--config", config.name, "--listen", f"127.0.0.1:{OURS}"],
                  f"http://127.0.0.1:{OURS}/readyz", env={**os.environ, "RUST_LOG": "warn"})
 
 
-def nginx():
+def nginx(answer=""):
+    """As a proxy before the engine; with an answer, it gives that one to everything but its health page."""
     if not shutil.which("nginx"):
         return None
     folder = tempfile.mkdtemp()
@@ -63,7 +64,7 @@ events {{ worker_connections 20000; }}
 http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
   uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 10000000;
   upstream engine {{ server 127.0.0.1:{ENGINE}; keepalive 256; keepalive_requests 10000000; }}
-  server {{ listen 127.0.0.1:{NGINX}; location / {{ proxy_pass http://engine; proxy_http_version 1.1;
+  server {{ listen 127.0.0.1:{NGINX}; location = /health {{ return 200; }} location / {{ {answer} proxy_pass http://engine; proxy_http_version 1.1;
     proxy_set_header Connection ""; proxy_buffering off; }} }} }}
 """)
     return start(["nginx", "-c", f"{folder}/nginx.conf", "-p", folder], f"http://127.0.0.1:{NGINX}/health")
@@ -160,24 +161,14 @@ def gone():
 
 def guesses():
     """First tokens of a good key, alone, beside 10,000 wrong keys a second at a bare nginx on the same cores, and beside as many at ours."""
-    if not shutil.which("nginx"):
-        sys.exit("this wants nginx: its bare 401 shows what the attacker alone costs the machine")
-    folder = tempfile.mkdtemp()
-    binary = str(ROOT / "target/release/orchestratord")
-    keys = f"{folder}/keys.json"
-    made = subprocess.run([binary, "key", "new", "--file", keys, "--client", "alice"], check=True, capture_output=True, text=True).stdout
-    good = next(word for word in made.split() if word.startswith("oc_"))
-    pathlib.Path(f"{folder}/c.yaml").write_text(
-        f"pools: [{{id: p, engine: openai, model: mock, url: 'http://127.0.0.1:{ENGINE}', self_test: false, slots: 64}}]\n"
-        f"access: {{keys_file: {keys}}}\n")
-    mock = engine()
-    service = start([binary, "serve", "--config", f"{folder}/c.yaml", "--listen", f"127.0.0.1:{OURS}"],
-                    f"http://127.0.0.1:{OURS}/readyz", env={**os.environ, "RUST_LOG": "off"})
-    (pathlib.Path(folder) / "nginx.conf").write_text(
-        f"daemon off; worker_processes 1; pid {folder}/pid; error_log /dev/null; events {{ worker_connections 2000; }}\n"
-        f"http {{ access_log off; keepalive_requests 10000000; server {{ listen 127.0.0.1:{NGINX}; location / {{ return 401; }}\n"
-        f"location /health {{ return 200; }} }} }}")
-    control = start(["nginx", "-c", f"{folder}/nginx.conf", "-p", folder], f"http://127.0.0.1:{NGINX}/health")
+    control = nginx("return 401;")
+    if not control:
+        print("guesses: skipped, there is no nginx, whose bare 401 shows what the attacker alone costs the machine")
+        return
+    keys = f"{tempfile.mkdtemp()}/keys.json"
+    good = subprocess.run([str(ROOT / "target/release/orchestratord"), "key", "new", "--file", keys, "--client", "alice"],
+                          check=True, capture_output=True, text=True).stdout.strip()
+    mock, service = engine(), ours("slots: 64", access=f"keys_file: {keys}")
     wrong = f"authorization: Bearer oc_000000000000_{'0' * 64}"
     rows = {"alone": [], "beside nginx under attack": [], "under attack itself": []}
     for _ in range(int(os.environ.get("ROUNDS", "3"))):

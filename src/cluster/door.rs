@@ -79,7 +79,7 @@ pub enum DoorError {
 
 /// Connections that came to nothing, by why, since the door was opened.
 #[derive(Debug, Default)]
-pub struct DoorEvent {
+pub struct DoorCounts {
     /// The handshake or the introduction failed.
     pub refused: AtomicU64,
     /// They said too little for too long, or made room for others.
@@ -97,11 +97,11 @@ struct Hall {
     linked: Linked,
 }
 
-/// The way in, and out.
+/// The way in, and out. Clones are one door.
+#[derive(Clone)]
 pub struct Door {
     hall: Hall,
-    listener: Option<TcpListener>,
-    events: Arc<DoorEvent>,
+    counts: Arc<DoorCounts>,
 }
 
 /// One connection that is not introduced yet.
@@ -118,7 +118,7 @@ impl Door {
     /// A node's door, which lets nobody in before [`Door::open`]. `boot_id` is this life of the node.
     pub fn new(identity: Identity, env: Env, boot_id: BootId, linked: Linked) -> Self {
         let hello = Hello { protocols: PROTOCOLS, name: identity.name.clone(), boot_id };
-        Door { hall: Hall { identity, env, hello, linked }, listener: None, events: Arc::default() }
+        Door { hall: Hall { identity, env, hello, linked }, counts: Arc::default() }
     }
 
     /// The same for a node that speaks other protocols: a newer or an older build.
@@ -129,19 +129,8 @@ impl Door {
     }
 
     /// What came to nothing so far.
-    pub fn events(&self) -> Arc<DoorEvent> {
-        self.events.clone()
-    }
-
-    /// Listens, and returns where.
-    ///
-    /// # Errors
-    /// The address cannot be listened on.
-    pub async fn listen(&mut self, address: &str) -> std::io::Result<SocketAddr> {
-        let listener = TcpListener::bind(address).await?;
-        let at = listener.local_addr();
-        self.listener = Some(listener);
-        at
+    pub fn counts(&self) -> Arc<DoorCounts> {
+        self.counts.clone()
     }
 
     /// Dials a node, and is introduced to it.
@@ -156,13 +145,12 @@ impl Door {
     }
 
     /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
-    pub fn open(self) -> (mpsc::Receiver<Arrived>, impl Future<Output = ()> + Send) {
+    pub fn open(&self, listener: TcpListener) -> (mpsc::Receiver<Arrived>, impl Future<Output = ()> + Send + use<>) {
         let (arrived, receiver) = mpsc::channel(ARRIVED_MAX);
-        (receiver, self.serve(arrived))
+        (receiver, self.clone().serve(listener, arrived))
     }
 
-    async fn serve(self, arrived: mpsc::Sender<Arrived>) {
-        let Some(listener) = &self.listener else { return };
+    async fn serve(self, listener: TcpListener, arrived: mpsc::Sender<Arrived>) {
         let (mut tasks, knocks, mut number) = (JoinSet::new(), Knocks::default(), 0);
         loop {
             let accepted = tokio::select! {
@@ -178,7 +166,7 @@ impl Door {
             number += 1;
             let knock = Arc::new(Knock::default());
             let key = enter(&knocks, number, knock.clone());
-            let (hall, events, arrived) = (self.hall.clone(), self.events.clone(), arrived.clone());
+            let (hall, counts, arrived) = (self.hall.clone(), self.counts.clone(), arrived.clone());
             let place = Place { knocks: knocks.clone(), key, number };
             tasks.spawn(async move {
                 let introduced = tokio::select! {
@@ -192,7 +180,7 @@ impl Door {
                 // With too many that nobody has fetched, it is closed, and dials again.
                 let taken = introduced.and_then(|peer| arrived.try_send(peer).map_err(|_| DoorError::MadeRoom));
                 if let Err(error) = taken {
-                    events.note(&hall.env, address, &error);
+                    counts.note(&hall.env, address, &error);
                 }
             });
         }
@@ -283,7 +271,7 @@ fn prepare(stream: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
 }
 
-impl DoorEvent {
+impl DoorCounts {
     fn note(&self, env: &Env, address: SocketAddr, error: &DoorError) {
         match error {
             DoorError::Late | DoorError::MadeRoom => self.silent.fetch_add(1, Relaxed),

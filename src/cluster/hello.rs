@@ -126,8 +126,8 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// What shows that whoever says `said` in this role, and has heard `heard`, knows the cookie. All parts but the cookie are of fixed
-/// length, and it comes first with its length, so that no two inputs are written alike.
+/// What shows that whoever says `said` in this role, and has heard `heard`, knows the cookie. Everything behind the cookie is of fixed
+/// length, so that nothing can be appended, and its own length comes first: no two inputs are written alike.
 fn proof(side: &Side<'_>, role: Role, said: &[u8], heard: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"orchestrator-core node 1");
@@ -137,8 +137,7 @@ fn proof(side: &Side<'_>, role: Role, said: &[u8], heard: &[u8]) -> [u8; 32] {
     hash.update(side.binding);
     hash.update(Sha256::digest(said));
     hash.update(Sha256::digest(heard));
-    // Hashed again, so that nothing can be appended to what was hashed.
-    Sha256::digest(hash.finalize()).into()
+    hash.finalize().into()
 }
 
 /// A peer's words, fit for a log: one line, without control characters, not too long.

@@ -100,11 +100,12 @@ impl Identity {
             |error: rustls::Error| format!("{} and {}: they do not fit: {error}", files.certificate, files.key);
         let server = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
         let server = server.map_err(|error| error.to_string())?.with_client_cert_verifier(verifier);
-        let mut server = server.with_single_cert(chain.clone(), private_key(&files.key)?).map_err(misfit)?;
+        let key = private_key(&files.key)?;
+        let mut server = server.with_single_cert(chain.clone(), key.clone_key()).map_err(misfit)?;
         server.send_tls13_tickets = 0; // No connection is ever resumed: each shows its certificate anew.
         let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]);
         let client = client.map_err(|error| error.to_string())?.with_root_certificates(roots);
-        let client = client.with_client_auth_cert(chain, private_key(&files.key)?).map_err(misfit)?;
+        let client = client.with_client_auth_cert(chain, key).map_err(misfit)?;
         Ok(Identity { name, cookie, server: Arc::new(server), client: Arc::new(client) })
     }
 }

@@ -7,6 +7,6 @@ pub mod door;
 pub mod hello;
 pub mod identity;
 
-pub use door::{Arrived, Door, DoorError, DoorEvent};
+pub use door::{Arrived, Door, DoorCounts, DoorError};
 pub use hello::{HelloError, Introduced};
 pub use identity::{Cookie, Identity};

@@ -39,8 +39,8 @@ pub enum WireError {
     Decode(#[from] bincode::error::DecodeError),
 }
 
-fn codec() -> impl bincode::config::Config {
-    bincode::config::standard().with_limit::<MESSAGE_BYTES_MAX>()
+fn codec<const MAX: usize>() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<MAX>()
 }
 
 /// Writes a message.
@@ -49,7 +49,7 @@ fn codec() -> impl bincode::config::Config {
 /// [`WireError::Encode`] when the type is not one the codec can write, [`WireError::TooLarge`] when it does not fit.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
     let mut bytes = vec![VERSION];
-    bincode::serde::encode_into_std_write(message, &mut bytes, codec())?;
+    bincode::serde::encode_into_std_write(message, &mut bytes, codec::<MESSAGE_BYTES_MAX>())?;
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(WireError::TooLarge(bytes.len()));
     }
@@ -77,8 +77,7 @@ pub fn decode_within<T: DeserializeOwned, const MAX: usize>(bytes: &[u8]) -> Res
     if bytes.len() > MAX {
         return Err(WireError::TooLarge(bytes.len()));
     }
-    let limited = bincode::config::standard().with_limit::<MAX>();
-    let (message, read) = bincode::serde::decode_from_slice(body, limited)?;
+    let (message, read) = bincode::serde::decode_from_slice(body, codec::<MAX>())?;
     match body.len() - read {
         0 => Ok(message),
         left => Err(WireError::TrailingBytes(left)),
