@@ -105,6 +105,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
     let client = runtime.clients.get(&request.client_id);
+    let client = if record.is_guest() { client.as_guest() } else { client };
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();

@@ -388,4 +388,8 @@ impl TokenOutput for LogOutput<'_> {
         env.trace(|| TraceKind::Token { seq: self.record.seq, index });
         Ok(())
     }
+
+    fn is_alive(&mut self) {
+        self.record.note_alive(self.epoch, self.attempt.pool.env.now());
+    }
 }

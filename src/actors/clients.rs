@@ -72,6 +72,12 @@ impl ClientShared {
         Arc::new(ClientShared { policy: RwLock::new(policy), state: Mutex::default() })
     }
 
+    /// The same client with the same weight, and nothing counted: for a task whose limits another node counts.
+    pub(crate) fn as_guest(&self) -> Arc<Self> {
+        let weight = self.policy().weight;
+        Self::new(Arc::new(Policy { weight, pools: None, limits: Limits::default(), quotas: Quotas::default() }))
+    }
+
     /// What it may do, as of now.
     pub(crate) fn policy(&self) -> Arc<Policy> {
         self.policy.read().clone()

@@ -77,7 +77,10 @@ impl TaskStream {
 
     /// Waits for events and visits those that are there, at most `most`, under the log's lock: for whoever copies them
     /// elsewhere at once. Returns whether anything may follow.
-    #[cfg_attr(not(feature = "service"), expect(dead_code, reason = "only the service streams without a copy"))]
+    #[cfg_attr(
+        not(any(feature = "service", feature = "cluster")),
+        expect(dead_code, reason = "only the service and other nodes get a stream without a copy of it")
+    )]
     pub(crate) async fn visit_next(&mut self, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
         self.record.until_readable(self.next).await;
         let (next, sealed) = self.record.visit(self.next, most, visitor);

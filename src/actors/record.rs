@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) log: EventLog,
     /// How far the newest attempt has come in the log.
     replay: Replay,
+    /// It is an attempt of another node's: its limits are counted there.
+    pub(super) is_guest: bool,
     /// Where the task was routed to; `None` before that.
     pub(super) route: Option<Route>,
     /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
@@ -103,6 +105,7 @@ impl TaskRecord {
             attempts: 0,
             log: EventLog::default(),
             replay: Replay::default(),
+            is_guest: false,
             route: None,
             runs_in: None,
             claim: None,
@@ -304,6 +307,14 @@ impl TaskRecord {
     pub(crate) fn tell_readers(&self) {
         if self.has_news.swap(false, Relaxed) {
             self.wake_readers(self.state.lock());
+        }
+    }
+
+    /// The attempt of this epoch goes on, though it has no token yet.
+    pub(crate) fn note_alive(&self, epoch: Epoch, now: Timestamp) {
+        let mut state = self.state.lock();
+        if state.fence(epoch).is_ok() {
+            state.progress_at = now;
         }
     }
 

@@ -36,6 +36,17 @@ impl TaskRecord {
         Ok(())
     }
 
+    /// It is an attempt of another node's: nothing of it is counted against its client here.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_guest(&self) {
+        self.state.lock().is_guest = true;
+    }
+
+    /// Whether it is an attempt of another node's.
+    pub(crate) fn is_guest(&self) -> bool {
+        self.state.lock().is_guest
+    }
+
     /// Sends the task to another pool of the same replica set instead.
     pub(crate) fn reroute(&self, pool: Arc<PoolShared>) {
         if let Some(route) = &mut self.state.lock().route {

@@ -95,6 +95,8 @@ pub(crate) struct PoolShared {
     pub(crate) state_changed: Notify,
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     others: RwLock<Arc<[Weak<PoolShared>]>>,
+    /// Its engine is another node's pool. Written once, before it serves.
+    remote: AtomicBool,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
@@ -153,6 +155,7 @@ impl PoolShared {
             wanted: AtomicU32::new(0),
             crowd: Mutex::default(),
             others: RwLock::default(),
+            remote: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
             leaves_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),
@@ -190,9 +193,25 @@ impl PoolShared {
         PoolState::of(self.intent(), self.replicas.iter().map(ReplicaShared::state))
     }
 
-    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open.
+    /// Whether its engine is another node's pool.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote.load(Relaxed)
+    }
+
+    /// Its engine is another node's pool.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_remote(&self) {
+        self.remote.store(true, Relaxed);
+    }
+
+    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that
+    /// is gone may run in a pool of the same set.
     pub(crate) fn is_out(&self) -> bool {
-        matches!(self.state(), PoolState::Stopped | PoolState::Broken)
+        match self.state() {
+            PoolState::Stopped => true,
+            PoolState::Broken => !(self.is_remote() && self.siblings().any(|other| other.replicas_ready() > 0)),
+            _ => false,
+        }
     }
 
     /// How long until the first replica that is down is tried again.

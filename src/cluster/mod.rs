@@ -1,12 +1,28 @@
-//! Nodes: how they find each other worthy.
+//! Nodes: how they find each other worthy, what they say to each other, and how one runs what another has accepted.
 //!
 //! In reading order: [`identity`] is what a node is known by, [`hello`] what two nodes say to each other first, and [`door`] lets peers in
-//! and knocks at theirs. What is decided about a peer is decided in [`core::node`](crate::core::node).
+//! and knocks at theirs. [`words`] is what is said on a link; the link actor says it, the members actor has one for each peer. A peer's
+//! pools are pools of this runtime (`shadows`), whose engine is the link (`remote_engine`); what a peer sends here is a guest (`guests`).
+//! What is decided about a peer or a link is decided in [`core::node`](crate::core::node) and [`core::link`](crate::core::link).
 
+mod announce;
 pub mod door;
+mod guests;
 pub mod hello;
 pub mod identity;
+mod link_actor;
+mod links;
+mod members;
+mod node;
+mod remote_engine;
+mod shadows;
+mod shared;
+mod tls_network;
+pub mod words;
 
 pub use door::{Arrived, Door, DoorCounts, DoorError};
 pub use hello::{HelloError, Introduced};
 pub use identity::{Cookie, Identity};
+pub use node::{LinkView, Node, NodeArgs, NodeView, PeerView, StartNodeError};
+pub use shared::{Caller, Network, NodePolicy, Pending};
+pub use tls_network::TlsNetwork;

@@ -179,6 +179,16 @@ impl<T> Link<T> {
         Ok(self.owed.0 > self.policy.window_bytes / 4 || self.owed.1 > self.policy.window_messages / 4)
     }
 
+    /// How long nothing has been heard of the other side.
+    pub fn silence(&self, now: Timestamp) -> Duration {
+        now.since(self.heard_at)
+    }
+
+    /// Whether something came that nothing of ours has acknowledged.
+    pub fn owes(&self) -> bool {
+        self.owed.1 > 0
+    }
+
     /// The last number that came.
     pub fn received(&self) -> u64 {
         self.received
@@ -191,7 +201,7 @@ impl<T> Link<T> {
 
     /// Whether the other side lives.
     pub fn liveness(&self, now: Timestamp) -> Liveness {
-        match now.since(self.heard_at) {
+        match self.silence(now) {
             silence if silence >= self.policy.dead_after => Liveness::Dead,
             silence if silence >= self.policy.suspect_after => Liveness::Suspect,
             _ => Liveness::Alive,

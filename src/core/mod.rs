@@ -23,6 +23,7 @@ pub mod link;
 pub mod model;
 pub mod node;
 pub mod objectives;
+pub mod offers;
 pub mod placement;
 pub mod predict;
 pub mod queue;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::task::TaskRequest;
 
 /// A model as a pool serves it. With the engine and its version it is what makes pools one replica set (ORCH-3007).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ModelSpec {
     /// Its name, or the path of its file.
     pub model: String,

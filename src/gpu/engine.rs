@@ -130,6 +130,9 @@ pub trait TokenOutput: Send {
     /// # Errors
     /// [`Stopped`] when nobody wants more: return from [`Engine::generate`] at once.
     fn push(&mut self, text: &str) -> Result<(), Stopped>;
+
+    /// Shows that the run goes on though no token comes: it waits for its turn elsewhere. Without it, so long a silence counts as a hang.
+    fn is_alive(&mut self) {}
 }
 
 /// Keeps what an engine says, piece by piece. For tests.

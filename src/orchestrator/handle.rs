@@ -214,7 +214,7 @@ impl Orchestrator {
         self.runtime.pools.table().serving.iter().find(|pool| pool.id == *id).cloned()
     }
 
-    pub(crate) fn shared(&self) -> &RuntimeShared {
+    pub(crate) fn shared(&self) -> &Arc<RuntimeShared> {
         &self.runtime
     }
 }

@@ -6,6 +6,8 @@ mod handle;
 mod life;
 mod reconfigure;
 mod reload;
+#[cfg(feature = "cluster")]
+mod remote;
 mod submission;
 
 pub use builder::{Builder, StartError};

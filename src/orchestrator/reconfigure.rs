@@ -113,6 +113,7 @@ impl Orchestrator {
                 }
             }
         }
+        serving.extend(now.serving.iter().filter(|pool| pool.is_remote()).cloned()); // Not of any configuration.
         let gone = now.serving.iter().filter(|pool| plan.removed.iter().any(|id| pool.id.as_str() == id));
         heirs.extend(gone.map(|pool| (pool.clone(), None)));
         begin_reloads(&config, &plan.reloaded, &now)?;
@@ -121,7 +122,8 @@ impl Orchestrator {
         *next_number = numbers;
         let leaving = now.leaving.iter().chain(heirs.iter().map(|(pool, _)| pool)).cloned().collect();
         runtime.pools.set(Table { serving, leaving });
-        runtime.gate.set_limit(places(&config));
+        let remote = serving_places(&runtime.pools.table());
+        runtime.gate.set_limit(places(&config) + remote);
         let wanted = config.objectives.wanted();
         runtime.pools.table().every().for_each(|pool| *pool.objectives.lock() = wanted);
         let (given, resolved) = (Arc::new(config), Arc::new(resolved.config));
@@ -140,8 +142,14 @@ impl Orchestrator {
     }
 }
 
+/// Tasks that the pools of other nodes may have here.
+pub(super) fn serving_places(table: &Table) -> usize {
+    let remote = table.serving.iter().filter(|pool| pool.is_remote());
+    remote.map(|pool| pool.config.queue.capacity as usize + pool.config.slots as usize).sum()
+}
+
 /// A pool's number is never given to another: what is on its way may still name it.
-const NUMBERS_USED_UP: &str = "65,536 pools have been started since the service was; restart it to add others";
+pub(super) const NUMBERS_USED_UP: &str = "65,536 pools have been started since the service was; restart it to add others";
 
 fn fault(path: &str, message: impl Into<String>) -> ConfigError {
     ConfigError { path: path.into(), message: message.into() }

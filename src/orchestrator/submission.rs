@@ -38,6 +38,11 @@ pub struct Submitted {
 }
 
 impl Submitted {
+    #[cfg(feature = "cluster")]
+    pub(crate) fn record(&self) -> &Arc<TaskRecord> {
+        &self.record
+    }
+
     /// The task's events, from the first on.
     pub fn stream(&self) -> TaskStream {
         TaskStream::new(self.record.clone(), 0, &self.runtime)
@@ -73,6 +78,16 @@ impl Orchestrator {
     /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own goes
     /// on: submitting it again finds it.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        self.submit_as(request, |_| {}).await
+    }
+
+    /// The same for an attempt of another node's.
+    #[cfg(feature = "cluster")]
+    pub(crate) async fn submit_guest(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        self.submit_as(request, TaskRecord::set_guest).await
+    }
+
+    async fn submit_as(&self, request: TaskRequest, mark: impl FnOnce(&TaskRecord)) -> Result<Submitted, TaskError> {
         let runtime = &self.runtime;
         let request = Arc::new(request);
         while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
@@ -90,6 +105,7 @@ impl Orchestrator {
             // Somebody submitted the same id just now.
             Err(known) => return same_task(runtime, known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
         };
+        mark(&record);
         let mut undecided = Undecided { runtime, record: &record, decided: false };
         let verdict = self.ask(&record).await;
         undecided.decided = true;

@@ -1,0 +1,101 @@
+//! What a node tells its peers of its pools: what they are, and how many guests of each peer they take now.
+//!
+//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that run, so that each gateway's most
+//! deserving task waits in the pool's own order: which of them is next is decided there, and nowhere else.
+//!
+//! Spec: ORCH-3007, ORCH-3008.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::actors::shared::PoolShared;
+use crate::cluster::link_actor::LinkState;
+use crate::cluster::links::{Guest, LinkShared};
+use crate::cluster::shared::ClusterShared;
+use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Word};
+use crate::core::id::PoolId;
+use crate::core::lifecycle::Intent;
+use crate::core::offers::{Offer, guests_allowed};
+use crate::core::task::Phase;
+
+/// What the peer has been told.
+#[derive(Default)]
+pub(crate) struct Announced {
+    cards: Option<(Vec<PoolCard>, bool)>,
+    limits: BTreeMap<PoolId, u32>,
+}
+
+/// Says what has changed.
+pub(super) fn announce(state: &mut LinkState) {
+    let (shared, link) = (&state.shared, &state.link);
+    let pools = own_pools(shared);
+    let draining = shared.is_draining();
+    let cards: Vec<PoolCard> = pools.iter().map(|pool| card(shared, pool)).collect();
+    let said = (cards, draining);
+    if state.announced.cards.as_ref() != Some(&said) {
+        link.say(Word::Pools { cards: said.0.clone(), draining });
+        state.announced.cards = Some(said);
+    }
+    let allowed = |pool: &Arc<PoolShared>| {
+        let is_open = !draining && pool.intent() == Intent::Serve && pool.state().takes_tasks();
+        let places = pool.replicas.iter().filter(|replica| replica.state().is_ready());
+        let offer = Offer {
+            slots: places.map(|replica| replica.slots.limit()).sum(),
+            free: pool.slots_free(),
+            waiting: pool.depth_total(),
+            running: running(link, &pool.id),
+        };
+        if is_open { guests_allowed(offer) } else { 0 }
+    };
+    let limits: BTreeMap<PoolId, u32> = pools.iter().map(|pool| (pool.id.clone(), allowed(pool))).collect();
+    let news: Vec<(PoolId, u32)> = limits
+        .iter()
+        .filter(|(id, limit)| state.announced.limits.get(*id) != Some(*limit))
+        .map(|(id, limit)| (id.clone(), *limit))
+        .collect();
+    if !news.is_empty() {
+        link.say(Word::Limits(news));
+        state.announced.limits = limits;
+    }
+}
+
+/// The pools whose engines are this node's own, in the order of the configuration.
+pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
+    let table = shared.orchestrator.shared().pools.table();
+    table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
+}
+
+/// Guests of this link that run in this pool.
+fn running(link: &LinkShared, pool: &PoolId) -> u32 {
+    let runs = |guest: &Arc<Guest>| {
+        let record = guest.record.lock();
+        guest.pool == *pool && record.as_ref().is_some_and(|record| record.phase() == Phase::Running)
+    };
+    link.guests.lock().values().filter(|guest| runs(guest)).count() as u32
+}
+
+fn card(shared: &ClusterShared, pool: &PoolShared) -> PoolCard {
+    let identity = pool.replicas.iter().filter(|replica| replica.state().is_ready()).find_map(|replica| {
+        let identity = replica.identity.lock().clone()?;
+        Some(CardIdentity {
+            engine_version: identity.engine_version.clone(),
+            model_digest: identity.model_digest.clone(),
+            ctx: pool.ctx.load(Relaxed),
+        })
+    });
+    let shown = pool.replicas.iter().filter_map(|replica| *replica.self_test.lock());
+    let worst = shown.map(|shown| shown.determinism_class).min();
+    PoolCard {
+        pool: pool.id.clone(),
+        engine: pool.config.engine.clone(),
+        spec: (*pool.edition().spec).clone(),
+        aliases: pool.config.aliases.clone(),
+        workloads: pool.config.workloads.clone(),
+        bytes_per_token: pool.config.bytes_per_token,
+        slots: pool.config.slots * pool.replicas.len() as u32,
+        determinism_class: pool.config.determinism_class.or(worst),
+        zone: shared.zone.clone(),
+        identity,
+    }
+}

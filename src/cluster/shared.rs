@@ -1,0 +1,238 @@
+//! What outlives the actors of a node's part in its cluster: who it is, and what is known of its peers.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use ractor_cluster::ClusterBidiStream;
+
+use crate::actors::address::Address;
+use crate::actors::shared::PoolShared;
+use crate::cluster::hello::{Introduced, Role};
+use crate::cluster::links::LinkShared;
+use crate::cluster::members::MembersMsg;
+use crate::cluster::words::PoolCard;
+use crate::core::id::PoolId;
+use crate::core::link::{LinkPolicy, Liveness};
+use crate::core::node::{BootId, NodeName};
+use crate::env::Env;
+use crate::orchestrator::Orchestrator;
+
+/// Most peers of a node.
+pub const PEERS_MAX: usize = 256;
+
+/// A peer that has been introduced, and the connection to it.
+pub struct Caller {
+    /// Who it is, and what was decided.
+    pub peer: Introduced,
+    /// What it has to show with everything that it says.
+    pub token: [u8; 16],
+    /// Which side this is.
+    pub role: Role,
+    /// The connection, behind the introduction.
+    pub stream: Box<dyn ClusterBidiStream>,
+    /// Where it is, for people.
+    pub address: String,
+}
+
+/// A future of a [`Network`].
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What connections between nodes come from. Each of them is authenticated and introduced before it gets here.
+pub trait Network: Send + Sync + 'static {
+    /// Makes a connection to the node of this name.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves nothing of the connection.
+    fn dial<'a>(&'a self, name: &'a NodeName, address: &'a str) -> Pending<'a, Result<Caller, String>>;
+
+    /// The next peer that has made a connection to us; `None` when none will come any more.
+    ///
+    /// # Cancel safety
+    /// Dropped, it loses no peer.
+    fn accept(&self) -> Pending<'_, Option<Caller>>;
+}
+
+/// What a node does at what time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodePolicy {
+    /// The bounds of its links.
+    pub link: LinkPolicy,
+    /// Silence of a gateway after which its attempts are stopped here: three beats.
+    pub lease: Duration,
+    /// How often a link looks at what there is to say that nobody told it of.
+    pub tick: Duration,
+    /// First and longest wait before a node is dialled again.
+    pub redial: (Duration, Duration),
+}
+
+impl Default for NodePolicy {
+    fn default() -> Self {
+        let link = LinkPolicy::default();
+        let redial = (Duration::from_millis(50), Duration::from_secs(2));
+        NodePolicy { lease: link.beat * 3, tick: Duration::from_millis(50), link, redial }
+    }
+}
+
+/// Everybody that this node knows of. Made before the node's door, which asks it.
+#[derive(Default)]
+pub(crate) struct Peers(RwLock<BTreeMap<NodeName, Arc<PeerShared>>>);
+
+impl Peers {
+    pub(crate) fn get(&self, name: &NodeName) -> Option<Arc<PeerShared>> {
+        self.0.read().get(name).cloned()
+    }
+
+    /// In the order of their names.
+    pub(crate) fn all(&self) -> Vec<Arc<PeerShared>> {
+        self.0.read().values().cloned().collect()
+    }
+
+    /// The peer of this name, new if it is not known; `None` when there are too many.
+    pub(crate) fn meet(&self, name: &NodeName, address: Option<String>) -> Option<Arc<PeerShared>> {
+        let mut peers = self.0.write();
+        if let Some(known) = peers.get(name) {
+            return Some(known.clone());
+        }
+        if peers.len() >= PEERS_MAX {
+            return None;
+        }
+        let peer = Arc::new(PeerShared::new(name.clone(), address));
+        peers.insert(name.clone(), peer.clone());
+        Some(peer)
+    }
+
+    /// The link that there is with this node, for the judgement about a new one.
+    pub(crate) fn linked(&self, name: &NodeName) -> Option<(BootId, Liveness)> {
+        let link = self.get(name)?.link()?;
+        let is_suspect = link.figures.is_suspect.load(Relaxed);
+        Some((link.boot_id, if is_suspect { Liveness::Suspect } else { Liveness::Alive }))
+    }
+}
+
+/// One peer, whether or not there is a link with it.
+pub(crate) struct PeerShared {
+    pub(crate) name: NodeName,
+    /// Where it is dialled; `None` when only it dials us.
+    pub(crate) address: Option<String>,
+    link: Mutex<Option<Arc<LinkShared>>>,
+    /// Links that have come about.
+    pub(crate) links_made: AtomicU64,
+    /// Why there is no link now, as far as anybody knows.
+    pub(crate) trouble: Mutex<Option<String>>,
+    /// Its pools as pools of this runtime. Written by the members actor.
+    pub(crate) shadows: Mutex<BTreeMap<PoolId, Shadow>>,
+    /// Wakes who waits for a link.
+    pub(crate) changed: tokio::sync::Notify,
+}
+
+/// A peer's pool as a pool of this runtime.
+#[derive(Clone)]
+pub(crate) struct Shadow {
+    /// What it was made from.
+    pub(crate) card: PoolCard,
+    pub(crate) pool: Arc<PoolShared>,
+}
+
+impl PeerShared {
+    fn new(name: NodeName, address: Option<String>) -> Self {
+        PeerShared {
+            name,
+            address,
+            link: Mutex::new(None),
+            links_made: AtomicU64::new(0),
+            trouble: Mutex::new(None),
+            shadows: Mutex::default(),
+            changed: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// The link with it, if there is one.
+    pub(crate) fn link(&self) -> Option<Arc<LinkShared>> {
+        self.link.lock().clone().filter(|link| !link.is_over())
+    }
+
+    pub(crate) fn set_link(&self, link: Arc<LinkShared>) {
+        *self.link.lock() = Some(link);
+        *self.trouble.lock() = None;
+        self.links_made.fetch_add(1, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Lets its pools have as many of our tasks as it allows now. A node that is silent for long gets nothing new.
+    pub(crate) fn apply_limits(&self) {
+        let link = self.link();
+        let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
+        let limits = link.as_ref().filter(takes).map(|link| link.limits.lock().clone()).unwrap_or_default();
+        for (id, shadow) in &*self.shadows.lock() {
+            let slots = &shadow.pool.replicas[0].slots;
+            let limit = limits.get(id).copied().unwrap_or(0).min(slots.total());
+            if slots.limit() != limit {
+                slots.set_limit(limit);
+                shadow.pool.nudge_manager();
+            }
+        }
+    }
+}
+
+/// A node's part in its cluster.
+pub(crate) struct ClusterShared {
+    pub(crate) name: NodeName,
+    pub(crate) boot_id: BootId,
+    /// Where it is, for anti-affinity.
+    pub(crate) zone: Option<String>,
+    pub(crate) policy: NodePolicy,
+    pub(crate) env: Env,
+    pub(crate) orchestrator: Orchestrator,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) members: Address<MembersMsg>,
+    /// What both sides of a session know, for `ractor_cluster`'s own check.
+    pub(crate) session_cookie: String,
+    is_draining: AtomicBool,
+    /// Guests that were taken in, ended otherwise than by their engines, and stopped since their gateways were silent.
+    pub(crate) guests_taken: AtomicU64,
+    pub(crate) guests_lost: AtomicU64,
+    pub(crate) leases_expired: AtomicU64,
+}
+
+impl ClusterShared {
+    pub(crate) fn new(
+        (name, boot_id, zone): (NodeName, BootId, Option<String>),
+        policy: NodePolicy,
+        orchestrator: Orchestrator,
+        peers: Arc<Peers>,
+        network: Arc<dyn Network>,
+        session_cookie: String,
+    ) -> Arc<Self> {
+        Arc::new(ClusterShared {
+            name,
+            boot_id,
+            zone,
+            policy,
+            env: orchestrator.env().clone(),
+            orchestrator,
+            peers,
+            network,
+            members: Address::default(),
+            session_cookie,
+            is_draining: AtomicBool::new(false),
+            guests_taken: AtomicU64::new(0),
+            guests_lost: AtomicU64::new(0),
+            leases_expired: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether the node takes nothing new from others.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(SeqCst)
+    }
+
+    pub(crate) fn set_draining(&self) {
+        self.is_draining.store(true, SeqCst);
+    }
+}
