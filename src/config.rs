@@ -3,6 +3,7 @@
 pub(crate) mod change;
 mod check;
 mod clients;
+mod cluster;
 mod devices;
 mod http;
 mod masks;
@@ -21,6 +22,7 @@ use crate::core::restart::{Backoff, Excess, RestartPolicy};
 
 pub use change::ConfigChange;
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
+pub use cluster::{ClusterConfig, NodeTlsConfig};
 pub use devices::{AntiAffinity, DriverUse, GpuConfig, Resolved, resolve};
 pub use http::{AccessConfig, HttpConfig, TlsConfig};
 pub use objectives::{BatchObjectives, InteractiveObjectives, ObjectivesConfig};
@@ -76,6 +78,8 @@ section! {
         pub host_labels: Vec<String> = Vec::new(),
         /// The HTTP API of the service; an embedded runtime has none.
         pub http: HttpConfig = HttpConfig::default(),
+        /// The cluster that the service is a node of; left out, it is none's. An embedded runtime starts its node itself.
+        pub cluster: Option<ClusterConfig> = None,
         /// Who may use the service; an embedded runtime asks nobody.
         pub access: AccessConfig = AccessConfig::default(),
     }

@@ -63,6 +63,7 @@ pub fn compare(old: &Config, new: &Config) -> Result<ConfigChange, Vec<ConfigErr
         ("http.tls", old.http.tls != new.http.tls),
         ("http.head_ms", old.http.head_ms != new.http.head_ms),
         ("http.connections_max", old.http.connections_max != new.http.connections_max),
+        ("cluster", old.cluster != new.cluster),
         ("access", old.access != new.access),
         ("retention", old.retention != new.retention),
         ("gpu", old.gpu != new.gpu),

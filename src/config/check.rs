@@ -1,6 +1,6 @@
 //! What the types of the configuration cannot say: ranges, doubles, masks. Every fault is found, not only the first.
 
-use crate::config::masks;
+use crate::config::{cluster, masks};
 use crate::config::{
     CTX_DEFAULT, ClientConfig, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX,
 };
@@ -16,9 +16,10 @@ impl Config {
     /// Checks everything that the types cannot, and returns every fault found.
     pub fn faults(&self) -> Vec<ConfigError> {
         let mut faults = Vec::new();
-        if self.pools.is_empty() {
-            faults.push(ConfigError::new("pools", "at least one pool is needed"));
+        if self.pools.is_empty() && self.cluster.is_none() {
+            faults.push(ConfigError::new("pools", "at least one pool is needed, unless the service is a node of a cluster"));
         }
+        cluster::faults(self, &mut faults);
         for (position, pool) in self.pools.iter().enumerate() {
             let path = format!("pools[{position}]");
             faults.append(&mut pool.faults(&path));

@@ -1,0 +1,69 @@
+//! Nodes of simulated engines on wires in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use orchestrator_core::cluster::{Cookie, Node, NodeArgs, NodePolicy};
+use orchestrator_core::config::{ClusterConfig, NodeTlsConfig, PoolConfig};
+use orchestrator_core::core::node::{BootId, NodeName};
+use orchestrator_core::gpu::sim::SimStats;
+use orchestrator_core::{Config, Env, Orchestrator};
+
+use super::network::{Port, Wires};
+use super::support::{World, start_with};
+
+pub fn node_name(text: &str) -> NodeName {
+    NodeName::parse(text).unwrap()
+}
+
+/// A node that lives.
+pub struct Living {
+    pub node: Node,
+    pub env: Env,
+    pub stats: Vec<Vec<Arc<SimStats>>>,
+}
+
+impl Living {
+    pub fn orchestrator(&self) -> &Orchestrator {
+        self.node.orchestrator()
+    }
+}
+
+fn config(name: &str) -> Config {
+    let file = String::new();
+    let tls = NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() };
+    let (name, listen) = (name.to_owned(), String::new());
+    let cluster = ClusterConfig { name, listen, peers: BTreeMap::new(), tls, cookie_file: file, zone: None };
+    Config { cluster: Some(cluster), ..Config::default() }
+}
+
+/// Starts a node of this name with these pools, which knows all of `others`.
+pub async fn start_node(wires: &Arc<Wires>, env: Env, name: &str, others: &[&str], pools: Vec<PoolConfig>) -> Living {
+    let World { orchestrator, stats } = start_with(env.clone(), config(name), pools).await;
+    let (name, boot_id) = (node_name(name), BootId(env.random()));
+    let cookie = Cookie::new(b"a cookie of thirty-two bytes, or").unwrap();
+    let args = NodeArgs {
+        name: name.clone(),
+        boot_id,
+        zone: None,
+        cookie: cookie.clone(),
+        peers: others.iter().map(|other| (node_name(other), (*other).to_owned())).collect(),
+        policy: NodePolicy::default(),
+    };
+    let (wires, of_port) = (wires.clone(), env.clone());
+    let network = move |linked| Port::new(&wires, of_port, &name, boot_id, cookie, linked);
+    let node = Node::start(orchestrator, args, network).await.expect("starts");
+    Living { node, env, stats }
+}
+
+/// Waits until something of a node is so.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..60_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("not within a minute: {what}");
+}
