@@ -34,7 +34,7 @@ pub fn plant(bug: Option<Bug>) {
 pub(crate) fn is_planted(bug: Bug) -> bool {
     let rare = match bug {
         Bug::SlotTwice => 64,
-        Bug::LostWake => 16,
+        Bug::LostWake | Bug::LoseTokens | Bug::SayTwice => 16,
         _ => 1,
     };
     PLANTED.get() == Some(bug) && {
@@ -93,11 +93,39 @@ pub enum Bug {
     ResumeAnywhere,
     /// A task runs on a model that it did not ask for.
     RunMisfits,
+    // ---- between nodes
+    /// An owner goes on with what a silent gateway has sent.
+    KeepLease,
+    /// A link with a node that is silent for long stays.
+    KeepDeadLink,
+    /// What comes late of an attempt that is over is another's.
+    LateGuest,
+    /// Tokens are lost on their way.
+    LoseTokens,
+    /// Tokens are sent twice.
+    SayTwice,
+    /// What a gateway has taken up is not counted.
+    ForgetCredit,
+    /// An owner goes on with what its gateway has stopped.
+    RunStopped,
+    /// Nobody hears that a link is over.
+    DeafToTheEnd,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Bug {
-    /// Every bug.
+    /// Every bug between nodes.
+    pub const NODES: [Bug; 8] = [
+        Bug::KeepLease,
+        Bug::KeepDeadLink,
+        Bug::LateGuest,
+        Bug::LoseTokens,
+        Bug::SayTwice,
+        Bug::ForgetCredit,
+        Bug::RunStopped,
+        Bug::DeafToTheEnd,
+    ];
+    /// Every bug of one node.
     pub const ALL: [Bug; 23] = [
         Bug::LeakSlot,
         Bug::SlotTwice,

@@ -202,6 +202,10 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         }
         Outcome::Returned(Err(error)) => {
             attempt.suspect(record, error.clone());
+            if matches!(error, EngineError::Unreachable(_)) && attempt.pool.is_remote() {
+                record.forget_attempt(epoch); // Another node did not take it: nothing of it has run.
+                return attempt.give_back(record, epoch);
+            }
             if attempt.runs_again(record) {
                 return attempt.give_back(record, epoch);
             }
@@ -301,6 +305,9 @@ impl Attempt {
     /// it would be sent here again at once.
     fn suspect(&self, record: &TaskRecord, cause: EngineError) {
         self.note_failed(record, cause.cause());
+        if self.pool.is_remote() && !matches!(cause, EngineError::Unreachable(_)) {
+            return; // One attempt was lost at its owner, who looks after the engine; the link is well.
+        }
         let place = &self.pool.replicas[self.lease.replica as usize];
         if place.suspect(&self.engine) {
             place.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.

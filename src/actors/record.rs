@@ -310,6 +310,14 @@ impl TaskRecord {
         }
     }
 
+    /// The attempt of this epoch was none: nothing of it has run.
+    pub(crate) fn forget_attempt(&self, epoch: Epoch) {
+        let mut state = self.state.lock();
+        if state.fence(epoch).is_ok() {
+            state.attempts = state.attempts.saturating_sub(1);
+        }
+    }
+
     /// The attempt of this epoch goes on, though it has no token yet.
     pub(crate) fn note_alive(&self, epoch: Epoch, now: Timestamp) {
         let mut state = self.state.lock();

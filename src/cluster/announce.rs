@@ -48,6 +48,9 @@ pub(super) fn announce(state: &mut LinkState) {
         };
         if is_open { guests_allowed(offer) } else { 0 }
     };
+    if link.must_say_limits.swap(false, Relaxed) {
+        state.announced.limits.clear();
+    }
     let limits: BTreeMap<PoolId, u32> = pools.iter().map(|pool| (pool.id.clone(), allowed(pool))).collect();
     let news: Vec<(PoolId, u32)> = limits
         .iter()

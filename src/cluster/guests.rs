@@ -17,6 +17,7 @@ use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Word};
 use crate::core::error::ErrorCode;
 use crate::core::task::Phase;
+use crate::planted::planted;
 
 /// Most guests of one link: more than any peer has slots for here.
 const GUESTS_MAX: usize = 16_384;
@@ -57,7 +58,7 @@ pub(crate) fn take_in(
 /// The gateway has taken up tokens.
 pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: u32) {
     let guest = link.guests.lock().get(&number).cloned();
-    if let Some(guest) = guest {
+    if let Some(guest) = guest.filter(|_| !planted!(ForgetCredit)) {
         let mut credit = guest.credit.lock();
         *credit = ((credit.0 + tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
         drop(credit);
@@ -68,13 +69,16 @@ pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: 
 /// The gateway wants no more of a guest.
 pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: GuestNo) {
     let guest = link.guests.lock().remove(&number);
-    if let Some(guest) = guest {
+    if let Some(guest) = guest.filter(|_| !planted!(RunStopped)) {
         end(shared, &guest);
     }
 }
 
 /// Stops every guest of a link, and says so.
 pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
+    if planted!(KeepLease) {
+        return;
+    }
     let guests = std::mem::take(&mut *link.guests.lock());
     if guests.is_empty() {
         return;
@@ -126,7 +130,12 @@ impl Courier {
             Err(message) => failed(ErrorCode::InvalidParams, message),
             Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained".into()),
             Ok(request) => match self.shared.orchestrator.submit_guest(request).await {
-                Err(error) => failed(error.code, error.message),
+                Err(error) => {
+                    // What it was told of free places is not so any more.
+                    self.link.say(Word::Limits(vec![(self.guest.pool.clone(), 0)]));
+                    self.link.must_say_limits.store(true, Relaxed);
+                    failed(error.code, error.message)
+                }
                 Ok(submitted) => {
                     tracing::debug!(task_id = %name, as_task = %submitted.task_id, peer = %self.link.peer, "a guest");
                     *self.guest.record.lock() = Some(submitted.record().clone());
@@ -184,7 +193,10 @@ impl Courier {
             size += text.len();
             batch.push(text);
         }
-        if !batch.is_empty() {
+        if planted!(SayTwice) {
+            self.link.say(Word::Tokens { guest: self.number, texts: batch.clone() });
+        }
+        if !batch.is_empty() && !planted!(LoseTokens) {
             self.link.say(Word::Tokens { guest: self.number, texts: batch });
         }
     }

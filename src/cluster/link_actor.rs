@@ -25,6 +25,7 @@ use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, Word};
 use crate::core::link::{Link, Liveness};
 use crate::core::units::Timestamp;
 use crate::core::wire;
+use crate::planted::planted;
 
 /// Longest time from the hand-over of a connection until the peer's link actor is known.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -326,9 +327,9 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         return if late { Err(format!("no link within {READY_TIMEOUT:?}")) } else { Ok(()) };
     }
     match state.line.liveness(now) {
-        Liveness::Dead => return Err(format!("not a word for {:?}", state.shared.policy.link.dead_after)),
+        Liveness::Dead if !planted!(KeepDeadLink) => return Err(format!("not a word for {:?}", state.shared.policy.link.dead_after)),
         Liveness::Suspect if !state.link.figures.is_suspect.swap(true, Relaxed) => state.peer.apply_limits(),
-        Liveness::Suspect | Liveness::Alive => {}
+        Liveness::Suspect | Liveness::Alive | Liveness::Dead => {}
     }
     if state.line.silence(now) >= state.shared.policy.lease && !std::mem::replace(&mut state.lease_is_over, true) {
         guests::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");

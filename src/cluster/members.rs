@@ -178,7 +178,7 @@ async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), Actor
     state.next_label += 1;
     let label = format!("{name}/{}/{}", state.shared.name, state.next_label);
     let life = (name, introduced.hello.boot_id, introduced.taken.protocol);
-    let link = LinkShared::new(life, (token, introduced.token), label.clone());
+    let link = LinkShared::new(life, (token, introduced.token));
     let args = LinkArgs { shared: state.shared.clone(), peer: peer.clone(), link: link.clone() };
     // Before the hand-over, so that the peer is told of it.
     let cell = state.myself.get_cell();
