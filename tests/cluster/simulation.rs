@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orchestrator_core::cluster::Node;
 use orchestrator_core::config::{PoolConfig, QueueConfig, SimConfig, SimFaults, TimeoutConfig};
 use orchestrator_core::core::node::NodeName;
 use orchestrator_core::core::task::FinishReason;
@@ -29,7 +30,7 @@ const LEASE_END: Duration = Duration::from_millis(750);
 /// From the last word of a node to the end of its link: 3 s and a look, and what is on its way.
 const DEAD_END: Duration = Duration::from_millis(3_200);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Tally {
     pub accepted: u64,
     pub refused: u64,
@@ -382,7 +383,18 @@ fn run_world(seed: u64) -> Tally {
             }
         };
         tokio::time::timeout(Duration::from_secs(30), linked).await.expect("every node finds every other");
-        tokio::time::sleep(Duration::from_secs(130)).await;
+        let idle = async {
+            let nodes: Vec<_> = cluster.nodes.borrow().iter().flatten().map(|living| living.node.clone()).collect();
+            let is_done = |node: &Node| {
+                let view = node.view();
+                let links = view.peers.iter().filter_map(|peer| peer.link.as_ref());
+                is_idle(node.orchestrator()) && links.clone().all(|link| (link.lent, link.guests) == (0, 0))
+            };
+            while !nodes.iter().all(is_done) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(130), idle).await; // What is not so is said below.
         for living in cluster.nodes.borrow().iter().flatten() {
             let view = living.node.view();
             assert!(is_idle(living.orchestrator()), "{} is idle: {:?}", view.name, living.orchestrator().pools());
