@@ -108,14 +108,12 @@ pub enum Bug {
     ForgetCredit,
     /// An owner goes on with what its gateway has stopped.
     RunStopped,
-    /// Nobody hears that a link is over.
-    DeafToTheEnd,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl Bug {
     /// Every bug between nodes.
-    pub const NODES: [Bug; 8] = [
+    pub const NODES: [Bug; 7] = [
         Bug::KeepLease,
         Bug::KeepDeadLink,
         Bug::LateGuest,
@@ -123,7 +121,6 @@ impl Bug {
         Bug::SayTwice,
         Bug::ForgetCredit,
         Bug::RunStopped,
-        Bug::DeafToTheEnd,
     ];
     /// Every bug of one node.
     pub const ALL: [Bug; 23] = [

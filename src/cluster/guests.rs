@@ -115,6 +115,22 @@ pub(crate) fn say_who_waits(link: &LinkShared) {
     }
 }
 
+/// Counts a guest as long as its task may compute.
+struct Open<'a>(&'a ClusterShared);
+
+impl<'a> Open<'a> {
+    fn new(shared: &'a ClusterShared) -> Self {
+        shared.guests_open.fetch_add(1, Relaxed);
+        Open(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.guests_open.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Brings a guest's tokens on their way.
 struct Courier {
     shared: Arc<ClusterShared>,
@@ -126,6 +142,7 @@ struct Courier {
 impl Courier {
     async fn carry(self, task: GuestTask) {
         let name = task.task_id.clone();
+        let _open = Open::new(&self.shared);
         let end = match task.request() {
             Err(message) => failed(ErrorCode::InvalidParams, message),
             Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained".into()),

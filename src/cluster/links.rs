@@ -202,9 +202,6 @@ impl LinkShared {
             return;
         }
         self.outbox.lock().words.clear();
-        if planted!(DeafToTheEnd) {
-            return;
-        }
         for port in self.ports.lock().values() {
             port.news.notify_waiters();
         }

@@ -150,6 +150,7 @@ impl Node {
             boot_id: shared.boot_id.to_string(),
             zone: shared.zone.clone(),
             is_draining: shared.is_draining(),
+            guests_open: shared.guests_open.load(Relaxed),
             guests_taken: shared.guests_taken.load(Relaxed),
             guests_lost: shared.guests_lost.load(Relaxed),
             leases_expired: shared.leases_expired.load(Relaxed),
@@ -231,6 +232,8 @@ pub struct NodeView {
     pub zone: Option<String>,
     /// It takes nothing new.
     pub is_draining: bool,
+    /// Attempts of other nodes that wait or run here.
+    pub guests_open: u64,
     /// Attempts of other nodes that it has taken in.
     pub guests_taken: u64,
     /// Those of them that failed.

@@ -194,6 +194,8 @@ pub(crate) struct ClusterShared {
     /// What both sides of a session know, for `ractor_cluster`'s own check.
     pub(crate) session_cookie: String,
     is_draining: AtomicBool,
+    /// Guests whose tasks have not ended.
+    pub(crate) guests_open: AtomicU64,
     /// Guests that were taken in, ended otherwise than by their engines, and stopped since their gateways were silent.
     pub(crate) guests_taken: AtomicU64,
     pub(crate) guests_lost: AtomicU64,
@@ -221,6 +223,7 @@ impl ClusterShared {
             members: Address::default(),
             session_cookie,
             is_draining: AtomicBool::new(false),
+            guests_open: AtomicU64::new(0),
             guests_taken: AtomicU64::new(0),
             guests_lost: AtomicU64::new(0),
             leases_expired: AtomicU64::new(0),

@@ -36,7 +36,8 @@ pub struct Tally {
     pub refused: u64,
     pub completed: u64,
     pub canceled: u64,
-    pub failed: u64,
+    /// Ended by `WORKER_RESET`, `POOL_UNAVAILABLE`, `DECODE_TIMEOUT`.
+    pub failed: [u64; 3],
     pub resumed: u64,
     pub guests: u64,
     pub leases_expired: u64,
@@ -54,7 +55,7 @@ impl std::ops::AddAssign for Tally {
         self.refused += other.refused;
         self.completed += other.completed;
         self.canceled += other.canceled;
-        self.failed += other.failed;
+        (0..3).for_each(|code| self.failed[code] += other.failed[code]);
         self.resumed += other.resumed;
         self.guests += other.guests;
         self.leases_expired += other.leases_expired;
@@ -152,6 +153,8 @@ struct Cluster {
     seed: u64,
     /// Directions that are cut, and since when.
     cuts: RefCell<BTreeMap<(usize, usize), Instant>>,
+    /// Guests of each node that nobody waits for, at the last look.
+    strays: RefCell<BTreeMap<usize, u64>>,
 }
 
 impl Cluster {
@@ -197,6 +200,14 @@ impl Cluster {
     /// outlives 3 s of silence.
     fn look(&self) {
         let nodes = self.nodes.borrow();
+        for (index, living) in nodes.iter().enumerate() {
+            let Some(living) = living else { continue };
+            let view = living.node.view();
+            let known: u64 = view.peers.iter().filter_map(|peer| peer.link.as_ref()).map(|link| link.guests).sum();
+            let stray = view.guests_open.saturating_sub(known);
+            let before = self.strays.borrow_mut().insert(index, stray).unwrap_or(0);
+            assert!(before.min(stray) == 0, "{} computes for nobody: {stray} guests", self.names[index]);
+        }
         for ((from, to), since) in &*self.cuts.borrow() {
             let Some(living) = &nodes[*to] else { continue };
             let view = living.node.view();
@@ -252,8 +263,11 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice) -> Tall
         }
         Event::Error(error) => {
             let allowed = [ErrorCode::WorkerReset, ErrorCode::PoolUnavailable, ErrorCode::DecodeTimeout];
-            assert!(allowed.contains(&error.code), "unexpected end of t{number}: {error}");
-            tally.failed += 1;
+            let code = allowed.iter().position(|code| *code == error.code);
+            tally.failed[code.unwrap_or_else(|| panic!("unexpected end of t{number}: {error}"))] += 1;
+            if std::env::var_os("SHOW").is_some() {
+                println!("t{number}: {error}");
+            }
         }
         other => panic!("not terminal: {other:?}"),
     }
@@ -338,7 +352,7 @@ fn run_world(seed: u64) -> Tally {
         let nodes = RefCell::new((0..count).map(|_| None).collect());
         let (lives, cuts) = (RefCell::new(0), RefCell::new(BTreeMap::new()));
         let current = RefCell::new(vec![0; count]);
-        let cluster = Cluster { wires, names, pools, nodes, lives, current, seed, cuts };
+        let cluster = Cluster { wires, names, pools, nodes, lives, current, seed, cuts, strays: RefCell::default() };
         for index in 0..count {
             cluster.start_one(index).await;
         }
@@ -416,7 +430,7 @@ fn run_world(seed: u64) -> Tally {
             tally.resumed += pools.iter().map(|pool| pool.resumed).sum::<u64>();
             tally.panics += living.env.panics_fired();
         }
-        let ended = tally.completed + tally.canceled + tally.failed;
+        let ended = tally.completed + tally.canceled + tally.failed.iter().sum::<u64>();
         assert_eq!(tally.accepted, ended);
         // Nothing of this run may be there when the next one begins: actors are known to the whole process.
         for index in 0..count {
