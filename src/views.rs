@@ -19,6 +19,7 @@ use crate::core::error::ErrorCode;
 use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::node::NodeName;
 use crate::core::units::{Timestamp, millis_ceil};
 use crate::orchestrator::Orchestrator;
 
@@ -30,6 +31,9 @@ pub use overview::{ClientView, ConfigGeneration, FailureView, LatencyRow, Overvi
 pub struct PoolView {
     /// Its name.
     pub pool_id: PoolId,
+    /// The node whose pool it is, if it is another node's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
     /// Its engine.
     pub engine: String,
     /// The model that it serves.
@@ -206,6 +210,7 @@ impl PoolView {
         let replicas: Vec<ReplicaView> = pool.replicas.iter().map(|replica| ReplicaView::of(replica, now)).collect();
         PoolView {
             pool_id: pool.id.clone(),
+            node: pool.node().cloned(),
             engine: pool.config.engine.clone(),
             model: pool.edition().spec.model.clone(),
             reload: pool.reload_view(),

@@ -28,6 +28,7 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
+use crate::core::node::NodeName;
 use crate::core::objectives::Objectives;
 use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::resume::LossRule;
@@ -95,8 +96,8 @@ pub(crate) struct PoolShared {
     pub(crate) state_changed: Notify,
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     others: RwLock<Arc<[Weak<PoolShared>]>>,
-    /// Its engine is another node's pool. Written once, before it serves.
-    remote: AtomicBool,
+    /// The node whose pool its engine is, if it is another's. Written once, before it serves.
+    node: OnceLock<NodeName>,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
@@ -155,7 +156,7 @@ impl PoolShared {
             wanted: AtomicU32::new(0),
             crowd: Mutex::default(),
             others: RwLock::default(),
-            remote: AtomicBool::new(false),
+            node: OnceLock::new(),
             is_leaving: AtomicBool::new(false),
             leaves_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),
@@ -195,13 +196,18 @@ impl PoolShared {
 
     /// Whether its engine is another node's pool.
     pub(crate) fn is_remote(&self) -> bool {
-        self.remote.load(Relaxed)
+        self.node.get().is_some()
     }
 
-    /// Its engine is another node's pool.
+    /// The node whose pool its engine is, if it is another's.
+    pub(crate) fn node(&self) -> Option<&NodeName> {
+        self.node.get()
+    }
+
+    /// Its engine is a pool of this node.
     #[cfg(feature = "cluster")]
-    pub(crate) fn set_remote(&self) {
-        self.remote.store(true, Relaxed);
+    pub(crate) fn set_node(&self, node: NodeName) {
+        let _ = self.node.set(node); // Once, by whoever made it.
     }
 
     /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that

@@ -35,7 +35,7 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
         if is_there || card.identity.is_none() {
             continue;
         }
-        match shared.orchestrator.add_remote(config(card, name), factory(&peer, id)) {
+        match shared.orchestrator.add_remote(name, config(card, name), factory(&peer, id)) {
             Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), Shadow { card: card.clone(), pool })),
             Err(error) => tracing::warn!(pool = %id, peer = %name, %error, "a node's pool cannot be used here"),
         }

@@ -12,6 +12,7 @@ use crate::service::access::Access;
 use crate::service::config_store::ConfigStore;
 use crate::service::glance::Glance;
 use crate::service::listener::Links;
+use crate::service::nodes::Nodes;
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +24,7 @@ pub(crate) struct App {
     pub(crate) links: Vec<Arc<Links>>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) glance: Arc<Glance>,
+    pub(crate) nodes: Nodes,
 }
 
 impl FromRef<App> for Orchestrator {

@@ -52,6 +52,10 @@ enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Make a first cluster, and look at its nodes.
+    #[cfg(feature = "cluster")]
+    #[command(subcommand)]
+    Cluster(crate::service::cluster_command::ClusterCommand),
     /// List the devices of this host.
     Devices {
         /// Where NVIDIA's management library lies, if not where the system finds it.
@@ -127,6 +131,8 @@ pub fn run() -> ExitCode {
         Command::Top(arguments) => block_on(top::run(arguments)),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Config(command) => block_on(config_command::run(command)),
+        #[cfg(feature = "cluster")]
+        Command::Cluster(command) => block_on(crate::service::cluster_command::run(command)),
         Command::Schema => {
             say(config_file::schema().trim_end());
             Ok(())

@@ -18,7 +18,7 @@ use crate::orchestrator::Orchestrator;
 use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
 use crate::service::listener::{BodyFault, read_body};
-use crate::service::{api, configs, devices, glance, metrics, pools, rollouts, tasks};
+use crate::service::{api, configs, devices, glance, metrics, nodes, pools, rollouts, tasks};
 
 /// The API as a document.
 #[derive(OpenApi)]
@@ -36,6 +36,8 @@ use crate::service::{api, configs, devices, glance, metrics, pools, rollouts, ta
         pools::reload,
         pools::replica_sets,
         devices::devices,
+        nodes::show,
+        nodes::drain,
         pools::session,
         pools::end_session,
         glance::overview,

@@ -6,6 +6,8 @@ mod access;
 pub mod api;
 mod app;
 pub mod cli;
+#[cfg(feature = "cluster")]
+mod cluster_command;
 mod config_command;
 mod config_diff;
 pub mod config_file;
@@ -25,6 +27,7 @@ mod listener;
 mod logging;
 mod metrics;
 mod named_counts;
+mod nodes;
 mod notify;
 #[cfg(feature = "otlp")]
 mod otlp;

@@ -13,7 +13,7 @@ use crate::core::error::ErrorCode;
 use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::keys::Scope::{self, Admin, Read, Submit};
-use crate::service::{configs, dashboard, devices, glance, http, metrics, pools, rollouts, tasks};
+use crate::service::{configs, dashboard, devices, glance, http, metrics, nodes, pools, rollouts, tasks};
 
 /// Who is served by a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub fn routes() -> Vec<Route> {
             [(Method::GET, SEE), (Method::POST, RULE)],
         ),
         route("/v1/rollouts/{pool}", Operator, axum::routing::delete(rollouts::end), [(Method::DELETE, RULE)]),
+        route("/v1/cluster", Operator, get(nodes::show), [(Method::GET, SEE)]),
+        route("/v1/cluster/drain", Operator, post(nodes::drain), [(Method::POST, RULE)]),
         reads("/metrics", metrics::scrape),
         open("/healthz", get(http::alive)),
         open("/readyz", get(http::ready)),

@@ -17,6 +17,7 @@ use crate::service::config_store::{ConfigStore, merged};
 use crate::service::glance::Glance;
 use crate::service::keys::KeyFile;
 use crate::service::listener::{self, Links};
+use crate::service::nodes::Nodes;
 use crate::service::notify::Notifier;
 use crate::service::routes::{Face, router};
 use crate::service::tls::Tls;
@@ -58,6 +59,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
         Err(_) => builder,
     };
     let orchestrator = builder.start().await.map_err(|error| error.to_string())?;
+    let nodes = Nodes::start(config.cluster.as_ref(), &orchestrator).await?;
     let env = orchestrator.env().clone();
     let links = Links::new(env.clone(), config.http.connections_max);
     let admin_links = Links::new(env.clone(), config.http.connections_max);
@@ -69,6 +71,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
         links: vec![links.clone(), admin_links.clone()],
         requests: Arc::new(Requests::default()),
         glance: Arc::new(Glance::default()),
+        nodes: nodes.clone(),
     };
     // They end with this function.
     let mut work = JoinSet::new();
@@ -101,6 +104,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     tracing::info!("draining; a second signal ends at once");
     notifier.tell("STOPPING=1");
     drop(app);
+    nodes.drain();
     tokio::select! {
         biased;
         () = signals.until_end() => return Err("ended at once by a second signal".into()),
@@ -199,6 +203,10 @@ fn greet(
     }
     if let Some(why) = no_driver {
         say(&format!("{why}: devices are simulated"));
+    }
+    if let Some(cluster) = &config.cluster {
+        let peers = cluster.peers.keys().cloned().collect::<Vec<_>>().join(", ");
+        say(&format!("node {} of a cluster, on {}; it dials {peers}", cluster.name, cluster.listen));
     }
     for pool in &config.pools {
         let (replicas, slots) = (pool.replicas.len(), pool.slots);
