@@ -75,7 +75,7 @@ impl Fleet {
                 cookie_file: at("cookie"),
                 zone: None,
             };
-            let pools = if index == 0 { Vec::new() } else { vec![llama::pool(server, 1, 8)] };
+            let pools = if index == 0 { Vec::new() } else { vec![llama::pool(server, 1, 4)] };
             let config = Config { pools, cluster: Some(cluster), ..Config::default() };
             let file = folder.join(format!("{name}.json.yaml"));
             std::fs::write(&file, serde_json::to_string_pretty(&config).unwrap()).unwrap();
@@ -254,6 +254,7 @@ pub fn stream(id: &str, prompt: &str, seed: u64, tokens: u32) -> String {
     )
     .unwrap();
     let (mut text, mut kind, mut ended, mut expected) = (String::new(), String::new(), false, 0);
+    let mut rest = Vec::new();
     for line in BufReader::new(stream).lines() {
         let line = line.expect("it goes on until its end");
         if let Some(event) = line.strip_prefix("event: ") {
@@ -271,8 +272,10 @@ pub fn stream(id: &str, prompt: &str, seed: u64, tokens: u32) -> String {
                 "error" => panic!("{id}: {data}"),
                 _ => {}
             }
+        } else {
+            rest.push(line);
         }
     }
-    assert!(ended, "{id} has an end");
+    assert!(ended, "{id} has an end: {rest:?}");
     text
 }
