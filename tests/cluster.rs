@@ -84,3 +84,57 @@ async fn a_stream_goes_on_on_another_node_when_its_node_dies() {
     }
     drop(two);
 }
+
+/// A flood that comes in through three gateways, and a polite client at one of them: what each is served while both wait differs by no more
+/// than the stated bound, as if all had come in through one.
+#[tokio::test(start_paused = true)]
+async fn one_fairness_holds_over_three_gateways() {
+    const TASKS: u64 = 100;
+    const TOKENS: u32 = 20;
+    let wires = Arc::<Wires>::default();
+    let names = ["a-front", "b-front", "c-front", "one", "two"];
+    let mut nodes = Vec::new();
+    for (index, name) in names.into_iter().enumerate() {
+        let others: Vec<&str> = names.into_iter().filter(|other| *other != name).collect();
+        let pools = if index < 3 { Vec::new() } else { vec![pool("chat", 1, 2, millisecond())] };
+        nodes.push(start_node(&wires, Env::simulated(index as u64), name, &others, pools).await);
+    }
+    let serves = |node: &Living| {
+        let pools = node.orchestrator().pools();
+        pools.len() == 2 && pools.iter().all(|pool| pool.replicas.iter().all(|replica| replica.state.is_ready()))
+    };
+    until("every gateway has both pools", || nodes[..3].iter().all(serves)).await;
+    let mut readers = Vec::new();
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for number in 0..TASKS {
+        for (gateway, node) in nodes[..3].iter().enumerate() {
+            for client in ["flood", "polite"].into_iter().filter(|client| *client == "flood" || gateway == 2) {
+                let request = TaskRequest::completion(format!("prompt {number} {gateway}")).max_tokens(TOKENS);
+                let request = request.client(support::client(client));
+                let submitted = node.orchestrator().submit(request).await.expect("accepted");
+                let ended = ended.clone();
+                readers.push(tokio::spawn(async move {
+                    read_whole(submitted.stream()).await;
+                    ended.lock().unwrap().push(client);
+                }));
+            }
+        }
+    }
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    let ended = ended.lock().unwrap().clone();
+    let last_polite = ended.iter().rposition(|client| *client == "polite").expect("they ended");
+    let mut ahead = [0_i64; 2];
+    let mut worst = 0;
+    for client in &ended[..=last_polite] {
+        ahead[usize::from(*client == "polite")] += 1;
+        worst = worst.max((ahead[0] - ahead[1]).abs());
+    }
+    // 4 slots, and of each of three gateways a task that waits at each of two owners; and what 50 ms of two owners serve unseen.
+    let (slots, bids, unseen) = (4, 6, 50 * 4 / i64::from(TOKENS));
+    let bound = 2 * (slots + bids + 1) + unseen;
+    println!("beside a flood through three gateways: {ahead:?} tasks, at most {worst} apart; bound {bound}");
+    assert!(worst <= bound, "{worst} tasks apart, {bound} are allowed");
+    assert!(ahead[1] == TASKS as i64 && ahead[0] < 2 * TASKS as i64);
+}

@@ -21,6 +21,7 @@ use crate::actors::submission::Submission;
 use crate::core::admission::{PoolFacts, over_limit, route};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::SessionId;
+use crate::core::lifecycle::PoolState;
 use crate::core::limits::Take;
 use crate::core::task::{KvHint, TaskRequest};
 use crate::core::units::Tokens;
@@ -112,6 +113,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let aside = runtime.rollouts.set_aside(request, &policy, &table);
     let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
+    set_shadows_aside(&table.serving, &mut facts);
     let route = route(request, &facts)?;
     let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;
@@ -122,6 +124,19 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let claimed = record.set_route(route, runtime.env.now(), Take { tokens, memory_bytes });
     claimed.map_err(|exceeded| over_limit(request, exceeded, pool.expected_wait(request.priority, None)))?;
     Ok(pool)
+}
+
+/// Tasks of a set that spans nodes stand in one order: that of its first pool that serves. The pools of other nodes lend their slots to it.
+fn set_shadows_aside(pools: &[Arc<PoolShared>], facts: &mut [PoolFacts<'_>]) {
+    for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| pool.is_remote()) {
+        let before = pools[..position].iter().zip(&*facts);
+        let stands_for = |(other, facts): (&Arc<PoolShared>, &PoolFacts<'_>)| {
+            facts.state == PoolState::Ready && facts.allowed && !facts.aside && other.is_same_set(pool)
+        };
+        if before.into_iter().any(stands_for) {
+            facts[position].aside = true;
+        }
+    }
 }
 
 /// What admission may know of a pool, as of now.
@@ -138,7 +153,7 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
         aliases: &pool.config.aliases,
         aside: false,
         room: pool.has_room(request.priority),
-        allowed: policy.allows(&pool.id) && request.may_use(&pool.id),
+        allowed: policy.allows(pool.allowed_as()) && request.may_use(pool.allowed_as()),
         wait: pool.expected_wait(request.priority, Some((&request.client_id, policy.weight))),
         next_try: if state.takes_tasks() { None } else { pool.next_try() },
     }

@@ -62,6 +62,9 @@ pub(crate) enum QueueMsg {
     Settle,
     /// A client that ran as much as its quota allows may run more.
     Release { client: ClientId },
+    /// Clients have been served in pools of the same set on other nodes, at these costs.
+    #[cfg(feature = "cluster")]
+    ServedElsewhere(Arc<[(ClientId, Priority, i64)]>),
     /// A new pool manager: earlier offers are void.
     ManagerReplaced,
     /// It can be reached: look at the ledger once more.
@@ -142,6 +145,12 @@ impl Actor for QueueActor {
             QueueMsg::Lend { lender, slots } => on_lend(state, &mut books, &lender, slots),
             QueueMsg::Settle => {}
             QueueMsg::Release { client } => state.queue.release(&mut books, &client),
+            #[cfg(feature = "cluster")]
+            QueueMsg::ServedElsewhere(served) => {
+                for (client, class, cost) in &*served {
+                    state.queue.serve_elsewhere(&mut books, client, *class, *cost);
+                }
+            }
             QueueMsg::ManagerReplaced => state.credit = 0,
             QueueMsg::Refill => on_refill(state, &mut books),
             QueueMsg::PoolOut => {}

@@ -104,8 +104,9 @@ impl TaskRecord {
     /// Whether its client may use this pool.
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();
-        self.request.may_use(&pool.id)
-            && state.route.as_ref().is_some_and(|route| route.client.policy().allows(&pool.id))
+        let name = pool.allowed_as();
+        self.request.may_use(name)
+            && state.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
     }
 
     /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they may.

@@ -96,8 +96,8 @@ pub(crate) struct PoolShared {
     pub(crate) state_changed: Notify,
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     others: RwLock<Arc<[Weak<PoolShared>]>>,
-    /// The node whose pool its engine is, if it is another's. Written once, before it serves.
-    node: OnceLock<NodeName>,
+    /// The node whose pool its engine is, if it is another's, and the pool's name there. Written once, before it serves.
+    node: OnceLock<(NodeName, PoolId)>,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
@@ -201,13 +201,18 @@ impl PoolShared {
 
     /// The node whose pool its engine is, if it is another's.
     pub(crate) fn node(&self) -> Option<&NodeName> {
-        self.node.get()
+        self.node.get().map(|(node, _)| node)
     }
 
-    /// Its engine is a pool of this node.
+    /// The name by which clients and keys are allowed to use it: a pool of another node goes by its name there.
+    pub(crate) fn allowed_as(&self) -> &PoolId {
+        self.node.get().map_or(&self.id, |(_, pool)| pool)
+    }
+
+    /// Its engine is this pool of this node.
     #[cfg(feature = "cluster")]
-    pub(crate) fn set_node(&self, node: NodeName) {
-        let _ = self.node.set(node); // Once, by whoever made it.
+    pub(crate) fn set_node(&self, node: NodeName, pool: PoolId) {
+        let _ = self.node.set((node, pool)); // Once, by whoever made it.
     }
 
     /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that

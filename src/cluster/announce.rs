@@ -1,7 +1,7 @@
 //! What a node tells its peers of its pools: what they are, and how many guests of each peer they take now.
 //!
-//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that run, so that each gateway's most
-//! deserving task waits in the pool's own order: which of them is next is decided there, and nowhere else.
+//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that have begun, so that each gateway's
+//! most deserving task waits in the pool's own order: which of them is next is decided there, and nowhere else.
 //!
 //! Spec: ORCH-3007, ORCH-3008.
 
@@ -11,13 +11,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::shared::PoolShared;
 use crate::cluster::link_actor::LinkState;
-use crate::cluster::links::{Guest, LinkShared};
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Word};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::Intent;
 use crate::core::offers::{Offer, guests_allowed};
-use crate::core::task::Phase;
+use crate::core::task::Priority;
 
 /// What the peer has been told.
 #[derive(Default)]
@@ -44,7 +43,7 @@ pub(super) fn announce(state: &mut LinkState) {
             slots: places.map(|replica| replica.slots.limit()).sum(),
             free: pool.slots_free(),
             waiting: pool.depth_total(),
-            running: running(link, &pool.id),
+            has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
         };
         if is_open { guests_allowed(offer) } else { 0 }
     };
@@ -67,15 +66,6 @@ pub(super) fn announce(state: &mut LinkState) {
 pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
     let table = shared.orchestrator.shared().pools.table();
     table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
-}
-
-/// Guests of this link that run in this pool.
-fn running(link: &LinkShared, pool: &PoolId) -> u32 {
-    let runs = |guest: &Arc<Guest>| {
-        let record = guest.record.lock();
-        guest.pool == *pool && record.as_ref().is_some_and(|record| record.phase() == Phase::Running)
-    };
-    link.guests.lock().values().filter(|guest| runs(guest)).count() as u32
 }
 
 fn card(shared: &ClusterShared, pool: &PoolShared) -> PoolCard {

@@ -15,8 +15,9 @@ use crate::actors::reader::TaskStream;
 use crate::cluster::links::{Guest, LinkShared};
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Word};
-use crate::core::error::ErrorCode;
-use crate::core::task::Phase;
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::task::{Phase, TaskRequest};
+use crate::orchestrator::Submitted;
 use crate::planted::planted;
 
 /// Most guests of one link: more than any peer has slots for here.
@@ -140,13 +141,18 @@ struct Courier {
 }
 
 impl Courier {
+    async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        let note = |seq| self.shared.served.note_guest(seq, self.link.peer.clone());
+        self.shared.orchestrator.submit_guest(request, note).await
+    }
+
     async fn carry(self, task: GuestTask) {
         let name = task.task_id.clone();
         let _open = Open::new(&self.shared);
         let end = match task.request() {
             Err(message) => failed(ErrorCode::InvalidParams, message),
             Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained".into()),
-            Ok(request) => match self.shared.orchestrator.submit_guest(request).await {
+            Ok(request) => match self.submit(request).await {
                 Err(error) => {
                     // What it was told of free places is not so any more.
                     self.link.say(Word::Limits(vec![(self.guest.pool.clone(), 0)]));
@@ -183,7 +189,7 @@ impl Courier {
                     EventRef::Token { text, .. } => texts.push(text.to_owned()),
                     EventRef::End(ended) => end = Some(done(ended)),
                     EventRef::Error(error) => end = Some(failed(error.code, error.message.clone())),
-                    EventRef::Started(_) => {}
+                    EventRef::Started(_) => self.link.say(Word::Begun(self.number)),
                 })
                 .await;
             self.send(texts);

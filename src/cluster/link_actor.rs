@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::cluster::announce::{Announced, announce};
-use crate::cluster::guests;
+use crate::cluster::{guests, served};
 use crate::cluster::links::{Heard, LinkShared};
 use crate::cluster::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
@@ -250,11 +250,13 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
                 link.hear(guest, Heard::Waits)?;
             }
         }
+        Word::Begun(guest) => link.hear(guest, Heard::Begun)?,
         Word::Tokens { guest, texts } => link.hear(guest, Heard::Tokens(texts))?,
         Word::End { guest, end } => link.hear(guest, Heard::End(end))?,
         Word::Credit { guest, tokens, bytes } => guests::on_credit(link, guest, tokens, bytes),
         Word::Stop(guest) => guests::stop(shared, link, guest),
-        Word::Served(_) | Word::Demand(_) => {}
+        Word::Served(served) => served::take_in(&state.peer, &served),
+        Word::Demand(_) => {}
     }
     Ok(())
 }
@@ -335,6 +337,10 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         guests::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");
     }
     announce(state);
+    let news = state.shared.served.news_for(&state.shared, &state.peer.name);
+    if !news.is_empty() {
+        state.link.say(Word::Served(news));
+    }
     if now.since(state.waits_said_at) >= WAITS_PERIOD {
         state.waits_said_at = now;
         guests::say_who_waits(&state.link);

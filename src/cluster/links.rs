@@ -23,6 +23,8 @@ use crate::planted::planted;
 pub(crate) enum Heard {
     /// The owner has it, and it waits there.
     Waits,
+    /// It has begun.
+    Begun,
     /// Its tokens.
     Tokens(Vec<String>),
     /// Its end.
@@ -133,7 +135,9 @@ pub(crate) struct LinkShared {
     pub(crate) guests: Mutex<BTreeMap<GuestNo, Arc<Guest>>>,
     /// The pools that the peer has announced.
     pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolCard>>>,
-    /// How many guests its pools take of us, as far as it has said.
+    /// Attempts of ours that have begun there, by pool.
+    begun: Mutex<BTreeMap<PoolId, u32>>,
+    /// How many guests of ours may wait in its pools, as far as it has said.
     pub(crate) limits: Mutex<BTreeMap<PoolId, u32>>,
     pub(crate) is_draining: AtomicBool,
     /// The peer has been told less than is so: all limits are to be said again.
@@ -161,6 +165,7 @@ impl LinkShared {
             next_guest: AtomicU64::new(1),
             guests: Mutex::default(),
             cards: Mutex::default(),
+            begun: Mutex::default(),
             limits: Mutex::default(),
             is_draining: AtomicBool::new(false),
             must_say_limits: AtomicBool::new(false),
@@ -213,7 +218,7 @@ impl LinkShared {
         let guest = GuestNo(self.next_guest.fetch_add(1, Relaxed));
         let port = Arc::<Port>::default();
         self.ports.lock().insert(guest, port.clone());
-        Lent { link: self.clone(), guest, port, has_ended: false }
+        Lent { link: self.clone(), guest, port, has_ended: false, begun_in: None }
     }
 
     /// Gives what was heard to the attempt that it is for. One that nobody waits for any more is dropped.
@@ -225,6 +230,12 @@ impl LinkShared {
         let port = ports.get(&guest).or(if planted!(LateGuest) { ports.values().next() } else { None }).cloned();
         drop(ports);
         port.map_or(Ok(()), |port| port.put(heard))
+    }
+
+    /// How many attempts of ours this pool may have now: those that have begun, and as many as may wait.
+    pub(crate) fn limit(&self, pool: &PoolId) -> u32 {
+        let waits = self.limits.lock().get(pool).copied().unwrap_or(0);
+        waits.saturating_add(self.begun.lock().get(pool).copied().unwrap_or(0))
     }
 
     /// Attempts of ours that run there.
@@ -244,11 +255,28 @@ pub(crate) struct Lent {
     pub(crate) guest: GuestNo,
     pub(crate) port: Arc<Port>,
     pub(crate) has_ended: bool,
+    /// The pool that has begun it.
+    begun_in: Option<PoolId>,
+}
+
+impl Lent {
+    /// The owner has begun it: another may wait there.
+    pub(crate) fn begin(&mut self, pool: &PoolId) {
+        if self.begun_in.is_none() {
+            self.begun_in = Some(pool.clone());
+            *self.link.begun.lock().entry(pool.clone()).or_default() += 1;
+        }
+    }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
         self.link.ports.lock().remove(&self.guest);
+        if let Some(pool) = &self.begun_in
+            && let Some(begun) = self.link.begun.lock().get_mut(pool)
+        {
+            *begun -= 1;
+        }
         if !self.has_ended {
             self.link.say(Word::Stop(self.guest));
         }

@@ -15,6 +15,7 @@ mod links;
 mod members;
 mod node;
 mod remote_engine;
+mod served;
 mod shadows;
 mod shared;
 mod tls_network;

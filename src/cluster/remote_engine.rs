@@ -93,6 +93,11 @@ impl Engine for RemoteEngine {
                 Ok(None) if given == 0 => return Err(self.gone()),
                 Ok(None) => return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name))),
                 Ok(Some(Heard::Waits)) => out.is_alive(),
+                Ok(Some(Heard::Begun)) => {
+                    out.is_alive();
+                    lent.begin(&self.pool);
+                    self.peer.apply_limits();
+                }
                 Ok(Some(Heard::Tokens(texts))) => {
                     let (tokens, bytes) = (texts.len() as u32, texts.iter().map(String::len).sum::<usize>() as u32);
                     lent.port.take_up(tokens, bytes);

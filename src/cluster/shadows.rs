@@ -35,7 +35,7 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
         if is_there || card.identity.is_none() {
             continue;
         }
-        match shared.orchestrator.add_remote(name, config(card, name), factory(&peer, id)) {
+        match shared.orchestrator.add_remote((name, id), config(card, name), factory(&peer, id)) {
             Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), Shadow { card: card.clone(), pool })),
             Err(error) => tracing::warn!(pool = %id, peer = %name, %error, "a node's pool cannot be used here"),
         }
@@ -65,7 +65,7 @@ fn config(card: &PoolCard, node: &NodeName) -> PoolConfig {
         aliases: card.aliases.clone(),
         workloads: card.workloads.clone(),
         bytes_per_token: card.bytes_per_token,
-        slots: card.slots,
+        slots: card.slots + 1, // One waits there beside those that run.
         self_test: false,
         determinism_class: card.determinism_class,
         timeouts: TimeoutConfig { preload_ms: 2_000, stop_ms: 1_000, ..TimeoutConfig::default() },

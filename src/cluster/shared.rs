@@ -15,6 +15,7 @@ use crate::actors::shared::PoolShared;
 use crate::cluster::hello::{Introduced, Role};
 use crate::cluster::links::LinkShared;
 use crate::cluster::members::MembersMsg;
+use crate::cluster::served::ServedNews;
 use crate::cluster::words::PoolCard;
 use crate::core::id::PoolId;
 use crate::core::link::{LinkPolicy, Liveness};
@@ -167,10 +168,10 @@ impl PeerShared {
     pub(crate) fn apply_limits(&self) {
         let link = self.link();
         let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
-        let limits = link.as_ref().filter(takes).map(|link| link.limits.lock().clone()).unwrap_or_default();
+        let link = link.as_ref().filter(takes);
         for (id, shadow) in &*self.shadows.lock() {
             let slots = &shadow.pool.replicas[0].slots;
-            let limit = limits.get(id).copied().unwrap_or(0).min(slots.total());
+            let limit = link.map_or(0, |link| link.limit(id)).min(slots.total());
             if slots.limit() != limit {
                 slots.set_limit(limit);
                 shadow.pool.nudge_manager();
@@ -193,6 +194,7 @@ pub(crate) struct ClusterShared {
     pub(crate) members: Address<MembersMsg>,
     /// What both sides of a session know, for `ractor_cluster`'s own check.
     pub(crate) session_cookie: String,
+    pub(crate) served: ServedNews,
     is_draining: AtomicBool,
     /// Guests whose tasks have not ended.
     pub(crate) guests_open: AtomicU64,
@@ -222,6 +224,7 @@ impl ClusterShared {
             network,
             members: Address::default(),
             session_cookie,
+            served: ServedNews::default(),
             is_draining: AtomicBool::new(false),
             guests_open: AtomicU64::new(0),
             guests_taken: AtomicU64::new(0),

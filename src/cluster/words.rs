@@ -82,7 +82,7 @@ pub enum Word {
         /// The node is being drained: it takes nothing new.
         draining: bool,
     },
-    /// How many guests of the receiver some pools may have now.
+    /// How many guests of the receiver may wait now, beyond those that have begun, in these pools.
     Limits(Vec<(PoolId, u32)>),
     /// The gateway asks the owner to run an attempt.
     Ask {
@@ -93,6 +93,8 @@ pub enum Word {
     },
     /// The owner has taken a guest in, or has it still: it waits there.
     Waits(Vec<GuestNo>),
+    /// A worker of the owner has begun the guest.
+    Begun(GuestNo),
     /// The guest's tokens, in their order.
     Tokens {
         /// Whose.
@@ -137,7 +139,7 @@ impl Word {
             Word::Waits(guests) => ("guests", guests.len(), LIST_MAX),
             Word::Served(served) => ("clients", served.len(), LIST_MAX),
             Word::Demand(demand) => ("clients", demand.len(), LIST_MAX),
-            Word::Ask { .. } | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => return None,
+            Word::Ask { .. } | Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => return None,
         };
         (found > most).then(|| format!("{found} {what} in one word, at most {most} are allowed"))
     }
@@ -153,7 +155,7 @@ impl Word {
             Word::Waits(guests) => guests.len() * 8 + FEW,
             Word::Served(served) => served.len() * 96 + FEW,
             Word::Demand(demand) => demand.len() * 96 + FEW,
-            Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
+            Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
         }
     }
 }

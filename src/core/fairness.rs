@@ -100,7 +100,25 @@ pub struct Accounts {
     charges: SeqMap<Charge>,
     /// The conversations that are kept busy by tasks of `charges`.
     sessions: SeqMap<SessionId>,
+    /// What has been charged and corrected since somebody last asked; `None` while nobody asks.
+    journal: Option<Vec<Charged>>,
 }
+
+/// A charge or its correction, for those who keep the same client's accounts elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charged {
+    /// The task.
+    pub seq: TaskSeq,
+    /// Whose it is.
+    pub client: ClientId,
+    /// Its class.
+    pub class: Priority,
+    /// Weighted tokens; less than nothing when more was charged before.
+    pub cost: i64,
+}
+
+/// Most entries of the journal. Nobody asks for them any more when there are so many.
+const JOURNAL_MAX: usize = 65_536;
 
 impl Accounts {
     /// Accounts of nobody yet.
@@ -121,6 +139,7 @@ impl Accounts {
             idle: Idle::default(),
             charges: SeqMap::default(),
             sessions: SeqMap::default(),
+            journal: None,
         }
     }
 
@@ -336,6 +355,27 @@ impl Accounts {
         *time = (*time).max(least.map_or(start, |least| least.min(start)));
     }
 
+    fn note(&mut self, seq: TaskSeq, slot: u32, class: Priority, cost: i64) {
+        let Some(journal) = self.journal.as_mut().filter(|_| cost != 0) else { return };
+        if journal.len() >= JOURNAL_MAX {
+            self.journal = None;
+            return;
+        }
+        journal.push(Charged { seq, client: self.accounts[slot as usize].id.clone(), class, cost });
+    }
+
+    /// What has been charged and corrected since the last call. The first call begins to keep it.
+    pub fn take_journal(&mut self) -> Vec<Charged> {
+        std::mem::take(self.journal.get_or_insert_default())
+    }
+
+    /// A client that is known here has been served elsewhere, at this cost: its next turn here is that much later.
+    pub(crate) fn serve_elsewhere(&mut self, slot: u32, class: Priority, cost: i64) {
+        let account = &mut self.accounts[slot as usize];
+        let virtual_time = price(cost.unsigned_abs(), account.weight);
+        account.time[class.index()] += if cost < 0 { -virtual_time } else { virtual_time };
+    }
+
     /// What a task of this client is expected to cost.
     pub(crate) fn estimate(&self, slot: u32, size: Size) -> u64 {
         let usual = self.account(slot).usual.tokens().unwrap_or(size.output_guess);
@@ -351,6 +391,7 @@ impl Accounts {
         self.start[index] = self.start[index].max(account.time[index]);
         account.time[index] += price(cost, account.weight);
         self.charges.insert(seq, Charge { cost, client: slot, class, has_session: session.is_some() });
+        self.note(seq, slot, class, cost as i64);
         session.map(|session| self.sessions.insert(seq, session));
     }
 
@@ -371,6 +412,7 @@ impl Accounts {
         if let Served::Whole { output, .. } = served {
             account.usual.record(output);
         }
+        self.note(seq, charge.client, charge.class, cost as i64 - charge.cost as i64);
         let session = if charge.has_session { self.sessions.remove(&seq) } else { None };
         Some((charge, session))
     }
@@ -421,6 +463,38 @@ mod tests {
             let accounts = Accounts::new(CostWeights::default(), weights);
             assert_eq!(Priority::ALL.map(|class| accounts.class_price(class)), prices, "{weights:?}");
         }
+    }
+
+    #[test]
+    fn what_was_served_elsewhere_counts_as_if_it_had_been_served_here() {
+        let (mut here, mut there) =
+            (Accounts::new(CostWeights::default(), [9, 1]), Accounts::new(CostWeights::default(), [9, 1]));
+        let [slot, other] = [&mut here, &mut there].map(|accounts| {
+            let slot = enter(accounts, "a", 2);
+            accounts.lift(slot, Priority::Batch, None);
+            slot
+        });
+        assert!(here.take_journal().is_empty(), "from here on it is kept");
+        here.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
+        here.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
+        let journal = here.take_journal();
+        assert_eq!(journal.iter().map(|entry| entry.cost).collect::<Vec<_>>(), [210, 24 - 210]);
+        assert!(here.take_journal().is_empty(), "once");
+        for entry in journal {
+            there.serve_elsewhere(other, entry.class, entry.cost);
+        }
+        assert_eq!(there.time(&client("a"), Priority::Batch), here.time(&client("a"), Priority::Batch));
+    }
+
+    #[test]
+    fn a_journal_that_nobody_asks_for_ends() {
+        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
+        let slot = enter(&mut accounts, "a", 1);
+        accounts.take_journal();
+        for number in 0..=JOURNAL_MAX as u64 {
+            accounts.charge(TaskSeq(number), slot, Priority::Batch, size(1, 1), None);
+        }
+        assert!(accounts.journal.is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! How many attempts of another node's a pool takes.
+//! How many attempts of another node's may wait in a pool.
 
-/// What there is in a pool, and what it has of one gateway.
+/// What there is in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Places of Ready replicas.
@@ -9,17 +9,17 @@ pub struct Offer {
     pub free: u32,
     /// Tasks that wait in the pool's queue, guests included.
     pub waiting: u32,
-    /// Guests of this gateway that run.
-    pub running: u32,
+    /// Whether the queue would take one in.
+    pub has_room: bool,
 }
 
-/// How many guests this gateway may have: those that run, and as many as there is room for. A full pool takes one more, which waits: so the
-/// most deserving task of each gateway stands in the pool's own order, and none is kept from another place for no use. None where nothing
-/// is Ready.
+/// How many guests each gateway may have here that have not begun: as many as there is room for. A full pool takes one, which waits: so the
+/// most deserving task of each gateway stands in the pool's own order, and no other is kept from another place for no use. None where
+/// nothing is Ready or the queue is full.
 pub fn guests_allowed(offer: Offer) -> u32 {
-    match offer.slots {
-        0 => 0,
-        _ => offer.running + offer.free.saturating_sub(offer.waiting).max(1),
+    match offer {
+        Offer { slots: 0, .. } | Offer { has_room: false, .. } => 0,
+        Offer { free, waiting, .. } => free.saturating_sub(waiting).max(1),
     }
 }
 
@@ -29,12 +29,12 @@ mod tests {
 
     #[test]
     fn a_pool_takes_what_it_has_room_for_and_one_that_waits() {
-        let pool = |free, waiting, running| guests_allowed(Offer { slots: 4, free, waiting, running });
-        assert_eq!(pool(4, 0, 0), 4, "an empty pool takes as many as it has places");
-        assert_eq!(pool(3, 0, 1), 4);
-        assert_eq!(pool(3, 3, 1), 2, "its own tasks are about to take them, and one may wait beside them");
-        assert_eq!(pool(0, 0, 2), 3, "a full one takes one more, which waits");
-        assert_eq!(pool(0, 100, 3), 4, "however many wait there already");
-        assert_eq!(guests_allowed(Offer { slots: 0, free: 0, waiting: 0, running: 0 }), 0, "nothing is Ready");
+        let pool = |free, waiting| guests_allowed(Offer { slots: 4, free, waiting, has_room: true });
+        assert_eq!(pool(4, 0), 4, "an empty pool takes as many as it has places");
+        assert_eq!(pool(3, 0), 3);
+        assert_eq!(pool(3, 3), 1, "its own tasks are about to take them, and one may wait beside them");
+        assert_eq!((pool(0, 0), pool(0, 100)), (1, 1), "a full one takes one, which waits, however many wait there");
+        assert_eq!(guests_allowed(Offer { slots: 0, free: 0, waiting: 0, has_room: true }), 0, "nothing is Ready");
+        assert_eq!(guests_allowed(Offer { slots: 4, free: 0, waiting: 9, has_room: false }), 0, "its queue is full");
     }
 }

@@ -7,6 +7,7 @@ use crate::actors::root::RootMsg;
 use crate::actors::shared::PoolShared;
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::device::Inventory;
+use crate::core::id::PoolId;
 use crate::core::node::NodeName;
 use crate::gpu::engine::EngineFactory;
 use crate::orchestrator::builder::places;
@@ -20,7 +21,7 @@ impl Orchestrator {
     /// What is wrong with it; a pool of that name is there; the runtime is being stopped. Nothing has changed.
     pub(crate) fn add_remote(
         &self,
-        node: &NodeName,
+        (node, name): (&NodeName, &PoolId),
         config: PoolConfig,
         factory: EngineFactory,
     ) -> Result<Arc<PoolShared>, ConfigError> {
@@ -42,7 +43,7 @@ impl Orchestrator {
         let resolved = resolve(&one, &Inventory::simulated("it has no devices here"));
         let around = (runtime.env.clone(), runtime.devices.clone());
         let pool = PoolShared::new((number, 0), &resolved, around, factory)?;
-        pool.set_node(node.clone());
+        pool.set_node(node.clone(), name.clone());
         *pool.objectives.lock() = runtime.config().objectives.wanted();
         *next_number += 1;
         let serving = now.serving.iter().chain([&pool]).cloned().collect();

@@ -15,6 +15,8 @@ use crate::actors::runtime::{LIMITS, RuntimeShared};
 use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
+#[cfg(feature = "cluster")]
+use crate::core::id::TaskSeq;
 use crate::core::task::{Phase, TaskRequest, Terminal};
 use crate::core::units::millis_ceil;
 use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
@@ -83,8 +85,16 @@ impl Orchestrator {
 
     /// The same for an attempt of another node's.
     #[cfg(feature = "cluster")]
-    pub(crate) async fn submit_guest(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
-        self.submit_as(request, TaskRecord::set_guest).await
+    pub(crate) async fn submit_guest(
+        &self,
+        request: TaskRequest,
+        note: impl FnOnce(TaskSeq),
+    ) -> Result<Submitted, TaskError> {
+        self.submit_as(request, |record| {
+            record.set_guest();
+            note(record.seq);
+        })
+        .await
     }
 
     async fn submit_as(&self, request: TaskRequest, mark: impl FnOnce(&TaskRecord)) -> Result<Submitted, TaskError> {
