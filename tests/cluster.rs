@@ -12,10 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network::Wires;
+use orchestrator_core::config::{ClientConfig, LimitConfig};
+use orchestrator_core::core::node::PROTOCOLS;
 use orchestrator_core::gpu::sim::undisturbed;
-use orchestrator_core::{Env, Event, TaskRequest};
+use orchestrator_core::{Config, Env, Event, TaskRequest};
 use support::{millisecond, pool, read_whole};
-use world::{Living, node_name, start_node, until};
+use world::{Living, node_name, start_node, start_node_with, until};
 
 fn seed_of(living: &Living, id: &orchestrator_core::TaskId) -> u64 {
     living.orchestrator().task(id).expect("it is remembered").seed
@@ -61,7 +63,10 @@ async fn a_node_without_engines_serves_from_those_of_others() {
     futures_util::future::join_all(tasks).await;
     let taken = [&one, &two].map(|node| node.node.view().guests_taken);
     println!("guests of the two: {taken:?}");
-    assert!(taken.iter().all(|taken| *taken >= 10) && taken.iter().sum::<u64>() == 41, "both run their part: {taken:?}");
+    assert!(
+        taken.iter().all(|taken| *taken >= 10) && taken.iter().sum::<u64>() == 41,
+        "both run their part: {taken:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,4 +142,112 @@ async fn one_fairness_holds_over_three_gateways() {
     println!("beside a flood through three gateways: {ahead:?} tasks, at most {worst} apart; bound {bound}");
     assert!(worst <= bound, "{worst} tasks apart, {bound} are allowed");
     assert!(ahead[1] == TASKS as i64 && ahead[0] < 2 * TASKS as i64);
+}
+
+/// 100 tasks a second are 100 tasks a second, whichever gateways they come through, however that changes, and whoever is cut off.
+#[tokio::test(start_paused = true)]
+async fn a_limit_holds_over_all_gateways() {
+    const RATE: f64 = 100.0;
+    const BURST: u32 = 10;
+    let wires = Arc::<Wires>::default();
+    let names = ["a", "b", "c"];
+    let limits = LimitConfig { requests_per_s: Some(RATE), requests_burst: Some(BURST), ..LimitConfig::default() };
+    let client = ClientConfig { limits, ..ClientConfig::default() };
+    let settings = Config { clients: [("hasty".to_owned(), client)].into(), ..Config::default() };
+    let mut nodes = Vec::new();
+    for (index, name) in names.into_iter().enumerate() {
+        let others: Vec<&str> = names.into_iter().filter(|other| *other != name).collect();
+        let (env, pools) = (Env::simulated(index as u64), vec![pool("chat", 1, 64, support::instant())]);
+        nodes.push(start_node_with(&wires, env, name, &others, pools, settings.clone(), PROTOCOLS).await);
+    }
+    for node in &nodes {
+        node.node.until_linked(&names.map(node_name)).await;
+        node.orchestrator().until_ready().await;
+    }
+    // Attempts a second at each gateway: 8 s of each, and what is cut off.
+    let phases: [([u64; 3], Option<&str>); 6] = [
+        ([300, 0, 0], None),
+        ([0, 300, 0], None),
+        ([300, 300, 300], None),
+        ([300, 10, 10], None),
+        ([300, 300, 10], Some("a")),
+        ([10, 300, 300], None),
+    ];
+    let begin = tokio::time::Instant::now();
+    let mut accepted: Vec<Duration> = Vec::new();
+    let mut served = Vec::new();
+    for (rates, cut) in phases {
+        for other in names.iter().filter(|other| cut.is_some_and(|cut| cut != **other)) {
+            wires.cut(&node_name(cut.unwrap()), &node_name(other));
+            wires.cut(&node_name(other), &node_name(cut.unwrap()));
+        }
+        let before = accepted.len();
+        for tick in 0..8_000_u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for (node, rate) in nodes.iter().zip(rates) {
+                if tick * rate / 1000 == (tick + 1) * rate / 1000 {
+                    continue;
+                }
+                let request = TaskRequest::completion("x").max_tokens(1).client(support::client("hasty"));
+                if node.orchestrator().submit(request).await.is_ok() {
+                    accepted.push(begin.elapsed());
+                }
+            }
+        }
+        served.push(accepted.len() - before);
+        if cut.is_some() {
+            wires.mend();
+        }
+    }
+    println!("accepted in each 8 s: {served:?}, of 800");
+    // In any interval: the rate, one burst, and a task that no node denies.
+    let worst = (0..accepted.len()).flat_map(|from| (from..accepted.len()).step_by(7).map(move |to| (from, to))).map(
+        |(from, to)| {
+            let seconds = (accepted[to] - accepted[from]).as_secs_f64();
+            (to - from + 1) as f64 - RATE * seconds
+        },
+    );
+    let worst = worst.fold(0.0, f64::max);
+    println!("at most {worst:.1} beyond the rate; allowed: a burst of {BURST} and {} tasks", names.len());
+    assert!(worst <= f64::from(BURST) + names.len() as f64 + 1.0);
+    assert!(served[0] > 300 && served[2] > 500, "and the client gets what is its own: {served:?}");
+}
+
+/// A newer build beside this one: what both speak is spoken, and without that each refuses the other, and says why.
+#[tokio::test(start_paused = true)]
+async fn nodes_of_two_builds_speak_what_both_know_or_say_that_there_is_nothing() {
+    let wires = Arc::<Wires>::default();
+    let engine = || vec![pool("chat", 1, 2, millisecond())];
+    let next = PROTOCOLS.1 + 1;
+    let plain = Config::default;
+    let old = start_node(&wires, Env::simulated(1), "old", &["both", "new"], Vec::new()).await;
+    let both =
+        start_node_with(&wires, Env::simulated(2), "both", &["new"], engine(), plain(), (PROTOCOLS.1, next)).await;
+    let new = start_node_with(&wires, Env::simulated(3), "new", &[], engine(), plain(), (next, next)).await;
+    old.node.until_linked(&[node_name("both")]).await;
+    let trouble = |living: &Living, name: &str| {
+        let view = living.node.view();
+        let peer = view.peers.iter().find(|peer| peer.name == node_name(name)).cloned();
+        peer.and_then(|peer| peer.trouble)
+    };
+    until("the old one has been refused by the new one", || trouble(&old, "new").is_some()).await;
+    let why = trouble(&old, "new").unwrap();
+    println!("{why}");
+    assert!(
+        why.contains(&format!("speaks protocols {next} to {next}, this node {} to {}", PROTOCOLS.0, PROTOCOLS.1)),
+        "{why}"
+    );
+    let protocol = |living: &Living, name: &str| {
+        let view = living.node.view();
+        view.peers
+            .iter()
+            .find(|peer| peer.name == node_name(name))
+            .and_then(|peer| peer.link.as_ref())
+            .map(|link| link.protocol)
+    };
+    assert_eq!((protocol(&old, "both"), protocol(&old, "new")), (Some(PROTOCOLS.1), None));
+    until("the old one's pool is there", || old.orchestrator().pools().iter().any(|pool| pool.slots_total > 0)).await;
+    whole(&old, "the sky is", 20).await;
+    assert_eq!(both.node.view().guests_taken, 1);
+    assert_eq!(new.node.view().guests_taken, 0);
 }

@@ -36,7 +36,12 @@ fn run_streams(front: &Host, round: &str, numbers: impl Iterator<Item = u64>, at
                 loop {
                     let next = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     let Some(number) = numbers.get(next).copied() else { return };
-                    let text = hosts::stream(&format!("{}-{number}", round.replace([' ', ','], "-")), &support::llama::prompt(number), number, TOKENS);
+                    let text = hosts::stream(
+                        &format!("{}-{number}", round.replace([' ', ','], "-")),
+                        &support::llama::prompt(number),
+                        number,
+                        TOKENS,
+                    );
                     texts.lock().unwrap().insert(number, text);
                 }
             });

@@ -113,7 +113,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let aside = runtime.rollouts.set_aside(request, &policy, &table);
     let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
-    set_shadows_aside(&table.serving, &mut facts);
+    set_shadows_aside(&table.serving, record.is_guest(), &mut facts);
     let route = route(request, &facts)?;
     let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;
@@ -127,13 +127,14 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
 }
 
 /// Tasks of a set that spans nodes stand in one order: that of its first pool that serves. The pools of other nodes lend their slots to it.
-fn set_shadows_aside(pools: &[Arc<PoolShared>], facts: &mut [PoolFacts<'_>]) {
+/// What another node has sent here is run here.
+fn set_shadows_aside(pools: &[Arc<PoolShared>], is_guest: bool, facts: &mut [PoolFacts<'_>]) {
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| pool.is_remote()) {
         let before = pools[..position].iter().zip(&*facts);
         let stands_for = |(other, facts): (&Arc<PoolShared>, &PoolFacts<'_>)| {
             facts.state == PoolState::Ready && facts.allowed && !facts.aside && other.is_same_set(pool)
         };
-        if before.into_iter().any(stands_for) {
+        if is_guest || before.into_iter().any(stands_for) {
             facts[position].aside = true;
         }
     }

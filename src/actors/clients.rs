@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+#[cfg(feature = "cluster")]
+use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -58,6 +61,14 @@ pub(crate) struct ClientShared {
     policy: RwLock<Arc<Policy>>,
     /// A short lock, taken when a task of this client comes, starts or ends.
     state: Mutex<State>,
+    /// The part of its limits that is this node's, in millionths; 0 for that of every client of whom nothing is known.
+    #[cfg(feature = "cluster")]
+    pub(crate) share: AtomicU32,
+    #[cfg(feature = "cluster")]
+    even: Even,
+    /// Tasks that it has asked for since somebody last looked.
+    #[cfg(feature = "cluster")]
+    pub(crate) demand: AtomicU32,
 }
 
 #[derive(Default)]
@@ -68,14 +79,25 @@ struct State {
 }
 
 impl ClientShared {
-    fn new(policy: Arc<Policy>) -> Arc<Self> {
-        Arc::new(ClientShared { policy: RwLock::new(policy), state: Mutex::default() })
+    #[cfg_attr(not(feature = "cluster"), expect(unused_variables, reason = "one node has the whole of every limit"))]
+    fn new(policy: Arc<Policy>, even: &Even) -> Arc<Self> {
+        Arc::new(ClientShared {
+            policy: RwLock::new(policy),
+            state: Mutex::default(),
+            #[cfg(feature = "cluster")]
+            share: AtomicU32::new(0),
+            #[cfg(feature = "cluster")]
+            even: even.clone(),
+            #[cfg(feature = "cluster")]
+            demand: AtomicU32::new(0),
+        })
     }
 
     /// The same client with the same weight, and nothing counted: for a task whose limits another node counts.
     pub(crate) fn as_guest(&self) -> Arc<Self> {
         let weight = self.policy().weight;
-        Self::new(Arc::new(Policy { weight, pools: None, limits: Limits::default(), quotas: Quotas::default() }))
+        let policy = Policy { weight, pools: None, limits: Limits::default(), quotas: Quotas::default() };
+        Self::new(Arc::new(policy), &Even::default())
     }
 
     /// What it may do, as of now.
@@ -86,7 +108,17 @@ impl ClientShared {
     /// Takes a new task in, to wait.
     pub(crate) fn admit(&self, now: Timestamp, take: Take) -> Result<(), Exceeded> {
         let policy = self.policy();
-        self.state.lock().usage.admit(&policy.limits, &policy.quotas, now, take)
+        #[cfg(not(feature = "cluster"))]
+        let limits = policy.limits;
+        #[cfg(feature = "cluster")]
+        let limits = {
+            self.demand.fetch_add(1, Relaxed);
+            match self.share.load(Relaxed) {
+                0 => policy.limits.part(self.even.load(Relaxed)),
+                share => policy.limits.part(share),
+            }
+        };
+        self.state.lock().usage.admit(&limits, &policy.quotas, now, take)
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
@@ -133,8 +165,12 @@ impl ClientShared {
     }
 }
 
+/// The part of its limits, in millionths, that this node has of a client of whom nothing is known: the whole, without a cluster.
+pub(crate) type Even = Arc<AtomicU32>;
+
 /// All clients of one runtime.
 pub(crate) struct Clients {
+    pub(crate) even: Even,
     /// Written when the configuration changes.
     listed: RwLock<Listed>,
     /// Clients that are not listed, each with its own limits. One short lock for each of their tasks.
@@ -156,21 +192,28 @@ struct Strangers {
     next_turn: u64,
 }
 
-impl Clients {
-    pub(crate) fn new(config: &Config) -> Self {
+impl Listed {
+    fn new(config: &Config, even: &Even) -> Self {
         let clients = config.clients.iter().filter_map(|(name, client)| {
             let id = ClientId::parse(name).ok()?; // Checked with the configuration.
-            Some((id, ClientShared::new(Policy::new(client))))
+            Some((id, ClientShared::new(Policy::new(client), even)))
         });
         let default = Policy::new(&config.default_client);
-        let unlimited = default.is_unlimited().then(|| ClientShared::new(default.clone()));
-        let listed = RwLock::new(Listed { clients: clients.collect(), unlimited, default });
-        Clients { listed, strangers: Mutex::default() }
+        let unlimited = default.is_unlimited().then(|| ClientShared::new(default.clone(), even));
+        Listed { clients: clients.collect(), unlimited, default }
+    }
+}
+
+impl Clients {
+    pub(crate) fn new(config: &Config) -> Self {
+        let even = Arc::new(AtomicU32::new(1_000_000));
+        let listed = RwLock::new(Listed::new(config, &even));
+        Clients { even, listed, strangers: Mutex::default() }
     }
 
     /// Takes another configuration up. What clients use now stays counted. Their pools are told, since who had to wait may run now.
     pub(crate) fn update(&self, config: &Config) {
-        let fresh = Clients::new(config).listed.into_inner();
+        let fresh = Listed::new(config, &self.even);
         let mut listed = self.listed.write();
         let before = std::mem::replace(&mut *listed, fresh);
         let mut strangers = self.strangers.lock();
@@ -199,6 +242,19 @@ impl Clients {
         }
     }
 
+    /// Every client whose limits are counted and who is known, in the order of their names.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn limited(&self) -> BTreeMap<ClientId, Arc<ClientShared>> {
+        let listed = self.listed.read();
+        let named = listed.clients.iter().filter(|(_, client)| client.policy().limits != Limits::default());
+        let mut limited: BTreeMap<_, _> = named.map(|(id, client)| (id.clone(), client.clone())).collect();
+        if listed.default.limits != Limits::default() {
+            let strangers = self.strangers.lock();
+            limited.extend(strangers.known.iter().map(|(id, (_, client))| (id.clone(), client.clone())));
+        }
+        limited
+    }
+
     /// The entry of this client.
     pub(crate) fn get(&self, client: &ClientId) -> Arc<ClientShared> {
         let listed = self.listed.read();
@@ -207,7 +263,7 @@ impl Clients {
         }
         match &listed.unlimited {
             Some(shared) => shared.clone(),
-            None => self.strangers.lock().touch(client, &listed.default),
+            None => self.strangers.lock().touch(client, &listed.default, &self.even),
         }
     }
 }
@@ -228,7 +284,7 @@ impl Strangers {
         self.next_turn += 1;
     }
 
-    fn touch(&mut self, client: &ClientId, policy: &Arc<Policy>) -> Arc<ClientShared> {
+    fn touch(&mut self, client: &ClientId, policy: &Arc<Policy>, even: &Even) -> Arc<ClientShared> {
         let turn = self.next_turn;
         self.next_turn += 1;
         self.by_use.insert(turn, client.clone());
@@ -251,7 +307,7 @@ impl Strangers {
                 self.next_turn += 1;
             }
         }
-        let shared = ClientShared::new(policy.clone());
+        let shared = ClientShared::new(policy.clone(), even);
         self.known.insert(client.clone(), (turn, shared.clone()));
         shared
     }

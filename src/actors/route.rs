@@ -105,7 +105,9 @@ impl TaskRecord {
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();
         let name = pool.allowed_as();
-        self.request.may_use(name)
+        let goes_on = state.is_guest && pool.is_remote(); // It was sent here to be run here.
+        !goes_on
+            && self.request.may_use(name)
             && state.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
     }
 

@@ -107,7 +107,9 @@ fn end(shared: &ClusterShared, guest: &Guest) {
 pub(crate) fn say_who_waits(link: &LinkShared) {
     let waits = |guest: &Guest| {
         let record = guest.record.lock();
-        record.as_ref().is_none_or(|record| matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned))
+        record
+            .as_ref()
+            .is_none_or(|record| matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned))
     };
     let waiting: Vec<GuestNo> =
         link.guests.lock().iter().filter(|(_, guest)| waits(guest)).map(|(number, _)| *number).collect();

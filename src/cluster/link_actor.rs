@@ -17,11 +17,11 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::cluster::announce::{Announced, announce};
-use crate::cluster::{guests, served};
-use crate::cluster::links::{Heard, LinkShared};
+use crate::cluster::links::{Demand, Heard, LinkShared};
 use crate::cluster::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, Word};
+use crate::cluster::{guests, served};
 use crate::core::link::{Link, Liveness};
 use crate::core::units::Timestamp;
 use crate::core::wire;
@@ -256,7 +256,9 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
         Word::Credit { guest, tokens, bytes } => guests::on_credit(link, guest, tokens, bytes),
         Word::Stop(guest) => guests::stop(shared, link, guest),
         Word::Served(served) => served::take_in(&state.peer, &served),
-        Word::Demand(_) => {}
+        Word::Demand { number, heard, asked } => {
+            *link.demand.lock() = Demand { number, heard, asked: asked.into_iter().collect() };
+        }
     }
     Ok(())
 }
@@ -329,7 +331,9 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         return if late { Err(format!("no link within {READY_TIMEOUT:?}")) } else { Ok(()) };
     }
     match state.line.liveness(now) {
-        Liveness::Dead if !planted!(KeepDeadLink) => return Err(format!("not a word for {:?}", state.shared.policy.link.dead_after)),
+        Liveness::Dead if !planted!(KeepDeadLink) => {
+            return Err(format!("not a word for {:?}", state.shared.policy.link.dead_after));
+        }
         Liveness::Suspect if !state.link.figures.is_suspect.swap(true, Relaxed) => state.peer.apply_limits(),
         Liveness::Suspect | Liveness::Alive | Liveness::Dead => {}
     }

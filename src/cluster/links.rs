@@ -14,7 +14,7 @@ use crate::actors::address::Address;
 use crate::actors::record::TaskRecord;
 use crate::cluster::link_actor::LinkMsg;
 use crate::cluster::words::{CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Word};
-use crate::core::id::PoolId;
+use crate::core::id::{ClientId, PoolId};
 use crate::core::node::{BootId, NodeName};
 use crate::planted::planted;
 
@@ -116,6 +116,15 @@ pub(crate) struct LinkFigures {
     pub(crate) is_suspect: AtomicBool,
 }
 
+/// What a node has said of its clients' demand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Demand {
+    pub(crate) number: u64,
+    /// The last number of ours that it has heard.
+    pub(crate) heard: u64,
+    pub(crate) asked: BTreeMap<ClientId, u32>,
+}
+
 /// One link.
 pub(crate) struct LinkShared {
     pub(crate) peer: NodeName,
@@ -139,6 +148,8 @@ pub(crate) struct LinkShared {
     begun: Mutex<BTreeMap<PoolId, u32>>,
     /// How many guests of ours may wait in its pools, as far as it has said.
     pub(crate) limits: Mutex<BTreeMap<PoolId, u32>>,
+    /// What clients with limits asked of the peer in its last second.
+    pub(crate) demand: Mutex<Demand>,
     pub(crate) is_draining: AtomicBool,
     /// The peer has been told less than is so: all limits are to be said again.
     pub(crate) must_say_limits: AtomicBool,
@@ -167,6 +178,7 @@ impl LinkShared {
             cards: Mutex::default(),
             begun: Mutex::default(),
             limits: Mutex::default(),
+            demand: Mutex::default(),
             is_draining: AtomicBool::new(false),
             must_say_limits: AtomicBool::new(false),
             changed: Notify::new(),

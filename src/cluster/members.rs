@@ -15,6 +15,7 @@ use ractor_cluster::node::{NodeConnectionMode, NodeServerSessionInformation, Nod
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeEventSubscription, NodeServer, NodeServerMessage};
 use tokio::task::JoinSet;
 
+use crate::cluster::demand::{DIVIDE_PERIOD, Dividing};
 use crate::cluster::guests;
 use crate::cluster::hello::Role;
 use crate::cluster::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
@@ -46,6 +47,8 @@ pub(crate) enum MembersMsg {
     /// A session is over.
     Over { label: String },
     // ---- from itself
+    /// A second has passed: limits are divided anew.
+    Divide,
     /// It is time to dial a node, if there is no link with it.
     Dial(NodeName),
 }
@@ -77,6 +80,7 @@ pub(crate) struct MembersState {
     /// Dials that failed in a row.
     failures: BTreeMap<NodeName, u32>,
     next_label: u64,
+    dividing: Dividing,
     /// Accepts and dials; aborted with the actor.
     tasks: JoinSet<()>,
 }
@@ -113,7 +117,10 @@ impl Actor for Members {
             dial_later(&shared, &myself, &peer.name, Duration::ZERO);
         }
         let (links, waiting, failures) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(MembersState { myself, shared, server, links, waiting, failures, next_label: 0, tasks })
+        let mut dividing = Dividing::default();
+        dividing.look(&shared); // From the first moment on it has no more than its part.
+        myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
+        Ok(MembersState { myself, shared, server, links, waiting, failures, next_label: 0, dividing, tasks })
     }
 
     async fn handle(
@@ -130,6 +137,10 @@ impl Actor for Members {
             MembersMsg::Opened { label, session } => on_opened(state, &label, session),
             MembersMsg::Ready { label, session } => on_session_ready(state, &label, session),
             MembersMsg::Over { label } => on_over(state, &label).await?,
+            MembersMsg::Divide => {
+                state.myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
+                state.dividing.look(&state.shared);
+            }
             MembersMsg::Dial(peer) => on_dial(state, peer),
         }
         Ok(())
@@ -266,7 +277,9 @@ fn dial_later(shared: &ClusterShared, myself: &ActorRef<MembersMsg>, peer: &Node
 fn on_dial(state: &mut MembersState, name: NodeName) {
     let Some(peer) = state.shared.peers.get(&name) else { return };
     let is_linked = state.links.values().any(|entry| entry.peer.name == name && entry.actor.is_some());
-    let Some(address) = peer.address.clone().filter(|_| !is_linked && !state.waiting.contains_key(&name)) else { return };
+    let Some(address) = peer.address.clone().filter(|_| !is_linked && !state.waiting.contains_key(&name)) else {
+        return;
+    };
     let (network, myself) = (state.shared.network.clone(), state.myself.clone());
     while state.tasks.try_join_next().is_some() {} // Those that have ended.
     state.tasks.spawn(async move {

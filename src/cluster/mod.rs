@@ -6,6 +6,7 @@
 //! What is decided about a peer or a link is decided in [`core::node`](crate::core::node) and [`core::link`](crate::core::link).
 
 mod announce;
+mod demand;
 pub mod door;
 mod guests;
 pub mod hello;

@@ -122,7 +122,9 @@ impl Node {
                 let _ = handle.await; // However it ended, it has.
                 let Some(shared) = weak.upgrade() else { return };
                 shared.peers.all().iter().filter_map(|peer| peer.link()).for_each(|link| link.end());
-                let Decision::Restart { after } = history.on_exit(shared.env.now(), shared.env.random()) else { return };
+                let Decision::Restart { after } = history.on_exit(shared.env.now(), shared.env.random()) else {
+                    return;
+                };
                 tokio::time::sleep(after).await;
                 match Actor::spawn(None, Members, shared.clone()).await {
                     Ok((members, next)) => {

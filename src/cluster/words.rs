@@ -122,8 +122,15 @@ pub enum Word {
     Stop(GuestNo),
     /// What the sender's pools have served for clients of other gateways than the receiver, since it last said so.
     Served(Vec<ServedBy>),
-    /// What the sender's clients asked for in the last second, of those with limits.
-    Demand(Vec<(ClientId, u32)>),
+    /// What the sender's clients asked for in its last second, of those with limits.
+    Demand {
+        /// The number of that second, from 1.
+        number: u64,
+        /// The last such number that the sender has of the receiver.
+        heard: u64,
+        /// Each client's tasks, refused ones included.
+        asked: Vec<(ClientId, u32)>,
+    },
 }
 
 /// Most entries of a list that has no bound of its own.
@@ -138,7 +145,7 @@ impl Word {
             Word::Tokens { texts, .. } => ("tokens", texts.len(), CREDIT_TOKENS as usize),
             Word::Waits(guests) => ("guests", guests.len(), LIST_MAX),
             Word::Served(served) => ("clients", served.len(), LIST_MAX),
-            Word::Demand(demand) => ("clients", demand.len(), LIST_MAX),
+            Word::Demand { asked, .. } => ("clients", asked.len(), LIST_MAX),
             Word::Ask { .. } | Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => return None,
         };
         (found > most).then(|| format!("{found} {what} in one word, at most {most} are allowed"))
@@ -154,7 +161,7 @@ impl Word {
             Word::Limits(limits) => limits.len() * 64 + FEW,
             Word::Waits(guests) => guests.len() * 8 + FEW,
             Word::Served(served) => served.len() * 96 + FEW,
-            Word::Demand(demand) => demand.len() * 96 + FEW,
+            Word::Demand { asked, .. } => asked.len() * 96 + FEW,
             Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
         }
     }

@@ -1,9 +1,9 @@
 //! What the types of the configuration cannot say: ranges, doubles, masks. Every fault is found, not only the first.
 
-use crate::config::{cluster, masks};
 use crate::config::{
     CTX_DEFAULT, ClientConfig, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX,
 };
+use crate::config::{cluster, masks};
 use crate::core::fairness::WEIGHT_MAX;
 use crate::core::id::{ClientId, PoolId};
 
@@ -17,7 +17,10 @@ impl Config {
     pub fn faults(&self) -> Vec<ConfigError> {
         let mut faults = Vec::new();
         if self.pools.is_empty() && self.cluster.is_none() {
-            faults.push(ConfigError::new("pools", "at least one pool is needed, unless the service is a node of a cluster"));
+            faults.push(ConfigError::new(
+                "pools",
+                "at least one pool is needed, unless the service is a node of a cluster",
+            ));
         }
         cluster::faults(self, &mut faults);
         for (position, pool) in self.pools.iter().enumerate() {

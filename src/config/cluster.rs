@@ -64,7 +64,8 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
         faults.push(ConfigError::new(format!("cluster.peers.{}", cluster.name), text));
     }
     for (peer, address) in &cluster.peers {
-        let port = address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
+        let port =
+            address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
         if port.is_none() {
             let text = format!("{address:?} is no address and port, such as 10.0.0.2:7710");
             faults.push(ConfigError::new(format!("cluster.peers.{peer}"), text));

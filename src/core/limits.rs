@@ -24,6 +24,13 @@ impl Rate {
     pub fn new(per_s: f64, burst: u32) -> Self {
         Rate { per_s_micro: (per_s * 1e6).clamp(1.0, 1e15) as u64, burst: burst.max(1) }
     }
+
+    /// A part of it, in millionths. A burst of one is never denied.
+    #[must_use]
+    pub fn part(self, millionths: u32) -> Self {
+        let part = |whole: u64| whole as u128 * u128::from(millionths) / 1_000_000;
+        Rate { per_s_micro: (part(self.per_s_micro) as u64).max(1), burst: (part(self.burst.into()) as u32).max(1) }
+    }
 }
 
 /// What is left of a [`Rate`]. Starts full.
@@ -32,6 +39,8 @@ struct Bucket {
     /// What is missing from a full bucket, in [`PARTS`]; more than the burst is a debt.
     missing: i128,
     at: Timestamp,
+    /// The burst at the last look; 0 before the first. What a larger burst adds is not there yet.
+    burst: u32,
 }
 
 impl Bucket {
@@ -40,7 +49,10 @@ impl Bucket {
     fn wait(&mut self, rate: Rate, now: Timestamp, wanted: u32) -> Duration {
         let elapsed = now.since(self.at).as_micros() as i128;
         self.missing = (self.missing - elapsed * i128::from(rate.per_s_micro)).max(0);
-        self.at = now;
+        if self.burst > 0 {
+            self.missing += i128::from(rate.burst.saturating_sub(self.burst)) * PARTS;
+        }
+        (self.at, self.burst) = (now, rate.burst);
         let allowed = i128::from(rate.burst - wanted.min(rate.burst)) * PARTS;
         let micros = (self.missing - allowed).max(0).div_ceil_positive(i128::from(rate.per_s_micro));
         Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
@@ -72,6 +84,15 @@ pub struct Limits {
     pub requests: Option<Rate>,
     /// Tokens, prompt and generation together.
     pub tokens: Option<Rate>,
+}
+
+impl Limits {
+    /// A part of them, in millionths.
+    #[must_use]
+    pub fn part(self, millionths: u32) -> Self {
+        let part = |rate: Rate| rate.part(millionths);
+        Limits { requests: self.requests.map(part), tokens: self.tokens.map(part) }
+    }
 }
 
 /// How much a client may have at once. `None` is without limit.

@@ -8,6 +8,7 @@ mod chain;
 mod class;
 mod cost;
 pub mod device;
+pub mod dividing;
 pub mod error;
 pub mod failure;
 pub mod fairness;

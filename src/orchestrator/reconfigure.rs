@@ -149,7 +149,8 @@ pub(super) fn serving_places(table: &Table) -> usize {
 }
 
 /// A pool's number is never given to another: what is on its way may still name it.
-pub(super) const NUMBERS_USED_UP: &str = "65,536 pools have been started since the service was; restart it to add others";
+pub(super) const NUMBERS_USED_UP: &str =
+    "65,536 pools have been started since the service was; restart it to add others";
 
 fn fault(path: &str, message: impl Into<String>) -> ConfigError {
     ConfigError { path: path.into(), message: message.into() }

@@ -70,7 +70,9 @@ impl Fleet {
             let cluster = ClusterConfig {
                 name: name.clone(),
                 listen: "0.0.0.0:7710".into(),
-                peers: others.map(|other| (NAMES[other].to_owned(), format!("{}:7710", address(other, index)))).collect(),
+                peers: others
+                    .map(|other| (NAMES[other].to_owned(), format!("{}:7710", address(other, index))))
+                    .collect(),
                 tls,
                 cookie_file: at("cookie"),
                 zone: None,
@@ -236,7 +238,8 @@ impl Host {
     pub fn resident(&self) -> u64 {
         let pid = self.child.as_ref().expect("it lives").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
         kib.unwrap() * 1024
     }
 }

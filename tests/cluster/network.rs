@@ -246,6 +246,12 @@ impl Port {
         Port { wires: wires.clone(), env, hello, cookie, linked, knocks: tokio::sync::Mutex::new(receiver) }
     }
 
+    /// The same for a node of another build.
+    pub fn speaking(mut self, protocols: (u16, u16)) -> Self {
+        self.hello.protocols = protocols;
+        self
+    }
+
     async fn meet(&self, mut stream: Duplex, other: NodeName, role: Role) -> Result<Caller, String> {
         let chance = |env: &Env| {
             let number = u128::from(env.random()) << 64 | u128::from(env.random());

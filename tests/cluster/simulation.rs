@@ -333,9 +333,8 @@ fn run_world(seed: u64) -> Tally {
         let mut dice = Dice(fastrand::Rng::with_seed(seed));
         let count = 3 + dice.below(3) as usize;
         let names = NAMES[..count].to_vec();
-        let mut pools: Vec<Vec<PoolConfig>> = (0..count)
-            .map(|_| if dice.below(3) == 0 { Vec::new() } else { vec![random_pool(&mut dice)] })
-            .collect();
+        let mut pools: Vec<Vec<PoolConfig>> =
+            (0..count).map(|_| if dice.below(3) == 0 { Vec::new() } else { vec![random_pool(&mut dice)] }).collect();
         if pools.iter().all(Vec::is_empty) {
             pools[1] = vec![random_pool(&mut dice)];
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use orchestrator_core::cluster::{Cookie, Node, NodeArgs, NodePolicy};
 use orchestrator_core::config::{ClusterConfig, NodeTlsConfig, PoolConfig};
-use orchestrator_core::core::node::{BootId, NodeName};
+use orchestrator_core::core::node::{BootId, NodeName, PROTOCOLS};
 use orchestrator_core::gpu::sim::SimStats;
 use orchestrator_core::{Config, Env, Orchestrator};
 
@@ -40,7 +40,21 @@ fn config(name: &str) -> Config {
 
 /// Starts a node of this name with these pools, which knows all of `others`.
 pub async fn start_node(wires: &Arc<Wires>, env: Env, name: &str, others: &[&str], pools: Vec<PoolConfig>) -> Living {
-    let World { orchestrator, stats } = start_with(env.clone(), config(name), pools).await;
+    start_node_with(wires, env, name, others, pools, Config::default(), PROTOCOLS).await
+}
+
+/// The same with settings of its own, and of a build that speaks these protocols.
+pub async fn start_node_with(
+    wires: &Arc<Wires>,
+    env: Env,
+    name: &str,
+    others: &[&str],
+    pools: Vec<PoolConfig>,
+    settings: Config,
+    protocols: (u16, u16),
+) -> Living {
+    let settings = Config { cluster: config(name).cluster, ..settings };
+    let World { orchestrator, stats } = start_with(env.clone(), settings, pools).await;
     let (name, boot_id) = (node_name(name), BootId(env.random()));
     let cookie = Cookie::new(b"a cookie of thirty-two bytes, or").unwrap();
     let args = NodeArgs {
@@ -52,7 +66,7 @@ pub async fn start_node(wires: &Arc<Wires>, env: Env, name: &str, others: &[&str
         policy: NodePolicy::default(),
     };
     let (wires, of_port) = (wires.clone(), env.clone());
-    let network = move |linked| Port::new(&wires, of_port, &name, boot_id, cookie, linked);
+    let network = move |linked| Port::new(&wires, of_port, &name, boot_id, cookie, linked).speaking(protocols);
     let node = Node::start(orchestrator, args, network).await.expect("starts");
     Living { node, env, stats }
 }
