@@ -162,3 +162,33 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
         Ok(()) => disturbed(fleet_ref, &whole, "thirty percent loss", || {}),
     }
 }
+
+/// The five commands of docs/cluster.md, as they stand there, and then a task at a node whose neighbour is killed.
+#[test]
+fn the_five_commands_of_the_documentation_make_a_cluster() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cluster.md")).unwrap();
+    let block = text.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("there is a block");
+    let commands: Vec<&str> = block.lines().collect();
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    let Some(shell) = hosts::Shell::new() else { return };
+    let [init, nodes @ .., status] = &commands[..] else { panic!("five") };
+    shell.run(init);
+    for node in nodes {
+        shell.start(node.trim_end_matches(" &"));
+    }
+    let alive = |said: &str| said.lines().filter(|line| line.contains(" alive ")).count();
+    let took = time_until("every node has two links", Duration::from_secs(60), || {
+        shell.try_run(status).is_some_and(|said| alive(&said) == 2)
+    });
+    println!("{}linked {took:?} behind the last command", shell.run(status));
+    let submit = "orchestratord submit 'The sky is' --url http://127.0.0.1:7701 --max-tokens 8";
+    let ready = "orchestratord submit x --url http://127.0.0.1:7701 --max-tokens 1";
+    time_until("it serves", Duration::from_secs(60), || shell.try_run(ready).is_some());
+    println!("{}", shell.run(submit));
+    shell.kill(1);
+    time_until("the killed node is noticed", Duration::from_secs(60), || {
+        shell.try_run(status).is_some_and(|said| alive(&said) == 1)
+    });
+    shell.run(submit);
+    shell.run("orchestratord cluster drain --url http://127.0.0.1:7703");
+}

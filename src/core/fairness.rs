@@ -373,7 +373,9 @@ impl Accounts {
     pub(crate) fn serve_elsewhere(&mut self, slot: u32, class: Priority, cost: i64) {
         let account = &mut self.accounts[slot as usize];
         let virtual_time = price(cost.unsigned_abs(), account.weight);
-        account.time[class.index()] += if cost < 0 { -virtual_time } else { virtual_time };
+        let time = &mut account.time[class.index()];
+        // The least there is, when nothing of it has come in this class yet: it joins in at the start when something does.
+        *time = time.saturating_add(if cost < 0 { -virtual_time } else { virtual_time });
     }
 
     /// What a task of this client is expected to cost.
@@ -484,6 +486,12 @@ mod tests {
             there.serve_elsewhere(other, entry.class, entry.cost);
         }
         assert_eq!(there.time(&client("a"), Priority::Batch), here.time(&client("a"), Priority::Batch));
+        there.serve_elsewhere(other, Priority::Interactive, -5);
+        assert_eq!(
+            there.time(&client("a"), Priority::Interactive),
+            Some(Virtual::MIN),
+            "it has not come in this class"
+        );
     }
 
     #[test]

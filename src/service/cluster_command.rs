@@ -178,11 +178,11 @@ pub(crate) fn lines(view: &Value) -> Vec<String> {
             "{name:<16} {:<8} {:>8.2} {:>6} {:>7} {:>9} {:>11} {:>6}  {}",
             text(&link["state"]),
             link["round_trip_ms"].as_f64().unwrap_or_default(),
-            link["lent"],
-            link["guests"],
-            link["outbox_bytes"],
+            link["lent"].to_string(),
+            link["guests"].to_string(),
+            link["outbox_bytes"].to_string(),
             format!("{}/{}", link["envelopes_in"], link["envelopes_out"]),
-            peer["links_made"],
+            peer["links_made"].to_string(),
             pools.join(", "),
         ));
     }

@@ -9,11 +9,12 @@ use crate::service::error::ApiError;
 
 const PAGE: &str = include_str!("dashboard/index.html");
 const SCRIPT: &str = "text/javascript; charset=utf-8";
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("dashboard.css", "text/css; charset=utf-8", include_str!("dashboard/dashboard.css")),
     ("dashboard.js", SCRIPT, include_str!("dashboard/dashboard.js")),
     ("base.js", SCRIPT, include_str!("dashboard/base.js")),
     ("history.js", SCRIPT, include_str!("dashboard/history.js")),
+    ("nodes.js", SCRIPT, include_str!("dashboard/nodes.js")),
     ("panels.js", SCRIPT, include_str!("dashboard/panels.js")),
     ("quality.js", SCRIPT, include_str!("dashboard/quality.js")),
     ("tasks.js", SCRIPT, include_str!("dashboard/tasks.js")),

@@ -11,7 +11,6 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::units::Timestamp;
-use crate::orchestrator::Orchestrator;
 use crate::service::app::App;
 use crate::service::stream::event_response;
 use crate::views::OverviewView;
@@ -29,6 +28,9 @@ struct Glanced {
     uptime_s: f64,
     #[serde(flatten)]
     overview: OverviewView,
+    /// The service as a node of a cluster, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<serde_json::Value>,
 }
 
 /// What was put together last.
@@ -37,7 +39,8 @@ pub(crate) struct Glance(Mutex<Option<(Timestamp, Bytes)>>);
 
 impl Glance {
     /// The overview as one line of JSON, as of now or half a second ago.
-    fn json(&self, orchestrator: &Orchestrator) -> Bytes {
+    fn json(&self, app: &App) -> Bytes {
+        let orchestrator = &app.orchestrator;
         // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on elsewhere meanwhile.
         tokio::task::block_in_place(|| {
             let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
@@ -47,7 +50,8 @@ impl Glance {
             }
             let (at_ms, overview) = (orchestrator.env().unix_ms(), orchestrator.overview());
             let uptime_s = overview.uptime_ms as f64 / 1000.0;
-            let glanced = Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview };
+            let glanced =
+                Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview, cluster: app.nodes.view() };
             let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.
             *last = Some((now, json.clone()));
             json
@@ -58,7 +62,7 @@ impl Glance {
 /// The runtime at a glance: pools with their percentiles and clients, devices, objectives, the newest failures.
 #[utoipa::path(get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
 pub(crate) async fn overview(State(app): State<App>) -> Response {
-    let mut response = Response::new(Body::from(app.glance.json(&app.orchestrator)));
+    let mut response = Response::new(Body::from(app.glance.json(&app)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
@@ -76,7 +80,7 @@ pub(crate) async fn events(State(app): State<App>) -> Response {
             () = app.orchestrator.until_ended() => return None,
             _ = ticks.tick() => {}
         }
-        let json = app.glance.json(&app.orchestrator);
+        let json = app.glance.json(&app);
         let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
         Some((Ok::<_, std::convert::Infallible>(piece), (app, ticks)))
     });

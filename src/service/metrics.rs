@@ -111,6 +111,10 @@ impl Collector for Views {
         device_metrics::encode(encoder, &orchestrator.devices(), &pools)?;
         own_metrics::objectives(encoder, &orchestrator.objectives_of(&pools))?;
         own_metrics::service(encoder, &self.0)?;
+        #[cfg(feature = "cluster")]
+        if let Some(node) = &self.0.nodes.node {
+            crate::service::node_metrics::node(encoder, &node.view())?;
+        }
         own_metrics::process(encoder)?;
         let view = orchestrator.view();
         gauge(encoder, "tasks_open", "Tasks between submission and their end", [(vec![], view.tasks_open as f64)])

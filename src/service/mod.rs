@@ -27,6 +27,8 @@ mod listener;
 mod logging;
 mod metrics;
 mod named_counts;
+#[cfg(feature = "cluster")]
+mod node_metrics;
 mod nodes;
 mod notify;
 #[cfg(feature = "otlp")]

@@ -106,9 +106,10 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut Screen) {
         Constraint::Min(4),
         Constraint::Length(5),
         Constraint::Length(6.min(area.height / 6)),
+        Constraint::Length(cluster_height(overview, area.height)),
         Constraint::Length(1),
     ];
-    let [head, pool_area, middle, objectives, failures, foot] = Layout::vertical(parts).areas(area);
+    let [head, pool_area, middle, objectives, failures, cluster, foot] = Layout::vertical(parts).areas(area);
     draw_head(frame, screen, overview, head);
     draw_pools(frame, overview, screen.first, pool_area);
     let wide = Constraint::Length(LATENCY_WIDTH.min(middle.width.saturating_sub(CLIENTS_WIDTH)));
@@ -119,6 +120,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, screen: &mut Screen) {
     draw_objectives(frame, overview, slo);
     draw_devices(frame, overview, devices);
     draw_failures(frame, overview, failures);
+    draw_cluster(frame, overview, cluster);
     let held = if screen.held { "  HELD" } else { "" };
     frame.render_widget(
         Paragraph::new(format!("q leave  p hold  ↑↓ scroll{held}")).style(Style::new().fg(Color::DarkGray)),
@@ -285,6 +287,31 @@ fn draw_devices(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
     let simulated = if text(&overview["devices"]["source"]) == "simulated" { "Devices, simulated" } else { "Devices" };
     let head = Row::new(["DEVICE", "STATE", "BUSY", "MEMORY"]).style(heading());
     frame.render_widget(Table::new(rows, widths).header(head).block(block(simulated)), area);
+}
+
+/// Lines for the cluster: a frame, a head and the peers, as far as there is room; none without a cluster.
+fn cluster_height(overview: &Value, height: u16) -> u16 {
+    let peers = list(&overview["cluster"]["peers"]).count() as u16;
+    if overview["cluster"].is_null() { 0 } else { (peers + 3).min(height / 5) }
+}
+
+fn draw_cluster(frame: &mut Frame<'_>, overview: &Value, area: Rect) {
+    let node = &overview["cluster"];
+    let rows = list(&node["peers"]).map(|peer| {
+        let link = &peer["link"];
+        let state = if link.is_null() { "none" } else { text(&link["state"]) };
+        let figure = |name: &str| if link.is_null() { "-".to_owned() } else { number(&link[name]).to_string() };
+        let round_trip = link["round_trip_ms"].as_f64().map_or("-".to_owned(), millis);
+        let why = if link.is_null() { text(&peer["trouble"]).to_owned() } else { String::new() };
+        let cells = [text(&peer["name"]).to_owned(), state.to_owned(), round_trip, figure("lent"), figure("guests")];
+        let style = if state == "alive" { Style::new() } else { Style::new().fg(Color::Red) };
+        Row::new(cells.into_iter().chain([figure("outbox_bytes"), why])).style(style)
+    });
+    let widths = [16, 8, 8, 6, 7, 9].map(Constraint::Length).into_iter().chain([Constraint::Min(10)]);
+    let head = Row::new(["PEER", "LINK", "RTT", "LENT", "GUESTS", "OUTBOX", ""]).style(heading());
+    let draining = if node["is_draining"] == true { ", draining" } else { "" };
+    let title = format!("Node {}{draining}", text(&node["name"]));
+    frame.render_widget(Table::new(rows, widths).header(head).block(block(&title)), area);
 }
 
 fn draw_failures(frame: &mut Frame<'_>, overview: &Value, area: Rect) {

@@ -282,3 +282,62 @@ pub fn stream(id: &str, prompt: &str, seed: u64, tokens: u32) -> String {
     assert!(ended, "{id} has an end: {rest:?}");
     text
 }
+
+/// A shell in a folder and a network of its own, where the program is on the path.
+pub struct Shell {
+    space: String,
+    folder: PathBuf,
+    children: std::cell::RefCell<Vec<Child>>,
+}
+
+impl Shell {
+    pub fn new() -> Option<Self> {
+        let space = format!("oc{}-docs", std::process::id());
+        let made = ip(&["netns", "add", &space]).and_then(|()| ip(&["-n", &space, "link", "set", "lo", "up"]));
+        if let Err(why) = made {
+            println!("SKIPPED: network namespaces cannot be made: {why}");
+            return None;
+        }
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("docs-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Some(Shell { space, folder, children: Vec::new().into() })
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let program = std::path::Path::new(env!("CARGO_BIN_EXE_orchestratord"));
+        let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.space, "bash", "-c", &format!("exec {line}")]);
+        command.current_dir(&self.folder).env("PATH", path).stderr(Stdio::null());
+        command
+    }
+
+    /// What a command says, or `None` when it fails.
+    pub fn try_run(&self, line: &str) -> Option<String> {
+        let output = self.command(line).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub fn run(&self, line: &str) -> String {
+        self.try_run(line).unwrap_or_else(|| panic!("it fails: {line}"))
+    }
+
+    pub fn start(&self, line: &str) {
+        self.children.borrow_mut().push(self.command(line).stdout(Stdio::null()).spawn().unwrap());
+    }
+
+    pub fn kill(&self, index: usize) {
+        let child = &mut self.children.borrow_mut()[index];
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let count = self.children.borrow().len();
+        (0..count).for_each(|index| self.kill(index));
+        let _ = ip(&["netns", "del", &self.space]);
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

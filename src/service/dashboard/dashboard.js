@@ -2,6 +2,7 @@
 
 import { byId, key, longDuration, readEvents, request, RequestError, setAttribute, setState, setText, setValue, whole } from "./base.js";
 import { History, Plots } from "./history.js";
+import { makeNodes } from "./nodes.js";
 import { makeDevices, makePools, makeQueues, makeTotals } from "./panels.js";
 import { latencyOf, makeFailures, makeLatency, makeObjectives } from "./quality.js";
 import { makePrompt, makeTimeline } from "./tasks.js";
@@ -260,7 +261,7 @@ function begin() {
   makeKeyForm();
   plots = new Plots(history, { plots: byId("plots"), span: byId("history-span"), legend: byId("history-legend") });
   plots.draw();
-  panels = [makeTotals(), makePools(), makeObjectives(), makeFailures(), makeLatency(), makeQueues(), makeDevices(), makePrompt()];
+  panels = [makeTotals(), makePools(), makeObjectives(), makeFailures(), makeLatency(), makeQueues(), makeDevices(), makeNodes(), makePrompt()];
   makeTimeline();
   setState(byId("health"), "stopped", "no figures yet");
   showLink();
