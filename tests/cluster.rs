@@ -1,6 +1,6 @@
 //! Nodes that run each other's tasks, in virtual time, over `ractor_cluster` on wires in memory. With the feature `cluster`.
 #![cfg(feature = "cluster")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/network.rs"]
 mod network;
@@ -158,7 +158,7 @@ async fn a_limit_holds_over_all_gateways() {
     for (index, name) in names.into_iter().enumerate() {
         let others: Vec<&str> = names.into_iter().filter(|other| *other != name).collect();
         let (env, pools) = (Env::simulated(index as u64), vec![pool("chat", 1, 64, support::instant())]);
-        nodes.push(start_node_with(&wires, env, name, &others, pools, settings.clone(), PROTOCOLS).await);
+        nodes.push(start_node_with(&wires, env, (name, &others), pools, settings.clone(), PROTOCOLS).await);
     }
     for node in &nodes {
         node.node.until_linked(&names.map(node_name)).await;
@@ -222,8 +222,8 @@ async fn nodes_of_two_builds_speak_what_both_know_or_say_that_there_is_nothing()
     let plain = Config::default;
     let old = start_node(&wires, Env::simulated(1), "old", &["both", "new"], Vec::new()).await;
     let both =
-        start_node_with(&wires, Env::simulated(2), "both", &["new"], engine(), plain(), (PROTOCOLS.1, next)).await;
-    let new = start_node_with(&wires, Env::simulated(3), "new", &[], engine(), plain(), (next, next)).await;
+        start_node_with(&wires, Env::simulated(2), ("both", &["new"]), engine(), plain(), (PROTOCOLS.1, next)).await;
+    let new = start_node_with(&wires, Env::simulated(3), ("new", &[]), engine(), plain(), (next, next)).await;
     old.node.until_linked(&[node_name("both")]).await;
     let trouble = |living: &Living, name: &str| {
         let view = living.node.view();
@@ -250,4 +250,38 @@ async fn nodes_of_two_builds_speak_what_both_know_or_say_that_there_is_nothing()
     whole(&old, "the sky is", 20).await;
     assert_eq!(both.node.view().guests_taken, 1);
     assert_eq!(new.node.view().guests_taken, 0);
+}
+
+/// A peer with a good certificate and the cookie, which then speaks garbage, announces a frame without end, or says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_let_in_and_then_errs_loses_its_connection() {
+    use orchestrator_core::cluster::{Cookie, Network};
+    use orchestrator_core::core::node::BootId;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let wires = Arc::<Wires>::default();
+    let victim = start_node(&wires, Env::simulated(1), "victim", &[], vec![pool("chat", 1, 2, millisecond())]).await;
+    let frames: [(&str, Vec<u8>, u64); 4] = [
+        ("garbage", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".repeat(40), 1),
+        ("a frame of 2^60 bytes", (1_u64 << 60).to_be_bytes().to_vec(), 1),
+        ("a frame that is no message", [12_u64.to_be_bytes().as_slice(), &[0xff; 12]].concat(), 1),
+        ("nothing", Vec::new(), 6),
+    ];
+    for (number, (what, bytes, seconds)) in frames.into_iter().enumerate() {
+        let env = Env::simulated(number as u64 + 10);
+        let cookie = Cookie::new(b"a cookie of thirty-two bytes, or").unwrap();
+        let port =
+            network::Port::new(&wires, env, &node_name("rogue"), BootId(number as u64), cookie, Arc::new(|_| None));
+        let caller = port.dial(&node_name("victim"), "victim").await.expect("it is let in");
+        let (mut reader, mut writer) = caller.stream.split();
+        let begin = tokio::time::Instant::now();
+        let _ = writer.write_all(&bytes).await; // It may be closed already.
+        let mut heard = Vec::new();
+        let _ =
+            tokio::time::timeout(Duration::from_secs(20), reader.read_to_end(&mut heard)).await.expect("it is closed");
+        println!("{what}: closed after {:?}", begin.elapsed());
+        assert!(begin.elapsed() <= Duration::from_secs(seconds), "{what}");
+    }
+    let view = victim.node.view();
+    assert!(view.peers.iter().all(|peer| peer.link.is_none() && peer.links_made == 0));
+    whole(&victim, "the sky is", 5).await;
 }

@@ -95,6 +95,73 @@ fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
     fuzz("traceparent", &[parent.as_bytes()], |bytes| drop(TraceParent::parse(&String::from_utf8_lossy(bytes))));
 }
 
+/// Every word that nodes say, in one envelope.
+#[cfg(feature = "cluster")]
+fn envelope() -> Vec<u8> {
+    use orchestrator_core::cluster::words::{Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, ServedBy, Word};
+    use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
+    use orchestrator_core::core::{ClientId, ErrorCode, PoolId, TaskId};
+    use orchestrator_core::gpu::Job;
+    let (pool, client) = (PoolId::parse("chat").unwrap(), ClientId::parse("x").unwrap());
+    let (request, task_id) = (TaskRequest::completion("the sky is"), TaskId::parse("t").unwrap());
+    let job = Job { task_id: &task_id, request: &request, seed: 7, slot: 0 };
+    let card = PoolCard {
+        pool: pool.clone(),
+        engine: "sim".into(),
+        spec: orchestrator_core::config::PoolConfig::new("chat", "sim", "tiny").model_spec(),
+        aliases: vec!["a".into()],
+        workloads: Vec::new(),
+        bytes_per_token: 4,
+        slots: 2,
+        determinism_class: None,
+        zone: Some("z".into()),
+        identity: None,
+    };
+    let failed = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: "lost".into() };
+    let guest = GuestNo(1);
+    let words = vec![
+        Word::Pools { cards: vec![card], draining: false },
+        Word::Limits(vec![(pool.clone(), 3)]),
+        Word::Ask { guest, task: Box::new(GuestTask::new(pool.clone(), &job)) },
+        Word::Waits(vec![guest]),
+        Word::Begun(guest),
+        Word::Tokens { guest, texts: vec![" a".into(), " b".into()] },
+        Word::Credit { guest, tokens: 2, bytes: 4 },
+        Word::End { guest, end: GuestEnd::Done { reason: FinishReason::Stop, tokens_in: 3 } },
+        Word::End { guest, end: failed },
+        Word::Stop(guest),
+        Word::Served(vec![ServedBy { pool, client: client.clone(), class: Priority::Batch, cost: -5 }]),
+        Word::Demand { number: 2, heard: 1, asked: vec![(client, 9)] },
+    ];
+    let envelope = Envelope {
+        token: [7; 16],
+        protocol: 1,
+        boot_id: BootId(9),
+        seq: 1,
+        ack: 0,
+        sent_us: 5,
+        echo: (0, 0),
+        deadline_ms: 3_000,
+        words,
+    };
+    wire::encode(&envelope).unwrap()
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn whatever_comes_as_an_envelope_of_a_node_is_taken_or_refused() {
+    use orchestrator_core::cluster::words::{Envelope, Word};
+    let seed = envelope();
+    assert_eq!(Envelope::read(&seed).expect("it is one").words.len(), 12);
+    fuzz("envelope", &[&seed], |bytes| {
+        for word in Envelope::read(bytes).map(|envelope| envelope.words).unwrap_or_default() {
+            if let Word::Ask { task, .. } = word {
+                drop(task.request());
+            }
+        }
+    });
+}
+
 #[test]
 fn whatever_comes_as_a_wire_message_is_taken_or_refused() {
     let message = wire::encode(&("text".to_owned(), vec![1_u64, 2, 3], Some(7_u32))).unwrap();

@@ -155,7 +155,7 @@ impl Actor for LinkActor {
 
 fn close(state: &LinkState, myself: &ActorRef<LinkMsg>, why: String) {
     if !state.link.is_over() {
-        tracing::warn!(peer = %state.peer.name, %why, "the link with a node is over");
+        tracing::warn!(target: "audit", event = "link_over", peer = %state.peer.name, %why);
         *state.peer.trouble.lock() = Some(why.clone());
     }
     state.link.end();

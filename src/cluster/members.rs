@@ -204,6 +204,10 @@ async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), Actor
 
 /// Begins to end a link; its actor's death does the rest.
 fn end(entry: &Entry, why: &'static str) {
+    if !entry.link.is_over() {
+        tracing::warn!(target: "audit", event = "link_over", peer = %entry.peer.name, %why);
+        *entry.peer.trouble.lock() = Some(why.to_owned());
+    }
     entry.link.end();
     if let Some(actor) = &entry.actor {
         let _ = actor.cast(LinkMsg::Close(why)); // Gone already.

@@ -222,10 +222,8 @@ pub struct GuestTask {
     pub seed: u64,
     /// Whether the same seed must give the same tokens.
     pub determinism: Determinism,
-    /// How tokens are drawn: temperature, top_p, top_k, min_p, repeat_penalty.
-    pub sampling: (Option<f32>, Option<f32>, Option<u32>, Option<f32>, Option<f32>),
-    /// Texts that end it.
-    pub stop: Vec<String>,
+    /// How tokens are drawn.
+    pub sampling: GuestSampling,
     /// The text to go on from.
     pub prompt: String,
     /// Texts to embed or to rank.
@@ -244,7 +242,6 @@ impl GuestTask {
     /// A gateway's task as a guest of this pool.
     pub fn new(pool: PoolId, job: &Job<'_>) -> Self {
         let request = job.request;
-        let Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = request.parameters.clone();
         GuestTask {
             pool,
             client_id: request.client_id.clone(),
@@ -253,8 +250,7 @@ impl GuestTask {
             priority: request.priority,
             seed: job.seed,
             determinism: request.determinism,
-            sampling: (temperature, top_p, top_k, min_p, repeat_penalty),
-            stop,
+            sampling: GuestSampling::from(&request.parameters),
             prompt: request.prompt.clone(),
             inputs: request.inputs.clone(),
             max_tokens: request.max_tokens.0,
@@ -273,7 +269,6 @@ impl GuestTask {
         let client_id = ClientId::parse(self.client_id.as_str()).map_err(|error| format!("client_id: {error}"))?;
         let session_id = self.session_id.as_ref().map(|session| SessionId::parse(session.as_str())).transpose();
         let session_id = session_id.map_err(|error| format!("session_id: {error}"))?;
-        let (temperature, top_p, top_k, min_p, repeat_penalty) = self.sampling;
         Ok(TaskRequest {
             client_id,
             session_id,
@@ -281,7 +276,7 @@ impl GuestTask {
             priority: self.priority,
             seed: Some(self.seed),
             determinism: self.determinism,
-            parameters: Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop: self.stop },
+            parameters: self.sampling.into(),
             inputs: self.inputs,
             max_tokens: Tokens(self.max_tokens),
             expected_tokens: self.expected_tokens.map(Tokens),
@@ -292,6 +287,31 @@ impl GuestTask {
             traceparent: self.traceparent.and_then(|text| TraceParent::parse(&text)),
             ..TaskRequest::completion(self.prompt)
         })
+    }
+}
+
+/// [`Sampling`] in a form that leaves nothing out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestSampling {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    stop: Vec<String>,
+}
+
+impl From<&Sampling> for GuestSampling {
+    fn from(sampling: &Sampling) -> Self {
+        let Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = sampling.clone();
+        GuestSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop }
+    }
+}
+
+impl From<GuestSampling> for Sampling {
+    fn from(sampling: GuestSampling) -> Self {
+        let GuestSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = sampling;
+        Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop }
     }
 }
 

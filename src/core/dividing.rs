@@ -27,8 +27,9 @@ fn divide(own: u32, others: &[u32], known: usize) -> u32 {
     let linked = others.len() as u64 + 1;
     let together = u64::from(even(known)) * linked;
     let sum = u64::from(own) + others.iter().map(|demand| u64::from(*demand)).sum::<u64>();
-    let evenly = if sum == 0 { together } else { together / EVEN_SHARE };
-    let by_demand = if sum == 0 { 0 } else { (together - evenly) * u64::from(own) / sum };
+    let evenly = together / EVEN_SHARE;
+    // Of no demand at all, each has as much as the others.
+    let by_demand = ((together - evenly) * u64::from(own)).checked_div(sum).unwrap_or((together - evenly) / linked);
     (evenly / linked + by_demand) as u32
 }
 

@@ -3,6 +3,7 @@
 //! Bytes on their way are as on a TCP connection: in order, bounded, late. What is cut off stays on its way until the cut is mended, as
 //! what TCP would send again. The delay of a direction is constant between two changes, so that the random pings inside `ractor_cluster`
 //! shift nothing else.
+#![allow(dead_code)] // Each program uses its part.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -1,4 +1,5 @@
 //! Nodes of simulated engines on wires in memory.
+#![allow(dead_code)] // Each program uses its part.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,15 +41,14 @@ fn config(name: &str) -> Config {
 
 /// Starts a node of this name with these pools, which knows all of `others`.
 pub async fn start_node(wires: &Arc<Wires>, env: Env, name: &str, others: &[&str], pools: Vec<PoolConfig>) -> Living {
-    start_node_with(wires, env, name, others, pools, Config::default(), PROTOCOLS).await
+    start_node_with(wires, env, (name, others), pools, Config::default(), PROTOCOLS).await
 }
 
 /// The same with settings of its own, and of a build that speaks these protocols.
 pub async fn start_node_with(
     wires: &Arc<Wires>,
     env: Env,
-    name: &str,
-    others: &[&str],
+    (name, others): (&str, &[&str]),
     pools: Vec<PoolConfig>,
     settings: Config,
     protocols: (u16, u16),
