@@ -20,6 +20,8 @@ const CANDIDATES: u64 = 120;
 /// Streams that are open at once.
 const AT_ONCE: usize = 24;
 const TOKENS: u32 = 200;
+/// Attempts that run on other nodes when something happens.
+const LENT: u64 = 6;
 
 /// The texts of all streams, by their numbers.
 type Texts = BTreeMap<u64, String>;
@@ -55,7 +57,7 @@ fn time_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) -> D
     let begin = Instant::now();
     while !is_so() {
         assert!(begin.elapsed() < limit, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        hosts::look_again();
     }
     begin.elapsed()
 }
@@ -65,7 +67,7 @@ fn disturbed(fleet: &Fleet, whole: &Texts, round: &str, disturb: impl FnOnce() +
     let begin = Instant::now();
     let texts = std::thread::scope(|scope| {
         let texts = scope.spawn(|| run_streams(&fleet.hosts[0], round, whole.keys().copied(), AT_ONCE));
-        std::thread::sleep(Duration::from_millis(300));
+        fleet.hosts[0].until_lent(LENT);
         disturb();
         texts.join().expect("every stream comes to its end")
     });
@@ -103,7 +105,7 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
     // Killed: its system closes its connections.
     let texts = std::thread::scope(|scope| {
         let texts = scope.spawn(|| run_streams(front, "killed", whole.keys().copied(), AT_ONCE));
-        std::thread::sleep(Duration::from_millis(300));
+        front.until_lent(LENT);
         one.kill();
         let noticed = time_until("the killed node is noticed", patience, || !front.is_linked("one"));
         println!("killed: noticed after {noticed:?}");
@@ -125,7 +127,6 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
         let noticed = time_until("the stopped node is noticed", patience, || !front.is_linked("two"));
         println!("stopped: noticed after {noticed:?}");
         assert!(noticed <= Duration::from_millis(3_500));
-        std::thread::sleep(Duration::from_secs(3));
         two.signal("CONT");
         let back = time_until("it is back", patience, || front.is_linked("two"));
         println!("stopped: linked again {back:?} after it went on");

@@ -16,6 +16,8 @@ mod network;
 #[path = "cluster/simulation.rs"]
 mod simulation;
 mod support;
+#[path = "cluster/tally.rs"]
+mod tally;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -24,7 +26,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use simulation::Tally;
+use tally::Tally;
 
 const SEEDS: u64 = 1_000;
 /// What a run prints in front of what it found.

@@ -202,11 +202,9 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         }
         Outcome::Returned(Err(error)) => {
             attempt.suspect(record, error.clone());
-            if matches!(error, EngineError::Unreachable(_)) && attempt.pool.is_remote() {
-                record.forget_attempt(epoch); // Another node did not take it: nothing of it has run.
-                return attempt.give_back(record, epoch);
-            }
-            if attempt.runs_again(record) {
+            // Another node did not take it: nothing of it has run.
+            let was_none = attempt.pool.is_remote() && matches!(error, EngineError::Unreachable(_));
+            if was_none && record.forget_attempt(epoch) || attempt.runs_again(record) {
                 return attempt.give_back(record, epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))

@@ -310,12 +310,12 @@ impl TaskRecord {
         }
     }
 
-    /// The attempt of this epoch was none: nothing of it has run.
-    pub(crate) fn forget_attempt(&self, epoch: Epoch) {
+    /// The attempt of this epoch was none: nothing of it has run. Returns whether it is the newest.
+    pub(crate) fn forget_attempt(&self, epoch: Epoch) -> bool {
         let mut state = self.state.lock();
-        if state.fence(epoch).is_ok() {
-            state.attempts = state.attempts.saturating_sub(1);
-        }
+        let is_newest = state.fence(epoch).is_ok();
+        state.attempts -= u32::from(is_newest && state.attempts > 0);
+        is_newest
     }
 
     /// The attempt of this epoch goes on, though it has no token yet.

@@ -37,6 +37,11 @@ fn ip(arguments: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("ip {}: {said}", arguments.join(" "))) }
 }
 
+/// Other processes do not tell us when something has changed.
+pub fn look_again() {
+    std::thread::park_timeout(Duration::from_millis(5));
+}
+
 /// Address of one host on its wire to another.
 fn address(from: usize, to: usize) -> String {
     let wire = from + to; // 0-1, 0-2, 1-2 give 1, 2, 3.
@@ -167,7 +172,7 @@ impl Host {
             if self.inside(|| TcpStream::connect(API)).is_ok() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            look_again();
         }
         panic!("{} does not answer", self.name);
     }
@@ -217,9 +222,22 @@ impl Host {
             if all.as_array().is_some_and(|all| all.iter().filter(ready).count() == pools) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            look_again();
         }
         panic!("{} does not come to serve {pools} pools", self.name);
+    }
+
+    /// Waits until so many attempts of this node run elsewhere.
+    pub fn until_lent(&self, attempts: u64) {
+        for _ in 0..6_000 {
+            let view = self.get("/v1/cluster").unwrap_or_default();
+            let peers = view["peers"].as_array().cloned().unwrap_or_default();
+            if peers.iter().filter_map(|peer| peer["link"]["lent"].as_u64()).sum::<u64>() >= attempts {
+                return;
+            }
+            look_again();
+        }
+        panic!("{} does not come to lend {attempts} attempts", self.name);
     }
 
     pub fn signal(&self, signal: &str) {

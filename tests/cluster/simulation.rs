@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::check::{Checker, Law};
 use super::network::Wires;
 use super::support::{client as client_id, is_idle, pool, read_whole, task_id};
+use super::tally::Tally;
 use super::world::{Living, node_name, start_node};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -29,44 +30,6 @@ const LIVENESS: Duration = Duration::from_secs(600);
 const LEASE_END: Duration = Duration::from_millis(750);
 /// From the last word of a node to the end of its link: 3 s and a look, and what is on its way.
 const DEAD_END: Duration = Duration::from_millis(3_200);
-
-#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Tally {
-    pub accepted: u64,
-    pub refused: u64,
-    pub completed: u64,
-    pub canceled: u64,
-    /// Ended by `WORKER_RESET`, `POOL_UNAVAILABLE`, `DECODE_TIMEOUT`.
-    pub failed: [u64; 3],
-    pub resumed: u64,
-    pub guests: u64,
-    pub leases_expired: u64,
-    pub links: u64,
-    pub cuts: u64,
-    pub breaks: u64,
-    pub kills: u64,
-    pub panics: u64,
-    pub events: usize,
-}
-
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, other: Tally) {
-        self.accepted += other.accepted;
-        self.refused += other.refused;
-        self.completed += other.completed;
-        self.canceled += other.canceled;
-        (0..3).for_each(|code| self.failed[code] += other.failed[code]);
-        self.resumed += other.resumed;
-        self.guests += other.guests;
-        self.leases_expired += other.leases_expired;
-        self.links += other.links;
-        self.cuts += other.cuts;
-        self.breaks += other.breaks;
-        self.kills += other.kills;
-        self.panics += other.panics;
-        self.events += other.events;
-    }
-}
 
 pub struct Dice(pub fastrand::Rng);
 
