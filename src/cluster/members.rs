@@ -129,6 +129,7 @@ impl Actor for Members {
         message: MembersMsg,
         state: &mut MembersState,
     ) -> Result<(), ActorProcessingErr> {
+        state.shared.env.fault_point("members");
         match message {
             MembersMsg::Came(caller) => on_came(state, caller).await?,
             MembersMsg::DialFailed { peer, why } => on_dial_failed(state, peer, why),

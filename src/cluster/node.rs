@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::announce::own_pools;
 use crate::cluster::door::Linked;
+use crate::cluster::guests;
 use crate::cluster::identity::Cookie;
 use crate::cluster::members::{Members, MembersMsg};
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
@@ -75,11 +76,19 @@ impl Drop for Life {
     fn drop(&mut self) {
         self.guardian.abort();
         self.current.lock().kill();
+        end_links(&self.shared);
         for peer in self.shared.peers.all() {
-            if let Some(link) = peer.link() {
-                link.end();
-            }
+            let shadows = std::mem::take(&mut *peer.shadows.lock());
+            shadows.values().for_each(|shadow| self.shared.orchestrator.remove_remote(&shadow.pool));
         }
+    }
+}
+
+/// Ends every link, and what runs here for the others.
+fn end_links(shared: &ClusterShared) {
+    for link in shared.peers.all().iter().filter_map(|peer| peer.last_link()) {
+        link.end();
+        guests::stop_all(shared, &link, "this node's part in the cluster is over");
     }
 }
 
@@ -121,7 +130,7 @@ impl Node {
             loop {
                 let _ = handle.await; // However it ended, it has.
                 let Some(shared) = weak.upgrade() else { return };
-                shared.peers.all().iter().filter_map(|peer| peer.link()).for_each(|link| link.end());
+                end_links(&shared);
                 let Decision::Restart { after } = history.on_exit(shared.env.now(), shared.env.random()) else {
                     return;
                 };

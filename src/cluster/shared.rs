@@ -157,6 +157,11 @@ impl PeerShared {
         self.link.lock().clone().filter(|link| !link.is_over())
     }
 
+    /// The last link with it, whether or not it has ended.
+    pub(crate) fn last_link(&self) -> Option<Arc<LinkShared>> {
+        self.link.lock().clone()
+    }
+
     pub(crate) fn set_link(&self, link: Arc<LinkShared>) {
         *self.link.lock() = Some(link);
         *self.trouble.lock() = None;
