@@ -210,7 +210,7 @@ async fn a_limit_holds_over_all_gateways() {
     let worst = worst.fold(0.0, f64::max);
     println!("at most {worst:.1} beyond the rate; allowed: a burst of {BURST} and {} tasks", names.len());
     assert!(worst <= f64::from(BURST) + names.len() as f64 + 1.0);
-    assert!(served[0] > 300 && served[2] > 500, "and the client gets what is its own: {served:?}");
+    assert!(served[0] > 300 && served[2] > 400, "and the client gets what is its own: {served:?}");
 }
 
 /// A newer build beside this one: what both speak is spoken, and without that each refuses the other, and says why.
