@@ -28,6 +28,7 @@ mod load;
 pub(crate) mod pool_manager;
 pub(crate) mod pool_supervisor;
 pub(crate) mod pools;
+mod progress;
 pub(crate) mod queue;
 #[cfg(test)]
 mod races;

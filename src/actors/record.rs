@@ -70,7 +70,7 @@ pub(super) struct State {
     pub(super) begun_at: Option<Timestamp>,
     pub(super) first_token_at: Option<Timestamp>,
     /// Begin of the newest attempt, or its newest token.
-    progress_at: Timestamp,
+    pub(super) progress_at: Timestamp,
     /// The last token that readers have, of a task whose attempt was lost behind it; until the next new one.
     silent_since: Option<Timestamp>,
     /// The longest of such silences.
@@ -310,22 +310,6 @@ impl TaskRecord {
         }
     }
 
-    /// The attempt of this epoch was none: nothing of it has run. Returns whether it is the newest.
-    pub(crate) fn forget_attempt(&self, epoch: Epoch) -> bool {
-        let mut state = self.state.lock();
-        let is_newest = state.fence(epoch).is_ok();
-        state.attempts -= u32::from(is_newest && state.attempts > 0);
-        is_newest
-    }
-
-    /// The attempt of this epoch goes on, though it has no token yet.
-    pub(crate) fn note_alive(&self, epoch: Epoch, now: Timestamp) {
-        let mut state = self.state.lock();
-        if state.fence(epoch).is_ok() {
-            state.progress_at = now;
-        }
-    }
-
     /// Index of the first token that the newest attempt has not repeated yet; `None` when it has come to the log's end.
     pub(crate) fn not_repeated(&self) -> Option<u32> {
         let state = self.state.lock();
@@ -353,22 +337,6 @@ impl TaskRecord {
         if self.phase() != Phase::Terminal {
             stopped.await;
         }
-    }
-
-    /// When the newest attempt last made progress.
-    pub(crate) fn progress_at(&self) -> Timestamp {
-        self.state.lock().progress_at
-    }
-
-    /// Begin of the first attempt.
-    pub(crate) fn first_begun_at(&self) -> Option<Timestamp> {
-        self.state.lock().first_begun_at
-    }
-
-    /// Attempts that were begun, and tokens that they gave.
-    pub(crate) fn progress(&self) -> (u32, u32) {
-        let state = self.state.lock();
-        (state.attempts, state.log.tokens())
     }
 }
 

@@ -19,6 +19,7 @@ use crate::core::cost::UsualOutput;
 pub use crate::core::cost::{CostWeights, SCALE, Served, Size, Virtual, WEIGHT_MAX, price};
 use crate::core::hash::SeqMap;
 use crate::core::id::{ClientId, SessionId, TaskSeq};
+use crate::core::journal::Journal;
 use crate::core::ranks::Ranks;
 use crate::core::task::Priority;
 use crate::core::units::Tokens;
@@ -90,7 +91,7 @@ pub struct Accounts {
     /// Of each class, the most that a client had when a task of it was dispatched, before it was charged: the start of what
     /// runs now, where a client joins in.
     start: [Virtual; 2],
-    accounts: Slab<Account>,
+    pub(super) accounts: Slab<Account>,
     by_id: HashMap<ClientId, u32>,
     /// The client that came last.
     last: u32,
@@ -100,25 +101,9 @@ pub struct Accounts {
     charges: SeqMap<Charge>,
     /// The conversations that are kept busy by tasks of `charges`.
     sessions: SeqMap<SessionId>,
-    /// What has been charged and corrected since somebody last asked; `None` while nobody asks.
-    journal: Option<Vec<Charged>>,
+    /// What has been charged and corrected since somebody last asked.
+    pub(super) journal: Journal,
 }
-
-/// A charge or its correction, for those who keep the same client's accounts elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Charged {
-    /// The task.
-    pub seq: TaskSeq,
-    /// Whose it is.
-    pub client: ClientId,
-    /// Its class.
-    pub class: Priority,
-    /// Weighted tokens; less than nothing when more was charged before.
-    pub cost: i64,
-}
-
-/// Most entries of the journal. Nobody asks for them any more when there are so many.
-const JOURNAL_MAX: usize = 65_536;
 
 impl Accounts {
     /// Accounts of nobody yet.
@@ -139,7 +124,7 @@ impl Accounts {
             idle: Idle::default(),
             charges: SeqMap::default(),
             sessions: SeqMap::default(),
-            journal: None,
+            journal: Journal::default(),
         }
     }
 
@@ -355,29 +340,6 @@ impl Accounts {
         *time = (*time).max(least.map_or(start, |least| least.min(start)));
     }
 
-    fn note(&mut self, seq: TaskSeq, slot: u32, class: Priority, cost: i64) {
-        let Some(journal) = self.journal.as_mut().filter(|_| cost != 0) else { return };
-        if journal.len() >= JOURNAL_MAX {
-            self.journal = None;
-            return;
-        }
-        journal.push(Charged { seq, client: self.accounts[slot as usize].id.clone(), class, cost });
-    }
-
-    /// What has been charged and corrected since the last call. The first call begins to keep it.
-    pub fn take_journal(&mut self) -> Vec<Charged> {
-        std::mem::take(self.journal.get_or_insert_default())
-    }
-
-    /// A client that is known here has been served elsewhere, at this cost: its next turn here is that much later.
-    pub(crate) fn serve_elsewhere(&mut self, slot: u32, class: Priority, cost: i64) {
-        let account = &mut self.accounts[slot as usize];
-        let virtual_time = price(cost.unsigned_abs(), account.weight);
-        let time = &mut account.time[class.index()];
-        // The least there is, when nothing of it has come in this class yet: it joins in at the start when something does.
-        *time = time.saturating_add(if cost < 0 { -virtual_time } else { virtual_time });
-    }
-
     /// What a task of this client is expected to cost.
     pub(crate) fn estimate(&self, slot: u32, size: Size) -> u64 {
         let usual = self.account(slot).usual.tokens().unwrap_or(size.output_guess);
@@ -393,7 +355,7 @@ impl Accounts {
         self.start[index] = self.start[index].max(account.time[index]);
         account.time[index] += price(cost, account.weight);
         self.charges.insert(seq, Charge { cost, client: slot, class, has_session: session.is_some() });
-        self.note(seq, slot, class, cost as i64);
+        self.journal.note(seq, &account.id, class, cost as i64);
         session.map(|session| self.sessions.insert(seq, session));
     }
 
@@ -414,7 +376,7 @@ impl Accounts {
         if let Served::Whole { output, .. } = served {
             account.usual.record(output);
         }
-        self.note(seq, charge.client, charge.class, cost as i64 - charge.cost as i64);
+        self.journal.note(seq, &account.id, charge.class, cost as i64 - charge.cost as i64);
         let session = if charge.has_session { self.sessions.remove(&seq) } else { None };
         Some((charge, session))
     }
@@ -465,44 +427,6 @@ mod tests {
             let accounts = Accounts::new(CostWeights::default(), weights);
             assert_eq!(Priority::ALL.map(|class| accounts.class_price(class)), prices, "{weights:?}");
         }
-    }
-
-    #[test]
-    fn what_was_served_elsewhere_counts_as_if_it_had_been_served_here() {
-        let (mut here, mut there) =
-            (Accounts::new(CostWeights::default(), [9, 1]), Accounts::new(CostWeights::default(), [9, 1]));
-        let [slot, other] = [&mut here, &mut there].map(|accounts| {
-            let slot = enter(accounts, "a", 2);
-            accounts.lift(slot, Priority::Batch, None);
-            slot
-        });
-        assert!(here.take_journal().is_empty(), "from here on it is kept");
-        here.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
-        here.settle(TaskSeq(1), Served::Whole { prompt: Tokens(10), output: Tokens(7) });
-        let journal = here.take_journal();
-        assert_eq!(journal.iter().map(|entry| entry.cost).collect::<Vec<_>>(), [210, 24 - 210]);
-        assert!(here.take_journal().is_empty(), "once");
-        for entry in journal {
-            there.serve_elsewhere(other, entry.class, entry.cost);
-        }
-        assert_eq!(there.time(&client("a"), Priority::Batch), here.time(&client("a"), Priority::Batch));
-        there.serve_elsewhere(other, Priority::Interactive, -5);
-        assert_eq!(
-            there.time(&client("a"), Priority::Interactive),
-            Some(Virtual::MIN),
-            "it has not come in this class"
-        );
-    }
-
-    #[test]
-    fn a_journal_that_nobody_asks_for_ends() {
-        let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
-        let slot = enter(&mut accounts, "a", 1);
-        accounts.take_journal();
-        for number in 0..=JOURNAL_MAX as u64 {
-            accounts.charge(TaskSeq(number), slot, Priority::Batch, size(1, 1), None);
-        }
-        assert!(accounts.journal.is_none());
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod headroom;
 pub mod health;
 mod heap;
 pub mod id;
+pub mod journal;
 pub mod lifecycle;
 pub mod limits;
 pub mod link;

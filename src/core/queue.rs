@@ -217,15 +217,6 @@ impl<T> Queue<T> {
         Some((charge, session))
     }
 
-    /// A client has been served elsewhere: see [`Accounts`]. One that is not known here joins in as anybody does when it comes.
-    pub fn serve_elsewhere(&mut self, accounts: &mut Accounts, client: &ClientId, class: Priority, cost: i64) {
-        let Some(slot) = accounts.slot(client) else { return };
-        accounts.serve_elsewhere(slot, class, cost);
-        if self.classes[class.index()].turns.contains(slot) {
-            self.set_turn(accounts, slot, class);
-        }
-    }
-
     /// A client that was passed over may run again; it joins in without credit for its absence.
     pub fn release(&mut self, accounts: &mut Accounts, client: &ClientId) {
         self.stop_holding(accounts, client, Self::update_turn);
@@ -333,7 +324,7 @@ impl<T> Queue<T> {
         }
     }
 
-    fn set_turn(&mut self, accounts: &Accounts, slot: u32, class: Priority) {
+    pub(super) fn set_turn(&mut self, accounts: &Accounts, slot: u32, class: Priority) {
         let account = accounts.account(slot);
         self.classes[class.index()].turns.set(Turn { time: account.time[class.index()], rank: account.rank, slot });
     }

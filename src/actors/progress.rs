@@ -1,0 +1,39 @@
+//! A task's record as those see it who watch over its attempts: how many there were, and when the newest last went on.
+
+use crate::actors::record::TaskRecord;
+use crate::core::id::Epoch;
+use crate::core::units::Timestamp;
+
+impl TaskRecord {
+    /// The attempt of this epoch was none: nothing of it has run. Returns whether it is the newest.
+    pub(crate) fn forget_attempt(&self, epoch: Epoch) -> bool {
+        let mut state = self.state.lock();
+        let is_newest = state.fence(epoch).is_ok();
+        state.attempts -= u32::from(is_newest && state.attempts > 0);
+        is_newest
+    }
+
+    /// The attempt of this epoch goes on, though it has no token yet.
+    pub(crate) fn note_alive(&self, epoch: Epoch, now: Timestamp) {
+        let mut state = self.state.lock();
+        if state.fence(epoch).is_ok() {
+            state.progress_at = now;
+        }
+    }
+
+    /// When the newest attempt last made progress.
+    pub(crate) fn progress_at(&self) -> Timestamp {
+        self.state.lock().progress_at
+    }
+
+    /// Begin of the first attempt.
+    pub(crate) fn first_begun_at(&self) -> Option<Timestamp> {
+        self.state.lock().first_begun_at
+    }
+
+    /// Attempts that were begun, and tokens that they gave.
+    pub(crate) fn progress(&self) -> (u32, u32) {
+        let state = self.state.lock();
+        (state.attempts, state.log.tokens())
+    }
+}
