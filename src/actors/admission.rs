@@ -106,14 +106,15 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
     let client = runtime.clients.get(&request.client_id);
-    let client = if record.is_guest() { client.as_guest() } else { client };
+    let is_guest = record.is_guest();
+    let client = if is_guest { client.as_guest() } else { client };
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();
     let aside = runtime.rollouts.set_aside(request, &policy, &table);
     let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
-    set_shadows_aside(&table.serving, record.is_guest(), &mut facts);
+    set_shadows_aside(&table.serving, is_guest, &mut facts);
     let route = route(request, &facts)?;
     let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;

@@ -43,7 +43,7 @@ impl Dividing {
         self.number += 1;
         let theirs: Vec<Demand> = links.iter().map(|link| link.demand.lock().clone()).collect();
         // Whoever has not heard what was asked here lately still has the share that it had.
-        let has_heard = |their: &Demand| their.heard + HEARD_LOOKS >= self.number;
+        let has_heard = |their: &Demand| their.heard.saturating_add(HEARD_LOOKS) >= self.number;
         let is_calm = linked == self.linked && theirs.iter().all(has_heard);
         self.calm = if is_calm { self.calm.saturating_add(1) } else { 0 };
         self.linked = linked;

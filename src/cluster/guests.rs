@@ -61,7 +61,8 @@ pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: 
     let guest = link.guests.lock().get(&number).cloned();
     if let Some(guest) = guest.filter(|_| !planted!(ForgetCredit)) {
         let mut credit = guest.credit.lock();
-        *credit = ((credit.0 + tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
+        *credit =
+            (credit.0.saturating_add(tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
         drop(credit);
         guest.more_credit.notify_waiters();
     }

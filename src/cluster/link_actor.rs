@@ -214,7 +214,7 @@ fn on_envelope(state: &mut LinkState, bytes: &[u8]) -> Result<(), String> {
         on_word(state, word)?;
     }
     on_flush(state)?;
-    if must_answer && state.last_stamp.1 == now && state.line.owes() {
+    if must_answer && state.line.owes() {
         beat(state);
     }
     Ok(())
@@ -222,9 +222,11 @@ fn on_envelope(state: &mut LinkState, bytes: &[u8]) -> Result<(), String> {
 
 /// An envelope that has been on its way for much longer than others is of a time that is over: one of the nodes stood still.
 fn check_delay(state: &mut LinkState, now: Timestamp, envelope: &Envelope) -> Result<(), String> {
-    let difference = now.as_micros() as i64 - envelope.sent_us as i64;
+    // The peer's clock is its own word: nothing that it says may overflow here.
+    let sent = i64::try_from(envelope.sent_us).unwrap_or(i64::MAX);
+    let difference = (now.as_micros() as i64).saturating_sub(sent);
     let quickest = *state.quickest.insert(state.quickest.map_or(difference, |known| known.min(difference)));
-    let late_ms = (difference - quickest) / 1000;
+    let late_ms = difference.saturating_sub(quickest) / 1000;
     if late_ms > i64::from(envelope.deadline_ms) {
         return Err(format!("an envelope came {late_ms} ms late, {} ms are allowed", envelope.deadline_ms));
     }
@@ -241,7 +243,9 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
             shared.members.cast(MembersMsg::Announced(state.peer.name.clone())); // Nobody there: the next one starts anew.
         }
         Word::Limits(limits) => {
-            link.limits.lock().extend(limits);
+            // Of the pools that it has announced: what a peer can make us remember has a bound.
+            let cards = link.cards.lock().clone();
+            link.limits.lock().extend(limits.into_iter().filter(|(pool, _)| cards.contains_key(pool)));
             state.peer.apply_limits();
         }
         Word::Ask { guest, task } => guests::take_in(shared, link, guest, *task)?,

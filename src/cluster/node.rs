@@ -54,9 +54,6 @@ pub enum StartNodeError {
     /// A peer has the node's own name, or there are too many.
     #[error("the peers are wrong: {0}")]
     Peers(String),
-    /// What it is reached by.
-    #[error("the node cannot be reached: {0}")]
-    Network(String),
 }
 
 /// A node that is part of a cluster. Cheap to clone; it leaves its cluster when the last clone is dropped.

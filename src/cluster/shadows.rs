@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cluster::remote_engine::RemoteEngine;
 use crate::cluster::shared::{ClusterShared, PeerShared, Shadow};
 use crate::cluster::words::PoolCard;
-use crate::config::{PoolConfig, RestartConfig, TimeoutConfig};
+use crate::config::{PoolConfig, RestartConfig, SLOTS_MAX, TimeoutConfig};
 use crate::core::id::PoolId;
 use crate::core::node::NodeName;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
@@ -65,7 +65,8 @@ fn config(card: &PoolCard, node: &NodeName) -> PoolConfig {
         aliases: card.aliases.clone(),
         workloads: card.workloads.clone(),
         bytes_per_token: card.bytes_per_token,
-        slots: card.slots + 1, // One waits there beside those that run.
+        // One waits there beside those that run.
+        slots: card.slots.saturating_add(1).min(SLOTS_MAX),
         self_test: false,
         determinism_class: card.determinism_class,
         timeouts: TimeoutConfig { preload_ms: 2_000, stop_ms: 1_000, ..TimeoutConfig::default() },
