@@ -22,6 +22,7 @@ use crate::cluster::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, Word};
 use crate::cluster::{guests, served};
+use crate::core::hash::hex;
 use crate::core::link::{Link, Liveness};
 use crate::core::units::Timestamp;
 use crate::core::wire;
@@ -103,8 +104,7 @@ pub(crate) struct LinkState {
 
 /// What a link actor is called: nobody but the two sides can know it.
 pub(crate) fn name_of(token: &[u8; 16]) -> String {
-    let digest = Sha256::digest([b"orchestrator-core link ".as_slice(), token].concat());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest([b"orchestrator-core link ".as_slice(), token].concat()))
 }
 
 impl Actor for LinkActor {

@@ -16,6 +16,7 @@ use crate::cluster::guests;
 use crate::cluster::identity::Cookie;
 use crate::cluster::members::{Members, MembersMsg};
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
+use crate::core::hash::hex;
 use crate::core::id::PoolId;
 use crate::core::node::{BootId, NodeName};
 use crate::core::restart::{Backoff, Decision, Excess, RestartHistory, RestartPolicy};
@@ -111,8 +112,7 @@ impl Node {
         }
         let known = peers.clone();
         let network = Arc::new(network(Arc::new(move |name: &NodeName| known.linked(name))));
-        let digest = Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat());
-        let session_cookie = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let session_cookie = hex(&Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat()));
         let who = (name, boot_id, zone);
         let shared = ClusterShared::new(who, policy, orchestrator, peers, network, session_cookie);
         let (members, mut handle) = Actor::spawn(None, Members, shared.clone())

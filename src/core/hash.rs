@@ -34,3 +34,9 @@ impl Hasher for SeqHasher {
 
 /// A map by task number. Its order of iteration is never used.
 pub(crate) type SeqMap<V> = HashMap<TaskSeq, V, BuildHasherDefault<SeqHasher>>;
+
+/// Bytes as people write them: two hexadecimal digits each.
+#[cfg(any(feature = "engines-http", feature = "cluster"))]
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

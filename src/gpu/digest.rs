@@ -1,5 +1,6 @@
 //! Digests of model files (ORCH-3037): read once, known until the file changes.
 
+use crate::core::hash::hex;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -94,10 +95,6 @@ fn read(path: &str, replica: &ReplicaId) -> std::io::Result<String> {
             tracing::info!(replica_id = %replica, path, done, bytes, "a model file is being checked");
         }
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use hyper::Method;
 use rustix::fs::Mode;
 use serde_json::Value;
 
+use crate::core::hash::hex;
 use crate::core::node::NodeName;
 use crate::service::cli::say;
 use crate::service::remote::Remote;
@@ -81,8 +82,7 @@ fn init(arguments: &InitArguments) -> Result<(), String> {
     let folder = folder.canonicalize().map_err(|error| fault(folder, &error))?;
     let mut secret = [0; COOKIE_BYTES];
     getrandom::fill(&mut secret).map_err(|error| format!("the system has no chance for us: {error}"))?;
-    let cookie: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_secret(&folder.join("cookie"), &cookie)?;
+    write_secret(&folder.join("cookie"), &hex(&secret))?;
     let ca_key = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
     let mut ca = rcgen::CertificateParams::new(Vec::new()).map_err(|error| error.to_string())?;
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::config::ClientConfig;
+use crate::core::hash::hex;
 use crate::core::id::{ClientId, PoolId};
-use crate::gpu::digest::hex;
 
 /// What a key begins with, so that scanners for leaked secrets know it.
 const PREFIX: &str = "oc_";
