@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use cpu_time::ProcessTime;
 use orchestrator_core::cluster::identity::CertificateFiles;
 use orchestrator_core::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, TlsNetwork};
-use orchestrator_core::config::{ClusterConfig, DeviceRef, NodeTlsConfig, PoolConfig, ReplicaConfig, SimConfig};
+use orchestrator_core::config::{
+    ClusterConfig, DeviceRef, NodeAntiAffinity, NodeTlsConfig, PoolConfig, ReplicaConfig, SimConfig,
+};
 use orchestrator_core::core::node::{BootId, NodeName};
 use orchestrator_core::gpu::SimEngine;
 use orchestrator_core::{Config, Env, Event, Orchestrator, TaskRequest};
@@ -72,6 +74,7 @@ async fn node(
         tls,
         cookie_file: file,
         zone: None,
+        anti_affinity: NodeAntiAffinity::default(),
     };
     let mut builder = Orchestrator::builder().config(Config { cluster: Some(cluster), ..Config::default() });
     for pool in pools {
@@ -87,6 +90,7 @@ async fn node(
         name,
         boot_id,
         zone: None,
+        anti_affinity: NodeAntiAffinity::default(),
         cookie: Cookie::new(COOKIE).unwrap(),
         peers: peers.to_vec(),
         policy: NodePolicy::default(),

@@ -22,7 +22,7 @@ use crate::core::restart::{Backoff, Excess, RestartPolicy};
 
 pub use change::ConfigChange;
 pub use clients::{ClientConfig, LimitConfig, QuotaConfig};
-pub use cluster::{ClusterConfig, NodeTlsConfig};
+pub use cluster::{ClusterConfig, NodeAntiAffinity, NodeTlsConfig};
 pub use devices::{AntiAffinity, DriverUse, GpuConfig, Resolved, resolve};
 pub use http::{AccessConfig, HttpConfig, TlsConfig};
 pub use objectives::{BatchObjectives, InteractiveObjectives, ObjectivesConfig};

@@ -4,6 +4,8 @@
 
 #[path = "cluster/network.rs"]
 mod network;
+#[path = "cluster/placement.rs"]
+mod placement;
 mod support;
 #[path = "cluster/world.rs"]
 mod world;

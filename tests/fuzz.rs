@@ -98,7 +98,9 @@ fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
 /// Every word that nodes say, in one envelope.
 #[cfg(feature = "cluster")]
 fn envelope() -> Vec<u8> {
-    use orchestrator_core::cluster::words::{Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, ServedBy, Word};
+    use orchestrator_core::cluster::words::{
+        Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
+    };
     use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
     use orchestrator_core::core::{ClientId, ErrorCode, PoolId, TaskId};
     use orchestrator_core::gpu::Job;
@@ -114,14 +116,16 @@ fn envelope() -> Vec<u8> {
         bytes_per_token: 4,
         slots: 2,
         determinism_class: None,
-        zone: Some("z".into()),
         identity: None,
     };
     let failed = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: "lost".into() };
     let guest = GuestNo(1);
+    let session = orchestrator_core::core::SessionId::parse("s").unwrap();
+    let warm = WarmSession { pool: pool.clone(), client: client.clone(), session };
     let words = vec![
-        Word::Pools { cards: vec![card], draining: false },
-        Word::Limits(vec![(pool.clone(), 3)]),
+        Word::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
+        Word::Limits(vec![Room { pool: pool.clone(), guests: 3, is_full: false }]),
+        Word::Warm(vec![warm]),
         Word::Ask { guest, task: Box::new(GuestTask::new(pool.clone(), &job)) },
         Word::Waits(vec![guest]),
         Word::Begun(guest),
@@ -152,7 +156,7 @@ fn envelope() -> Vec<u8> {
 fn whatever_comes_as_an_envelope_of_a_node_is_taken_or_refused() {
     use orchestrator_core::cluster::words::{Envelope, Word};
     let seed = envelope();
-    assert_eq!(Envelope::read(&seed).expect("it is one").words.len(), 12);
+    assert_eq!(Envelope::read(&seed).expect("it is one").words.len(), 13);
     fuzz("envelope", &[&seed], |bytes| {
         for word in Envelope::read(bytes).map(|envelope| envelope.words).unwrap_or_default() {
             if let Word::Ask { task, .. } = word {

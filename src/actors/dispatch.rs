@@ -38,8 +38,10 @@ pub(super) fn on_lend(state: &mut QueueState, books: &mut Accounts, lender: &Arc
 }
 
 /// Takes up to `most` tasks, in order, to run in `runs_in`.
+///
+/// One whose conversation is warm in another pool of the set that has a free slot goes there instead, which costs none of those at hand.
 fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
-    let (mut batch, mut barred) = (Vec::new(), Vec::new());
+    let (mut batch, mut barred, mut warm) = (Vec::new(), Vec::new(), Warm::default());
     let home = state.pool.clone();
     while (batch.len() as u32) < most {
         let may_run = |record: &Arc<TaskRecord>| {
@@ -51,10 +53,15 @@ fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>,
         };
         let Some((seq, record)) = state.queue.dispatch(books, may_run) else { break };
         state.forget_deadline(&record);
-        match record.assign(runs_in) {
+        let warm_pool = warm.pool_for(&record, &home, runs_in);
+        match record.assign(warm_pool.as_ref().unwrap_or(runs_in)) {
             Ok(epoch) => {
                 state.pool.env.trace(|| TraceKind::Assigned { seq, epoch });
-                batch.push(Assignment::new(record, epoch));
+                let assignment = Assignment::new(record, epoch);
+                match warm_pool {
+                    Some(pool) => warm.add(pool, assignment),
+                    None => batch.push(assignment),
+                }
             }
             // Sealed a moment ago; it never was out.
             Err(_) => drop(state.queue.settle(books, seq, Served::Nothing)),
@@ -63,7 +70,44 @@ fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>,
     for client in barred {
         state.queue.return_turn(books, &client);
     }
+    warm.send(&home);
     batch
+}
+
+/// Tasks that go where their conversations are warm, by pool.
+#[derive(Default)]
+struct Warm(Vec<(Arc<PoolShared>, Vec<Assignment>)>);
+
+impl Warm {
+    /// The pool in which the task's conversation is warm, if that is neither its own nor the one at hand and has a slot that is free now. A
+    /// task is sent there once: should the slot be taken when it comes, it goes back to its place, and then runs wherever it can.
+    fn pool_for(
+        &self,
+        record: &TaskRecord,
+        home: &Arc<PoolShared>,
+        runs_in: &Arc<PoolShared>,
+    ) -> Option<Arc<PoolShared>> {
+        record.session()?; // Without a lock for all others.
+        let name = record.warm_pool().filter(|name| *name != home.id && *name != runs_in.id)?;
+        let pool = home.siblings().find(|sibling| sibling.id == name)?;
+        let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
+        let is_free = pool.is_idle() && !pool.is_full_there() && pool.slots_free() as usize > sent;
+        (is_free && record.may_use(&pool) && record.send_to_warm()).then_some(pool)
+    }
+
+    fn add(&mut self, pool: Arc<PoolShared>, assignment: Assignment) {
+        match self.0.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &pool)) {
+            Some((_, batch)) => batch.push(assignment),
+            None => self.0.push((pool, vec![assignment])),
+        }
+    }
+
+    fn send(self, home: &PoolShared) {
+        for (pool, batch) in self.0 {
+            let lent = Some(Lent { by: home.position, slots: 0 }); // It was not asked.
+            pool.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+        }
+    }
 }
 
 /// Tells idle siblings that tasks wait here which they could run.

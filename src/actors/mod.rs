@@ -3,6 +3,7 @@
 //! An actor decides nothing by itself: it asks `core`, gets a value, and acts on it. What must outlive an actor (a task,
 //! a slot, an engine) is owned by the ledger or by `shared`, and only lent.
 
+mod abroad;
 pub(crate) mod address;
 pub(crate) mod admission;
 pub(crate) mod attempt;

@@ -42,7 +42,8 @@ pub(crate) enum PoolManagerMsg {
     Pulse,
 }
 
-/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again.
+/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it sends by itself what is
+/// warm here.
 pub(crate) struct Lent {
     /// The sibling's position.
     pub(crate) by: u16,

@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) claim: Option<Claim>,
     /// The replica that served the task's session last.
     pub(super) affinity: Option<Arc<ReplicaIdentity>>,
+    /// It was sent to that replica's pool unasked.
+    pub(super) was_sent_to_warm: bool,
     /// Attempts lost to memory, and to a device.
     pub(super) lost_to: [u32; 2],
     pub(super) queue_position: u64,
@@ -110,6 +112,7 @@ impl TaskRecord {
             runs_in: None,
             claim: None,
             affinity: None,
+            was_sent_to_warm: false,
             lost_to: [0; 2],
             queue_position: 0,
             predicted_start: Duration::ZERO,

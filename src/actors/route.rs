@@ -8,7 +8,7 @@ use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::fairness::Size;
-use crate::core::id::SessionId;
+use crate::core::id::{PoolId, SessionId};
 use crate::core::limits::{Exceeded, Take};
 use crate::core::queue::Arrival;
 use crate::core::task::Phase;
@@ -64,6 +64,17 @@ impl TaskRecord {
         let state = self.state.lock();
         let replica = state.affinity.as_ref().map(|identity| &identity.replica);
         replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+    }
+
+    /// The pool of that replica.
+    pub(crate) fn warm_pool(&self) -> Option<PoolId> {
+        let state = self.state.lock();
+        state.affinity.as_ref().filter(|_| !state.was_sent_to_warm).map(|identity| identity.replica.pool.clone())
+    }
+
+    /// Notes that the task is being sent to that pool unasked. Returns whether it is for the first time.
+    pub(crate) fn send_to_warm(&self) -> bool {
+        !std::mem::replace(&mut self.state.lock().was_sent_to_warm, true)
     }
 
     /// The pool whose queue has the task.

@@ -40,6 +40,9 @@ pub(crate) struct RuntimeShared {
     pub(crate) root: Address<RootMsg>,
     pub(crate) admission: Address<AdmissionMsg>,
     pub(crate) sessions: Address<SessionsMsg>,
+    /// Conversations that were served here, for other nodes.
+    #[cfg(feature = "cluster")]
+    pub(crate) warmed: crate::actors::sessions::WarmedSet,
     /// Refusals before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
     pub(crate) rejected: [AtomicU64; 9],
     /// Refusals by limits that are no queue's, by [`LIMITS`].
@@ -83,6 +86,8 @@ impl RuntimeShared {
             root: Address::default(),
             admission: Address::default(),
             sessions: Address::default(),
+            #[cfg(feature = "cluster")]
+            warmed: Default::default(),
             rejected: Default::default(),
             limited: Default::default(),
             refusals: Refusals::default(),

@@ -6,6 +6,8 @@
 //! Spec: ORCH-3009.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "cluster")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::submission::Submission;
+#[cfg(feature = "cluster")]
+use crate::core::id::PoolId;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
 use crate::core::units::Timestamp;
 
@@ -46,6 +50,41 @@ pub(crate) enum SessionsMsg {
     Observe { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
     /// Forget this client's conversation.
     Forget { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
+}
+
+/// A conversation that a replica has served.
+#[cfg(feature = "cluster")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Warmed {
+    pub(crate) pool: PoolId,
+    pub(crate) client: ClientId,
+    pub(crate) session: SessionId,
+}
+
+/// Conversations that replicas have served since somebody last asked; `None` while nobody asks. For other nodes.
+#[cfg(feature = "cluster")]
+#[derive(Default)]
+pub(crate) struct WarmedSet(parking_lot::Mutex<Option<BTreeSet<Warmed>>>);
+
+#[cfg(feature = "cluster")]
+impl WarmedSet {
+    /// Most that are kept. Nobody asks for them any more when there are so many.
+    const MAX: usize = 16_384;
+
+    fn note(&self, identity: &ReplicaIdentity, client: &ClientId, session: &SessionId) {
+        let mut kept = self.0.lock();
+        let Some(set) = &mut *kept else { return };
+        let pool = identity.replica.pool.clone();
+        set.insert(Warmed { pool, client: client.clone(), session: session.clone() });
+        if set.len() > Self::MAX {
+            *kept = None;
+        }
+    }
+
+    /// What has come since the last call. The first call begins to keep it.
+    pub(crate) fn take(&self) -> BTreeSet<Warmed> {
+        std::mem::take(self.0.lock().get_or_insert_default())
+    }
 }
 
 /// The actor.
@@ -98,6 +137,8 @@ impl Actor for Sessions {
         match message {
             SessionsMsg::Locate { session, pool, submission } => on_locate(state, session, &pool, submission),
             SessionsMsg::Served { session, client, identity } => {
+                #[cfg(feature = "cluster")]
+                state.runtime.warmed.note(&identity, &client, &session);
                 state.touch((client, session)).served_by = Some(identity);
             }
             SessionsMsg::Observe { session, client, reply } => {

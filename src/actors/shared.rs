@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use ractor::ActorCell;
 use tokio::sync::Notify;
 
+use crate::actors::abroad::Abroad;
 use crate::actors::address::Address;
 use crate::actors::counters::Counters;
 use crate::actors::devices::Devices;
@@ -28,7 +29,6 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
-use crate::core::node::NodeName;
 use crate::core::objectives::Objectives;
 use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::resume::LossRule;
@@ -96,8 +96,8 @@ pub(crate) struct PoolShared {
     pub(crate) state_changed: Notify,
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     others: RwLock<Arc<[Weak<PoolShared>]>>,
-    /// The node whose pool its engine is, if it is another's, and the pool's name there. Written once, before it serves.
-    node: OnceLock<(NodeName, PoolId)>,
+    /// The other node's pool that its engine is, if it is one. Written once, before it serves.
+    pub(super) abroad: OnceLock<Abroad>,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
@@ -156,7 +156,7 @@ impl PoolShared {
             wanted: AtomicU32::new(0),
             crowd: Mutex::default(),
             others: RwLock::default(),
-            node: OnceLock::new(),
+            abroad: OnceLock::new(),
             is_leaving: AtomicBool::new(false),
             leaves_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),
@@ -192,27 +192,6 @@ impl PoolShared {
     /// Where the pool stands now.
     pub(crate) fn state(&self) -> PoolState {
         PoolState::of(self.intent(), self.replicas.iter().map(ReplicaShared::state))
-    }
-
-    /// Whether its engine is another node's pool.
-    pub(crate) fn is_remote(&self) -> bool {
-        self.node.get().is_some()
-    }
-
-    /// The node whose pool its engine is, if it is another's.
-    pub(crate) fn node(&self) -> Option<&NodeName> {
-        self.node.get().map(|(node, _)| node)
-    }
-
-    /// The name by which clients and keys are allowed to use it: a pool of another node goes by its name there.
-    pub(crate) fn allowed_as(&self) -> &PoolId {
-        self.node.get().map_or(&self.id, |(_, pool)| pool)
-    }
-
-    /// Its engine is this pool of this node.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn set_node(&self, node: NodeName, pool: PoolId) {
-        let _ = self.node.set((node, pool)); // Once, by whoever made it.
     }
 
     /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::shared::PoolShared;
+use crate::cluster::apart::keeps_away;
 use crate::cluster::link_actor::LinkState;
 use crate::cluster::shared::ClusterShared;
-use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Word};
+use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::Intent;
 use crate::core::offers::{Offer, guests_allowed};
@@ -22,21 +23,22 @@ use crate::core::task::Priority;
 #[derive(Default)]
 pub(crate) struct Announced {
     cards: Option<(Vec<PoolCard>, bool)>,
-    limits: BTreeMap<PoolId, u32>,
+    limits: BTreeMap<PoolId, Room>,
 }
 
 /// Says what has changed.
 pub(super) fn announce(state: &mut LinkState) {
     let (shared, link) = (&state.shared, &state.link);
-    let pools = own_pools(shared);
+    let mut pools = own_pools(shared);
+    pools.retain(|pool| !keeps_away(shared, pool, link));
     let draining = shared.is_draining();
-    let cards: Vec<PoolCard> = pools.iter().map(|pool| card(shared, pool)).collect();
+    let cards: Vec<PoolCard> = pools.iter().map(|pool| card(pool)).collect();
     let said = (cards, draining);
     if state.announced.cards.as_ref() != Some(&said) {
-        link.say(Word::Pools { cards: said.0.clone(), draining });
+        link.say(Word::Pools { cards: said.0.clone(), zone: shared.zone.clone(), draining });
         state.announced.cards = Some(said);
     }
-    let allowed = |pool: &Arc<PoolShared>| {
+    let room = |pool: &Arc<PoolShared>| {
         let is_open = !draining && pool.intent() == Intent::Serve && pool.state().takes_tasks();
         let places = pool.replicas.iter().filter(|replica| replica.state().is_ready());
         let offer = Offer {
@@ -45,17 +47,15 @@ pub(super) fn announce(state: &mut LinkState) {
             waiting: pool.depth_total(),
             has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
         };
-        if is_open { guests_allowed(offer) } else { 0 }
+        let guests = if is_open { guests_allowed(offer) } else { 0 };
+        Room { pool: pool.id.clone(), guests, is_full: offer.free <= offer.waiting }
     };
     if link.must_say_limits.swap(false, Relaxed) {
         state.announced.limits.clear();
     }
-    let limits: BTreeMap<PoolId, u32> = pools.iter().map(|pool| (pool.id.clone(), allowed(pool))).collect();
-    let news: Vec<(PoolId, u32)> = limits
-        .iter()
-        .filter(|(id, limit)| state.announced.limits.get(*id) != Some(*limit))
-        .map(|(id, limit)| (id.clone(), *limit))
-        .collect();
+    let limits: BTreeMap<PoolId, Room> = pools.iter().map(|pool| (pool.id.clone(), room(pool))).collect();
+    let is_news = |room: &&Room| state.announced.limits.get(&room.pool) != Some(*room);
+    let news: Vec<Room> = limits.values().filter(is_news).cloned().collect();
     if !news.is_empty() {
         link.say(Word::Limits(news));
         state.announced.limits = limits;
@@ -68,7 +68,7 @@ pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
     table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
 }
 
-fn card(shared: &ClusterShared, pool: &PoolShared) -> PoolCard {
+fn card(pool: &PoolShared) -> PoolCard {
     let identity = pool.replicas.iter().filter(|replica| replica.state().is_ready()).find_map(|replica| {
         let identity = replica.identity.lock().clone()?;
         Some(CardIdentity {
@@ -88,7 +88,6 @@ fn card(shared: &ClusterShared, pool: &PoolShared) -> PoolCard {
         bytes_per_token: pool.config.bytes_per_token,
         slots: pool.config.slots * pool.replicas.len() as u32,
         determinism_class: pool.config.determinism_class.or(worst),
-        zone: shared.zone.clone(),
         identity,
     }
 }

@@ -12,9 +12,12 @@ use tokio::sync::Notify;
 use crate::actors::cancel::cancel;
 use crate::actors::event_log::{End, EventRef};
 use crate::actors::reader::TaskStream;
+use crate::cluster::apart::is_closed_to;
 use crate::cluster::links::{Guest, LinkShared};
 use crate::cluster::shared::ClusterShared;
-use crate::cluster::words::{CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Word};
+use crate::cluster::words::{
+    CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Room, Word,
+};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::task::{Phase, TaskRequest};
 use crate::orchestrator::Submitted;
@@ -154,11 +157,15 @@ impl Courier {
         let _open = Open::new(&self.shared);
         let end = match task.request() {
             Err(message) => failed(ErrorCode::InvalidParams, message),
+            Ok(_) if is_closed_to(&self.shared, &self.guest.pool, &self.link) => {
+                failed(ErrorCode::PoolUnavailable, format!("pool {} keeps away from this node", self.guest.pool))
+            }
             Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained".into()),
             Ok(request) => match self.submit(request).await {
                 Err(error) => {
                     // What it was told of free places is not so any more.
-                    self.link.say(Word::Limits(vec![(self.guest.pool.clone(), 0)]));
+                    let room = Room { pool: self.guest.pool.clone(), guests: 0, is_full: true };
+                    self.link.say(Word::Limits(vec![room]));
                     self.link.must_say_limits.store(true, Relaxed);
                     failed(error.code, error.message)
                 }

@@ -21,7 +21,7 @@ use crate::cluster::links::{Demand, Heard, LinkShared};
 use crate::cluster::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, Word};
-use crate::cluster::{guests, served};
+use crate::cluster::{guests, served, warm};
 use crate::core::hash::hex;
 use crate::core::link::{Link, Liveness};
 use crate::core::units::Timestamp;
@@ -236,7 +236,8 @@ fn check_delay(state: &mut LinkState, now: Timestamp, envelope: &Envelope) -> Re
 fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
     let (shared, link) = (&state.shared, &state.link);
     match word {
-        Word::Pools { cards, draining } => {
+        Word::Pools { cards, zone, draining } => {
+            *link.zone.lock() = Some(zone);
             *link.cards.lock() = Arc::new(cards.into_iter().map(|card| (card.pool.clone(), card)).collect());
             link.is_draining.store(draining, Relaxed);
             link.changed.notify_waiters();
@@ -245,7 +246,8 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
         Word::Limits(limits) => {
             // Of the pools that it has announced: what a peer can make us remember has a bound.
             let cards = link.cards.lock().clone();
-            link.limits.lock().extend(limits.into_iter().filter(|(pool, _)| cards.contains_key(pool)));
+            let known = limits.into_iter().filter(|room| cards.contains_key(&room.pool));
+            link.limits.lock().extend(known.map(|room| (room.pool, (room.guests, room.is_full))));
             state.peer.apply_limits();
         }
         Word::Ask { guest, task } => guests::take_in(shared, link, guest, *task)?,
@@ -260,6 +262,7 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
         Word::Credit { guest, tokens, bytes } => guests::on_credit(link, guest, tokens, bytes),
         Word::Stop(guest) => guests::stop(shared, link, guest),
         Word::Served(served) => served::take_in(&state.peer, &served),
+        Word::Warm(warm) => warm::take_in(shared, &state.peer, warm)?,
         Word::Demand { number, heard, asked } => {
             *link.demand.lock() = Demand { number, heard, asked: asked.into_iter().collect() };
         }
@@ -348,6 +351,10 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
     let news = state.shared.served.news_for(&state.shared, &state.peer.name);
     if !news.is_empty() {
         state.link.say(Word::Served(news));
+    }
+    let warm = state.shared.warm.news_for(&state.shared, &state.peer.name);
+    if !warm.is_empty() {
+        state.link.say(Word::Warm(warm));
     }
     if now.since(state.waits_said_at) >= WAITS_PERIOD {
         state.waits_said_at = now;

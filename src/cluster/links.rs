@@ -144,10 +144,12 @@ pub(crate) struct LinkShared {
     pub(crate) guests: Mutex<BTreeMap<GuestNo, Arc<Guest>>>,
     /// The pools that the peer has announced.
     pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolCard>>>,
+    /// Where the peer is; `None` before it has said so.
+    pub(crate) zone: Mutex<Option<Option<String>>>,
     /// Attempts of ours that have begun there, by pool.
     begun: Mutex<BTreeMap<PoolId, u32>>,
-    /// How many guests of ours may wait in its pools, as far as it has said.
-    pub(crate) limits: Mutex<BTreeMap<PoolId, u32>>,
+    /// How many guests of ours may wait in its pools, as far as it has said, and whether they would.
+    pub(crate) limits: Mutex<BTreeMap<PoolId, (u32, bool)>>,
     /// What clients with limits asked of the peer in its last second.
     pub(crate) demand: Mutex<Demand>,
     pub(crate) is_draining: AtomicBool,
@@ -176,6 +178,7 @@ impl LinkShared {
             next_guest: AtomicU64::new(1),
             guests: Mutex::default(),
             cards: Mutex::default(),
+            zone: Mutex::default(),
             begun: Mutex::default(),
             limits: Mutex::default(),
             demand: Mutex::default(),
@@ -246,8 +249,13 @@ impl LinkShared {
 
     /// How many attempts of ours this pool may have now: those that have begun, and as many as may wait.
     pub(crate) fn limit(&self, pool: &PoolId) -> u32 {
-        let waits = self.limits.lock().get(pool).copied().unwrap_or(0);
+        let waits = self.limits.lock().get(pool).map_or(0, |(guests, _)| *guests);
         waits.saturating_add(self.begun.lock().get(pool).copied().unwrap_or(0))
+    }
+
+    /// Whether an attempt that is sent to this pool now would wait there.
+    pub(crate) fn is_full(&self, pool: &PoolId) -> bool {
+        self.limits.lock().get(pool).is_none_or(|(_, is_full)| *is_full)
     }
 
     /// Attempts of ours that run there.

@@ -141,6 +141,10 @@ impl Actor for Members {
             MembersMsg::Divide => {
                 state.myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
                 state.dividing.look(&state.shared);
+                // Pools of our own may have come that keep away from some of theirs.
+                for peer in state.shared.peers.all() {
+                    shadows::follow(&state.shared, &peer.name);
+                }
             }
             MembersMsg::Dial(peer) => on_dial(state, peer),
         }

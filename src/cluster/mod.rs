@@ -6,6 +6,7 @@
 //! What is decided about a peer or a link is decided in [`core::node`](crate::core::node) and [`core::link`](crate::core::link).
 
 mod announce;
+mod apart;
 mod demand;
 pub mod door;
 mod guests;
@@ -20,6 +21,7 @@ mod served;
 mod shadows;
 mod shared;
 mod tls_network;
+mod warm;
 pub mod words;
 
 pub use door::{Arrived, Door, DoorCounts, DoorError};

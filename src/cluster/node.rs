@@ -11,11 +11,13 @@ use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use crate::cluster::announce::own_pools;
+use crate::cluster::apart::kept_out;
 use crate::cluster::door::Linked;
 use crate::cluster::guests;
 use crate::cluster::identity::Cookie;
 use crate::cluster::members::{Members, MembersMsg};
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
+use crate::config::NodeAntiAffinity;
 use crate::core::hash::hex;
 use crate::core::id::PoolId;
 use crate::core::node::{BootId, NodeName};
@@ -38,6 +40,8 @@ pub struct NodeArgs {
     pub boot_id: BootId,
     /// Where it is.
     pub zone: Option<String>,
+    /// The nodes with which it has nothing to do.
+    pub anti_affinity: NodeAntiAffinity,
     /// What all nodes know.
     pub cookie: Cookie,
     /// The nodes that it dials, and where.
@@ -100,7 +104,7 @@ impl Node {
         args: NodeArgs,
         network: impl FnOnce(Linked) -> N,
     ) -> Result<Self, StartNodeError> {
-        let NodeArgs { name, boot_id, zone, cookie, peers: wanted, policy } = args;
+        let NodeArgs { name, boot_id, zone, anti_affinity, cookie, peers: wanted, policy } = args;
         let peers = Arc::new(Peers::default());
         for (peer, address) in wanted {
             if peer == name {
@@ -113,8 +117,8 @@ impl Node {
         let known = peers.clone();
         let network = Arc::new(network(Arc::new(move |name: &NodeName| known.linked(name))));
         let session_cookie = hex(&Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat()));
-        let who = (name, boot_id, zone);
-        let shared = ClusterShared::new(who, policy, orchestrator, peers, network, session_cookie);
+        let (who, place) = ((name, boot_id), (zone, anti_affinity));
+        let shared = ClusterShared::new(who, place, policy, orchestrator, peers, network, session_cookie);
         let (members, mut handle) = Actor::spawn(None, Members, shared.clone())
             .await
             .map_err(|error| StartNodeError::Actors(error.to_string()))?;
@@ -162,7 +166,7 @@ impl Node {
             guests_taken: shared.guests_taken.load(Relaxed),
             guests_lost: shared.guests_lost.load(Relaxed),
             leases_expired: shared.leases_expired.load(Relaxed),
-            peers: shared.peers.all().iter().map(|peer| peer_view(peer)).collect(),
+            peers: shared.peers.all().iter().map(|peer| peer_view(shared, peer)).collect(),
         }
     }
 
@@ -200,7 +204,7 @@ impl Node {
     }
 }
 
-fn peer_view(peer: &PeerShared) -> PeerView {
+fn peer_view(shared: &ClusterShared, peer: &PeerShared) -> PeerView {
     PeerView {
         name: peer.name.clone(),
         address: peer.address.clone(),
@@ -208,6 +212,7 @@ fn peer_view(peer: &PeerShared) -> PeerView {
         trouble: peer.trouble.lock().clone(),
         link: peer.link().map(|link| {
             let figures = &link.figures;
+            let (kept_out, zone) = (kept_out(shared, &link), link.zone.lock().clone()); // Not under the locks below.
             LinkView {
                 boot_id: link.boot_id.to_string(),
                 protocol: link.protocol,
@@ -223,6 +228,8 @@ fn peer_view(peer: &PeerShared) -> PeerView {
                 lent: link.lent() as u64,
                 guests: link.guests.lock().len() as u64,
                 pools: link.cards.lock().keys().cloned().collect(),
+                zone: zone.flatten(),
+                kept_out,
             }
         }),
     }
@@ -301,4 +308,9 @@ pub struct LinkView {
     pub guests: u64,
     /// The pools that it has announced.
     pub pools: Vec<PoolId>,
+    /// Where it is, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Those of its pools that are not used here, by anti-affinity.
+    pub kept_out: Vec<PoolId>,
 }

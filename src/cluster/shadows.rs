@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::cluster::apart::is_kept_out;
 use crate::cluster::remote_engine::RemoteEngine;
 use crate::cluster::shared::{ClusterShared, PeerShared, Shadow};
 use crate::cluster::words::PoolCard;
@@ -21,7 +22,8 @@ pub(crate) fn shadow_id(pool: &PoolId, node: &NodeName) -> String {
 pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
     let Some(peer) = shared.peers.get(name) else { return };
     let Some(link) = peer.link() else { return };
-    let cards = link.cards.lock().clone();
+    let mut cards = (*link.cards.lock().clone()).clone();
+    cards.retain(|_, card| !is_kept_out(shared, card, &link));
     let known = peer.shadows.lock().clone();
     for (id, shadow) in &known {
         if cards.get(id).is_none_or(|card| !is_same_pool(card, &shadow.card)) {
@@ -29,7 +31,7 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
             shared.orchestrator.remove_remote(&shadow.pool);
         }
     }
-    for (id, card) in &*cards {
+    for (id, card) in &cards {
         let is_there = peer.shadows.lock().contains_key(id);
         // A pool that has never been Ready may turn out to be anything.
         if is_there || card.identity.is_none() {

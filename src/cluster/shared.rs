@@ -16,7 +16,9 @@ use crate::cluster::hello::{Introduced, Role};
 use crate::cluster::links::LinkShared;
 use crate::cluster::members::MembersMsg;
 use crate::cluster::served::ServedNews;
+use crate::cluster::warm::WarmNews;
 use crate::cluster::words::PoolCard;
+use crate::config::NodeAntiAffinity;
 use crate::core::id::PoolId;
 use crate::core::link::{LinkPolicy, Liveness};
 use crate::core::node::{BootId, NodeName};
@@ -175,6 +177,7 @@ impl PeerShared {
         let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
         let link = link.as_ref().filter(takes);
         for (id, shadow) in &*self.shadows.lock() {
+            shadow.pool.set_full_there(link.is_none_or(|link| link.is_full(id)));
             let slots = &shadow.pool.replicas[0].slots;
             let limit = link.map_or(0, |link| link.limit(id)).min(slots.total());
             if slots.limit() != limit {
@@ -191,6 +194,8 @@ pub(crate) struct ClusterShared {
     pub(crate) boot_id: BootId,
     /// Where it is, for anti-affinity.
     pub(crate) zone: Option<String>,
+    /// The nodes with which it has nothing to do.
+    pub(crate) apart: NodeAntiAffinity,
     pub(crate) policy: NodePolicy,
     pub(crate) env: Env,
     pub(crate) orchestrator: Orchestrator,
@@ -200,6 +205,7 @@ pub(crate) struct ClusterShared {
     /// What both sides of a session know, for `ractor_cluster`'s own check.
     pub(crate) session_cookie: String,
     pub(crate) served: ServedNews,
+    pub(crate) warm: WarmNews,
     is_draining: AtomicBool,
     /// Guests whose tasks have not ended.
     pub(crate) guests_open: AtomicU64,
@@ -211,7 +217,8 @@ pub(crate) struct ClusterShared {
 
 impl ClusterShared {
     pub(crate) fn new(
-        (name, boot_id, zone): (NodeName, BootId, Option<String>),
+        (name, boot_id): (NodeName, BootId),
+        (zone, apart): (Option<String>, NodeAntiAffinity),
         policy: NodePolicy,
         orchestrator: Orchestrator,
         peers: Arc<Peers>,
@@ -222,6 +229,7 @@ impl ClusterShared {
             name,
             boot_id,
             zone,
+            apart,
             policy,
             env: orchestrator.env().clone(),
             orchestrator,
@@ -230,6 +238,7 @@ impl ClusterShared {
             members: Address::default(),
             session_cookie,
             served: ServedNews::default(),
+            warm: WarmNews::default(),
             is_draining: AtomicBool::new(false),
             guests_open: AtomicU64::new(0),
             guests_taken: AtomicU64::new(0),

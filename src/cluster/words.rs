@@ -77,13 +77,15 @@ pub struct GuestNo(pub u64);
 pub enum Word {
     /// All pools of this node, in place of what was said of them before.
     Pools {
-        /// The pools.
+        /// The pools that the receiver may use.
         cards: Vec<PoolCard>,
+        /// Where the node is.
+        zone: Option<String>,
         /// The node is being drained: it takes nothing new.
         draining: bool,
     },
-    /// How many guests of the receiver may wait now, beyond those that have begun, in these pools.
-    Limits(Vec<(PoolId, u32)>),
+    /// How many guests of the receiver these pools take now.
+    Limits(Vec<Room>),
     /// The gateway asks the owner to run an attempt.
     Ask {
         /// Its number: the epoch of the lease. Each attempt has its own, so that what comes late of an earlier one is nobody's.
@@ -122,6 +124,8 @@ pub enum Word {
     Stop(GuestNo),
     /// What the sender's pools have served for clients of other gateways than the receiver, since it last said so.
     Served(Vec<ServedBy>),
+    /// Conversations that the sender's own pools have served since it last said so.
+    Warm(Vec<WarmSession>),
     /// What the sender's clients asked for in its last second, of those with limits.
     Demand {
         /// The number of that second, from 1.
@@ -145,6 +149,7 @@ impl Word {
             Word::Tokens { texts, .. } => ("tokens", texts.len(), CREDIT_TOKENS as usize),
             Word::Waits(guests) => ("guests", guests.len(), LIST_MAX),
             Word::Served(served) => ("clients", served.len(), LIST_MAX),
+            Word::Warm(sessions) => ("sessions", sessions.len(), LIST_MAX),
             Word::Demand { asked, .. } => ("clients", asked.len(), LIST_MAX),
             Word::Ask { .. } | Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => return None,
         };
@@ -161,6 +166,7 @@ impl Word {
             Word::Limits(limits) => limits.len() * 64 + FEW,
             Word::Waits(guests) => guests.len() * 8 + FEW,
             Word::Served(served) => served.len() * 96 + FEW,
+            Word::Warm(sessions) => sessions.len() * 128 + FEW,
             Word::Demand { asked, .. } => asked.len() * 96 + FEW,
             Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
         }
@@ -186,10 +192,19 @@ pub struct PoolCard {
     pub slots: u32,
     /// What its engines make of the same seed, by what they have shown.
     pub determinism_class: Option<DeterminismClass>,
-    /// The zone of its node.
-    pub zone: Option<String>,
     /// What its engines are; `None` while none is Ready.
     pub identity: Option<CardIdentity>,
+}
+
+/// How many guests a pool takes now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// The pool.
+    pub pool: PoolId,
+    /// How many of the receiver may wait, beyond those that have begun.
+    pub guests: u32,
+    /// They would wait: every place is taken.
+    pub is_full: bool,
 }
 
 /// What a pool's engines are.
@@ -332,6 +347,17 @@ pub enum GuestEnd {
         /// In words.
         message: String,
     },
+}
+
+/// A conversation, and where its cache is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmSession {
+    /// The pool that served it last.
+    pub pool: PoolId,
+    /// Whose it is.
+    pub client: ClientId,
+    /// Its name.
+    pub session: SessionId,
 }
 
 /// What a pool has served for a client through one gateway.

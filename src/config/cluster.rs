@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::section;
 use crate::config::{Config, ConfigError};
 use crate::core::node::NodeName;
 
@@ -27,6 +28,20 @@ pub struct ClusterConfig {
     /// Where it is: what nodes with one cause of failure have in common. Shown to its peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// The nodes with which this one has nothing to do, whatever they serve.
+    #[serde(default)]
+    pub anti_affinity: NodeAntiAffinity,
+}
+
+section! {
+    /// Nodes with which no task is exchanged, in either direction.
+    #[derive(Eq)]
+    pub struct NodeAntiAffinity {
+        /// By their names.
+        pub node: Vec<String> = Vec::new(),
+        /// By where they are.
+        pub zone: Vec<String> = Vec::new(),
+    }
 }
 
 /// A node's certificates.
@@ -50,7 +65,13 @@ impl ClusterConfig {
 
 /// Appends what is wrong with the node.
 pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
+    for (position, pool) in config.pools.iter().enumerate() {
+        let law = &pool.anti_affinity;
+        apart_faults(config, (&law.node, &law.zone), &format!("pools[{position}].anti_affinity"), faults);
+    }
     let Some(cluster) = &config.cluster else { return };
+    let law = &cluster.anti_affinity;
+    apart_faults(config, (&law.node, &law.zone), "cluster.anti_affinity", faults);
     let mut name = |path: String, text: &str| match NodeName::parse(text) {
         Ok(_) => {}
         Err(error) => faults.push(ConfigError::new(path, error.to_string())),
@@ -69,6 +90,27 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
         if port.is_none() {
             let text = format!("{address:?} is no address and port, such as 10.0.0.2:7710");
             faults.push(ConfigError::new(format!("cluster.peers.{peer}"), text));
+        }
+    }
+}
+
+/// Names of nodes are such, and neither this node nor its zone is among those to keep away from.
+fn apart_faults(config: &Config, law: (&[String], &[String]), path: &str, faults: &mut Vec<ConfigError>) {
+    let own = config.cluster.as_ref().map(|cluster| (cluster.name.as_str(), cluster.zone.as_deref()));
+    for (entry, node) in law.0.iter().enumerate() {
+        let place = format!("{path}.node[{entry}]");
+        match NodeName::parse(node) {
+            Err(error) => faults.push(ConfigError::new(place, error.to_string())),
+            Ok(_) if own.is_some_and(|(name, _)| name == node) => {
+                faults.push(ConfigError::new(place, format!("this node is {node:?}; it cannot keep away from itself")));
+            }
+            Ok(_) => {}
+        }
+    }
+    for (entry, zone) in law.1.iter().enumerate() {
+        if own.is_some_and(|(_, own)| own == Some(zone.as_str())) {
+            let text = format!("this node is in zone {zone:?}; it cannot keep away from itself");
+            faults.push(ConfigError::new(format!("{path}.zone[{entry}]"), text));
         }
     }
 }

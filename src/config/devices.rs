@@ -47,6 +47,10 @@ section! {
         pub numa: Vec<String> = Vec::new(),
         /// Hosts, by name or label, on which this pool does not run.
         pub host: Vec<String> = Vec::new(),
+        /// Nodes of the cluster, by their names, with which it exchanges no task, in either direction.
+        pub node: Vec<String> = Vec::new(),
+        /// The same by their zones.
+        pub zone: Vec<String> = Vec::new(),
     }
 }
 

@@ -63,6 +63,7 @@ impl Nodes {
             name: own,
             boot_id,
             zone: config.zone.clone(),
+            anti_affinity: config.anti_affinity.clone(),
             cookie,
             peers: peers.collect::<Result<_, String>>()?,
             policy: NodePolicy::default(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use orchestrator_core::config::{ClusterConfig, Config, NodeTlsConfig};
+use orchestrator_core::config::{ClusterConfig, Config, NodeAntiAffinity, NodeTlsConfig};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
@@ -81,6 +81,7 @@ impl Fleet {
                 tls,
                 cookie_file: at("cookie"),
                 zone: None,
+                anti_affinity: NodeAntiAffinity::default(),
             };
             let pools = if index == 0 { Vec::new() } else { vec![llama::pool(server, 1, 4)] };
             let config = Config { pools, cluster: Some(cluster), ..Config::default() };

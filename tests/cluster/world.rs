@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestrator_core::cluster::{Cookie, Node, NodeArgs, NodePolicy};
-use orchestrator_core::config::{ClusterConfig, NodeTlsConfig, PoolConfig};
+use orchestrator_core::config::{ClusterConfig, NodeAntiAffinity, NodeTlsConfig, PoolConfig};
 use orchestrator_core::core::node::{BootId, NodeName, PROTOCOLS};
 use orchestrator_core::gpu::sim::SimStats;
 use orchestrator_core::{Config, Env, Orchestrator};
@@ -31,11 +31,13 @@ impl Living {
     }
 }
 
-fn config(name: &str) -> Config {
+/// A node of this name, for [`start_node_with`].
+pub fn config(name: &str) -> Config {
     let file = String::new();
     let tls = NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() };
     let (name, listen) = (name.to_owned(), String::new());
-    let cluster = ClusterConfig { name, listen, peers: BTreeMap::new(), tls, cookie_file: file, zone: None };
+    let (peers, anti_affinity) = (BTreeMap::new(), NodeAntiAffinity::default());
+    let cluster = ClusterConfig { name, listen, peers, tls, cookie_file: file, zone: None, anti_affinity };
     Config { cluster: Some(cluster), ..Config::default() }
 }
 
@@ -53,14 +55,16 @@ pub async fn start_node_with(
     settings: Config,
     protocols: (u16, u16),
 ) -> Living {
-    let settings = Config { cluster: config(name).cluster, ..settings };
+    let settings = Config { cluster: settings.cluster.or(config(name).cluster), ..settings };
+    let cluster = settings.cluster.clone().expect("it is a node");
     let World { orchestrator, stats } = start_with(env.clone(), settings, pools).await;
     let (name, boot_id) = (node_name(name), BootId(env.random()));
     let cookie = Cookie::new(b"a cookie of thirty-two bytes, or").unwrap();
     let args = NodeArgs {
         name: name.clone(),
         boot_id,
-        zone: None,
+        zone: cluster.zone,
+        anti_affinity: cluster.anti_affinity,
         cookie: cookie.clone(),
         peers: others.iter().map(|other| (node_name(other), (*other).to_owned())).collect(),
         policy: NodePolicy::default(),
