@@ -6,6 +6,8 @@
 mod network;
 #[path = "cluster/placement.rs"]
 mod placement;
+#[path = "cluster/quotas.rs"]
+mod quotas;
 mod support;
 #[path = "cluster/world.rs"]
 mod world;

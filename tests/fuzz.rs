@@ -99,7 +99,7 @@ fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
 #[cfg(feature = "cluster")]
 fn envelope() -> Vec<u8> {
     use orchestrator_core::cluster::words::{
-        Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
+        Asked, Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
     };
     use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
     use orchestrator_core::core::{ClientId, ErrorCode, PoolId, TaskId};
@@ -122,6 +122,7 @@ fn envelope() -> Vec<u8> {
     let guest = GuestNo(1);
     let session = orchestrator_core::core::SessionId::parse("s").unwrap();
     let warm = WarmSession { pool: pool.clone(), client: client.clone(), session };
+    let asked = Asked { client: client.clone(), tasks: 9, running: 1, queued: 2, memory_bytes: 3 };
     let words = vec![
         Word::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
         Word::Limits(vec![Room { pool: pool.clone(), guests: 3, is_full: false }]),
@@ -135,7 +136,7 @@ fn envelope() -> Vec<u8> {
         Word::End { guest, end: failed },
         Word::Stop(guest),
         Word::Served(vec![ServedBy { pool, client: client.clone(), class: Priority::Batch, cost: -5 }]),
-        Word::Demand { number: 2, heard: 1, asked: vec![(client, 9)] },
+        Word::Demand { number: 2, heard: 1, asked: vec![asked] },
     ];
     let envelope = Envelope {
         token: [7; 16],

@@ -15,6 +15,8 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::shared::PoolShared;
 use crate::config::{ClientConfig, Config};
 use crate::core::id::{ClientId, PoolId};
+#[cfg(feature = "cluster")]
+use crate::core::limits::Held;
 use crate::core::limits::{Exceeded, Limits, Quotas, Take, Usage};
 use crate::core::units::{Timestamp, Tokens};
 
@@ -64,6 +66,9 @@ pub(crate) struct ClientShared {
     /// The part of its limits that is this node's, in millionths; 0 for that of every client of whom nothing is known.
     #[cfg(feature = "cluster")]
     pub(crate) share: AtomicU32,
+    /// The same of its quotas.
+    #[cfg(feature = "cluster")]
+    quota_share: AtomicU32,
     #[cfg(feature = "cluster")]
     even: Even,
     /// Tasks that it has asked for since somebody last looked.
@@ -76,6 +81,9 @@ struct State {
     usage: Usage,
     /// Pools that pass this client over until it may run more.
     held_in: Vec<Arc<PoolShared>>,
+    /// What it has in use at other nodes.
+    #[cfg(feature = "cluster")]
+    elsewhere: Held,
 }
 
 impl ClientShared {
@@ -86,6 +94,8 @@ impl ClientShared {
             state: Mutex::default(),
             #[cfg(feature = "cluster")]
             share: AtomicU32::new(0),
+            #[cfg(feature = "cluster")]
+            quota_share: AtomicU32::new(0),
             #[cfg(feature = "cluster")]
             even: even.clone(),
             #[cfg(feature = "cluster")]
@@ -113,19 +123,55 @@ impl ClientShared {
         #[cfg(feature = "cluster")]
         let limits = {
             self.demand.fetch_add(1, Relaxed);
-            match self.share.load(Relaxed) {
-                0 => policy.limits.part(self.even.load(Relaxed)),
-                share => policy.limits.part(share),
-            }
+            policy.limits.part(self.or_even(&self.share))
         };
-        self.state.lock().usage.admit(&limits, &policy.quotas, now, take)
+        let mut state = self.state.lock();
+        #[cfg(not(feature = "cluster"))]
+        let quotas = policy.quotas;
+        #[cfg(feature = "cluster")]
+        let quotas = {
+            let part = policy.quotas.part(self.or_even(&self.quota_share), state.elsewhere);
+            // A task that needs more than a part may have come to the wrong node; one that needs more than all has not.
+            Quotas { memory_bytes: policy.quotas.memory_bytes, ..part }
+        };
+        match (state.usage.admit(&limits, &quotas, now, take), policy.quotas.queued) {
+            (Err(Exceeded::Queued(part)), Some(whole)) if part < whole => Err(Exceeded::QueuedHere(part, whole)),
+            (admitted, _) => admitted,
+        }
+    }
+
+    /// A share, or the even one as long as nothing is known.
+    #[cfg(feature = "cluster")]
+    fn or_even(&self, share: &AtomicU32) -> u32 {
+        match share.load(Relaxed) {
+            0 => self.even.load(Relaxed),
+            share => share,
+        }
+    }
+
+    /// What it has in use here.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn held(&self) -> Held {
+        self.state.lock().usage.held()
+    }
+
+    /// Another part of its quotas is this node's from now on, and so much is in use at others. Pools that passed it over look again.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_quotas(&self, client: &ClientId, share: u32, elsewhere: Held) {
+        self.quota_share.store(share, Relaxed);
+        self.state.lock().elsewhere = elsewhere;
+        self.change(|_| {}, Some(client));
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
     pub(crate) fn start(&self, take: Take, pool: &Arc<PoolShared>) -> bool {
         let policy = self.policy();
         let mut state = self.state.lock();
-        let starts = state.usage.start(&policy.quotas, take);
+        #[cfg(not(feature = "cluster"))]
+        let quotas = policy.quotas;
+        #[cfg(feature = "cluster")]
+        let quotas = policy.quotas.part_for(take, self.or_even(&self.quota_share), state.elsewhere);
+        let starts = state.usage.start(&quotas, take);
         if !starts && !state.held_in.iter().any(|held| Arc::ptr_eq(held, pool)) {
             state.held_in.push(pool.clone());
         }
@@ -246,9 +292,9 @@ impl Clients {
     #[cfg(feature = "cluster")]
     pub(crate) fn limited(&self) -> BTreeMap<ClientId, Arc<ClientShared>> {
         let listed = self.listed.read();
-        let named = listed.clients.iter().filter(|(_, client)| client.policy().limits != Limits::default());
+        let named = listed.clients.iter().filter(|(_, client)| !client.policy().is_unlimited());
         let mut limited: BTreeMap<_, _> = named.map(|(id, client)| (id.clone(), client.clone())).collect();
-        if listed.default.limits != Limits::default() {
+        if !listed.default.is_unlimited() {
             let strangers = self.strangers.lock();
             limited.extend(strangers.known.iter().map(|(id, (_, client))| (id.clone(), client.clone())));
         }

@@ -3,14 +3,17 @@
 //! What is divided, and why no two nodes have one part, is in [`core::dividing`](crate::core::dividing).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use crate::actors::clients::ClientShared;
 use crate::cluster::links::Demand;
 use crate::cluster::shared::ClusterShared;
-use crate::cluster::words::Word;
+use crate::cluster::words::{Asked, Word};
 use crate::core::dividing::{Share, even};
 use crate::core::id::ClientId;
+use crate::core::limits::Held;
 use crate::core::node::NodeName;
 
 /// How often limits are divided.
@@ -20,10 +23,17 @@ const HEARD_LOOKS: u64 = 2;
 /// Most clients of one report.
 const CLIENTS_MAX: usize = 8_192;
 
+/// One client's part of its rates, and of its quotas.
+#[derive(Default)]
+struct Shares {
+    rates: Share,
+    quotas: Share,
+}
+
 /// What is known from look to look. The members actor has it.
 #[derive(Default)]
 pub(crate) struct Dividing {
-    shares: BTreeMap<ClientId, Share>,
+    shares: BTreeMap<ClientId, Shares>,
     linked: Vec<NodeName>,
     /// Looks so far.
     number: u64,
@@ -48,19 +58,35 @@ impl Dividing {
         self.calm = if is_calm { self.calm.saturating_add(1) } else { 0 };
         self.linked = linked;
         let limited = clients.limited();
-        let own: BTreeMap<&ClientId, u32> =
-            limited.iter().map(|(id, client)| (id, client.demand.swap(0, Relaxed))).collect();
-        let asked = own.iter().filter(|(_, demand)| **demand > 0).take(CLIENTS_MAX);
-        let asked: Vec<(ClientId, u32)> = asked.map(|(id, demand)| ((*id).clone(), *demand)).collect();
+        let ask = |(id, client): (&ClientId, &Arc<ClientShared>)| {
+            let Held { running, queued, memory_bytes } = client.held();
+            let tasks = client.demand.swap(0, Relaxed);
+            Asked { client: id.clone(), tasks, running, queued, memory_bytes }
+        };
+        let own: Vec<Asked> = limited.iter().map(ask).collect();
+        let is_of_use = |asked: &&Asked| wants(asked) > 0;
+        let asked: Vec<Asked> = own.iter().filter(is_of_use).take(CLIENTS_MAX).cloned().collect();
         for (link, their) in links.iter().zip(&theirs) {
             link.say(Word::Demand { number: self.number, heard: their.number, asked: asked.clone() });
         }
         self.shares.retain(|id, _| limited.contains_key(id));
-        for (id, client) in &limited {
-            let others: Vec<u32> = theirs.iter().map(|demand| demand.asked.get(id).copied().unwrap_or(0)).collect();
-            let share = self.shares.entry(id.clone()).or_default();
-            let share = share.look(own.get(id).copied().unwrap_or(0), &others, known, self.calm);
-            client.share.store(share.max(1), Relaxed);
+        for ((id, client), own) in limited.iter().zip(&own) {
+            let others = || theirs.iter().map(|demand| demand.asked.get(id));
+            let each = |of: fn(&Asked) -> u32| others().map(|asked| asked.map_or(0, of)).collect::<Vec<u32>>();
+            let shares = self.shares.entry(id.clone()).or_default();
+            let rate = shares.rates.look(own.tasks, &each(|asked| asked.tasks), known, self.calm);
+            client.share.store(rate.max(1), Relaxed);
+            let quota = shares.quotas.look(wants(own), &each(wants), known, self.calm);
+            client.set_quotas(id, quota.max(1), others().flatten().map(held).sum());
         }
     }
+}
+
+/// What a client could make use of at a node: what it has there, and what it asks for.
+fn wants(asked: &Asked) -> u32 {
+    asked.running.saturating_add(asked.queued).saturating_add(asked.tasks)
+}
+
+fn held(asked: &Asked) -> Held {
+    Held { running: asked.running, queued: asked.queued, memory_bytes: asked.memory_bytes }
 }

@@ -264,7 +264,8 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
         Word::Served(served) => served::take_in(&state.peer, &served),
         Word::Warm(warm) => warm::take_in(shared, &state.peer, warm)?,
         Word::Demand { number, heard, asked } => {
-            *link.demand.lock() = Demand { number, heard, asked: asked.into_iter().collect() };
+            let asked = asked.into_iter().map(|asked| (asked.client.clone(), asked)).collect();
+            *link.demand.lock() = Demand { number, heard, asked };
         }
     }
     Ok(())

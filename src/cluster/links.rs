@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::actors::address::Address;
 use crate::actors::record::TaskRecord;
 use crate::cluster::link_actor::LinkMsg;
-use crate::cluster::words::{CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Word};
+use crate::cluster::words::{Asked, CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Word};
 use crate::core::id::{ClientId, PoolId};
 use crate::core::node::{BootId, NodeName};
 use crate::planted::planted;
@@ -122,7 +122,7 @@ pub(crate) struct Demand {
     pub(crate) number: u64,
     /// The last number of ours that it has heard.
     pub(crate) heard: u64,
-    pub(crate) asked: BTreeMap<ClientId, u32>,
+    pub(crate) asked: BTreeMap<ClientId, Asked>,
 }
 
 /// One link.

@@ -126,14 +126,14 @@ pub enum Word {
     Served(Vec<ServedBy>),
     /// Conversations that the sender's own pools have served since it last said so.
     Warm(Vec<WarmSession>),
-    /// What the sender's clients asked for in its last second, of those with limits.
+    /// What the sender's clients asked for in its last second and have in use there, of those with limits.
     Demand {
         /// The number of that second, from 1.
         number: u64,
         /// The last such number that the sender has of the receiver.
         heard: u64,
-        /// Each client's tasks, refused ones included.
-        asked: Vec<(ClientId, u32)>,
+        /// Each of these clients.
+        asked: Vec<Asked>,
     },
 }
 
@@ -347,6 +347,21 @@ pub enum GuestEnd {
         /// In words.
         message: String,
     },
+}
+
+/// What a client with limits asks of a node, and has there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Who.
+    pub client: ClientId,
+    /// Tasks in the last second, refused ones included.
+    pub tasks: u32,
+    /// Tasks that run.
+    pub running: u32,
+    /// Tasks that wait.
+    pub queued: u32,
+    /// Device memory of those that run, in bytes.
+    pub memory_bytes: u64,
 }
 
 /// A conversation, and where its cache is.

@@ -321,6 +321,12 @@ pub fn over_limit(request: &TaskRequest, exceeded: Exceeded, next_start: Duratio
             let text = format!("client {client} has {most} tasks waiting, which is its quota");
             reject(text).policy(QUOTA).retry_after(next_start)
         }
+        Exceeded::QueuedHere(part, most) => {
+            let text = format!(
+                "client {client} has {part} tasks waiting here, which is this node's part of its quota of {most}"
+            );
+            reject(text).policy(QUOTA).retry_after(next_start)
+        }
         Exceeded::Memory(most) => {
             let text = format!("the task would need more device memory than client {client}'s quota of {most} bytes");
             invalid(text).policy(QUOTA)

@@ -106,6 +106,55 @@ pub struct Quotas {
     pub memory_bytes: Option<u64>,
 }
 
+impl Quotas {
+    /// This node's part of them, in millionths, for a client that has `elsewhere` at other nodes. Counts are rounded up: with none of it
+    /// in use elsewhere, a node that has almost all of a small quota has all of it.
+    #[must_use]
+    pub fn part(self, millionths: u32, elsewhere: Held) -> Self {
+        let part = |whole: u64, used: u64| {
+            let part = (u128::from(whole) * u128::from(millionths)).div_ceil(1_000_000);
+            (part as u64).min(whole.saturating_sub(used))
+        };
+        let count = |whole: Option<u32>, used: u32| whole.map(|whole| part(whole.into(), used.into()) as u32);
+        Quotas {
+            running: count(self.running, elsewhere.running),
+            queued: count(self.queued, elsewhere.queued),
+            memory_bytes: self.memory_bytes.map(|whole| part(whole, elsewhere.memory_bytes)),
+        }
+    }
+
+    /// The part with which this task may be begun: alone at its node it may have what is left of the whole, so that a large one is not kept
+    /// waiting for ever.
+    #[must_use]
+    pub fn part_for(self, take: Take, millionths: u32, elsewhere: Held) -> Self {
+        let left = self.memory_bytes.map(|whole| whole.saturating_sub(elsewhere.memory_bytes));
+        let part = self.part(millionths, elsewhere);
+        let memory_bytes = part.memory_bytes.zip(left).map(|(part, left)| part.max(take.memory_bytes).min(left));
+        Quotas { memory_bytes, ..part }
+    }
+}
+
+/// What a client has of its quotas in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Tasks that run.
+    pub running: u32,
+    /// Tasks that wait.
+    pub queued: u32,
+    /// Device memory of running tasks, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl std::iter::Sum for Held {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Held::default(), |sum, held| Held {
+            running: sum.running.saturating_add(held.running),
+            queued: sum.queued.saturating_add(held.queued),
+            memory_bytes: sum.memory_bytes.saturating_add(held.memory_bytes),
+        })
+    }
+}
+
 /// What one task takes from its client's limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Take {
@@ -124,6 +173,8 @@ pub enum Exceeded {
     Tokens(Duration),
     /// Tasks that wait; this is the quota.
     Queued(u32),
+    /// Tasks that wait; this is the node's part of that quota.
+    QueuedHere(u32, u32),
     /// The task alone needs more memory than the quota, which is this many bytes.
     Memory(u64),
 }
@@ -208,9 +259,9 @@ impl Usage {
         self.tokens.put_back(unused.0);
     }
 
-    /// Tasks that wait, tasks that run, and the memory of these in bytes.
-    pub fn now(&self) -> (u32, u32, u64) {
-        (self.queued, self.running, self.memory_bytes)
+    /// What is in use of the quotas now.
+    pub fn held(&self) -> Held {
+        Held { running: self.running, queued: self.queued, memory_bytes: self.memory_bytes }
     }
 }
 
@@ -300,6 +351,28 @@ mod tests {
         assert_eq!(admit(&mut usage, 0), Ok(()));
         assert!(!usage.start(&quotas, take(0)), "running");
         usage.give_back(take(40));
-        assert_eq!(usage.now(), (2, 1, 60));
+        assert_eq!(usage.held(), Held { running: 1, queued: 2, memory_bytes: 60 });
+    }
+
+    #[test]
+    fn a_part_of_a_quota_leaves_alone_what_is_in_use_elsewhere() {
+        let quotas = Quotas { running: Some(10), queued: None, memory_bytes: Some(100) };
+        let elsewhere = |running, memory_bytes| Held { running, queued: 7, memory_bytes };
+        let part = |share, held| {
+            let part = quotas.part(share, held);
+            (part.running, part.queued, part.memory_bytes)
+        };
+        assert_eq!(part(1_000_000, Held::default()), (Some(10), None, Some(100)));
+        assert_eq!(part(933_333, elsewhere(0, 0)), (Some(10), None, Some(94)), "rounded up");
+        assert_eq!(part(333_333, elsewhere(0, 0)), (Some(4), None, Some(34)));
+        assert_eq!(part(333_333, elsewhere(8, 90)), (Some(2), None, Some(10)));
+        assert_eq!(part(333_333, elsewhere(12, 200)), (Some(0), None, Some(0)));
+        let begins = |memory_bytes, held| {
+            let take = Take { tokens: Tokens(1), memory_bytes };
+            let mut usage = Usage { queued: 2, ..Usage::default() };
+            usage.start(&quotas.part_for(take, 333_333, held), take)
+        };
+        assert!(begins(100, elsewhere(0, 0)), "alone it may have all");
+        assert!(begins(60, elsewhere(1, 40)) && !begins(61, elsewhere(1, 40)), "of what is left");
     }
 }
