@@ -71,6 +71,7 @@ async fn node(
         name: name.into(),
         listen: String::new(),
         peers: BTreeMap::new(),
+        dns: None,
         tls,
         cookie_file: file,
         zone: None,
@@ -93,6 +94,7 @@ async fn node(
         anti_affinity: NodeAntiAffinity::default(),
         cookie: Cookie::new(COOKIE).unwrap(),
         peers: peers.to_vec(),
+        dns: None,
         policy: NodePolicy::default(),
     };
     let network = |linked| TlsNetwork::open(Door::new(identity, env, boot_id, linked), listener);

@@ -2,6 +2,8 @@
 #![cfg(feature = "cluster")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+#[path = "cluster/discovery.rs"]
+mod discovery;
 #[path = "cluster/network.rs"]
 mod network;
 #[path = "cluster/placement.rs"]

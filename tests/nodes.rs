@@ -12,7 +12,9 @@ use orchestrator_core::Env;
 use orchestrator_core::cluster::door::Linked;
 use orchestrator_core::cluster::hello::{Chance, Role, Side, introduce};
 use orchestrator_core::cluster::identity::CertificateFiles;
-use orchestrator_core::cluster::{Arrived, Cookie, Door, DoorCounts, DoorError, HelloError, Identity};
+use orchestrator_core::cluster::{
+    Arrived, Cookie, Door, DoorCounts, DoorError, HelloError, Identity, Network, TlsNetwork,
+};
 use orchestrator_core::core::link::Liveness;
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS, PeerRefusal, Taken};
 use rustls::pki_types::pem::PemObject;
@@ -287,4 +289,57 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
     println!(
         "{joined} peers were introduced beside 10,000 connections that say nothing or one byte, the slowest in {slowest:?}"
     );
+}
+
+/// An address where any node may be: who is there says its certificate, and nobody else is taken.
+#[tokio::test]
+async fn who_is_at_an_address_says_its_certificate() {
+    let (authority, stranger) = (Authority::new("search"), Authority::new("search-stranger"));
+    let find = async |door: &Door, at: SocketAddr| {
+        timeout(SECOND, door.find(&at.to_string())).await.expect("an answer within a second")
+    };
+    let [a, b, m] = ["a", "b", "m"].map(|node| authority.door(node, COOKIE));
+    let mut open_b = open(b.clone()).await;
+    assert_eq!(find(&a, open_b.at).await.unwrap().peer.hello.name, name("b"));
+    assert_eq!(open_b.arrived.recv().await.unwrap().peer.hello.name, name("a"));
+    let who = |found: Result<Arrived, DoorError>| match found.err() {
+        Some(DoorError::Hello(HelloError::Refused(refusal))) => refusal.found().map(ToString::to_string),
+        _ => None,
+    };
+    assert_eq!(who(find(&m, open_b.at).await).as_deref(), Some("b"), "it is b's turn to dial");
+    assert_eq!(who(find(&b, open_b.at).await).as_deref(), Some("b"), "itself");
+    let other_cookie = open(authority.door("x", b"another cookie of thirty-two byt")).await;
+    let refused = find(&a, other_cookie.at).await.err();
+    assert!(matches!(refused, Some(DoorError::Hello(HelloError::Refused(PeerRefusal::Cookie(_))))), "{refused:?}");
+    let foreign = open(stranger.door("y", COOKIE)).await;
+    let refused = find(&a, foreign.at).await.err();
+    assert!(matches!(refused, Some(DoorError::Handshake(_))), "nobody vouches for it: {refused:?}");
+
+    // A certificate of the cluster's for c, and whoever has it says that it is d.
+    let files = authority.sign("c", false);
+    let chain = vec![CertificateDer::from_pem_file(&files.certificate).unwrap()];
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth();
+    let config = config.with_single_cert(chain, PrivateKeyDer::from_pem_file(&files.key).unwrap()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let liar = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let binding = stream.get_ref().1.export_keying_material([0; 32], b"EXPORTER-orchestrator-core-node", None);
+        let hello = Hello { protocols: PROTOCOLS, name: name("d"), boot_id: BootId(9) };
+        let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Chance { nonce: [1; 16], token: [0; 16] });
+        let binding = binding.unwrap();
+        let side = Side { hello: &hello, cookie: &cookie, role: Role::Acceptor, binding, chance };
+        introduce(&mut stream, side, |_, _| Ok(Taken { protocol: 1, replaces: false })).await.map(drop)
+    });
+    let refused = find(&a, at).await.err();
+    assert!(matches!(refused, Some(DoorError::Hello(HelloError::Refused(PeerRefusal::Certificate(_))))), "{refused:?}");
+    assert!(liar.await.unwrap().is_err(), "and it is told so");
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let network = TlsNetwork::open(a, listener);
+    let addresses = network.resolve("localhost:7710").await.unwrap();
+    assert!(addresses.contains(&"127.0.0.1:7710".to_owned()), "{addresses:?}");
 }

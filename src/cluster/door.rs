@@ -37,6 +37,8 @@ const NO_FILES_WAIT: Duration = Duration::from_millis(20);
 const STALL_MS: u32 = 5_000;
 /// Lines about refused connections that are written in one second; the others are counted.
 const LINES_PER_S: u64 = 10;
+/// The server name that is sent to a node whose name is not known.
+const ANY_NODE: &str = "any-node";
 /// Label of the key material that a connection's introduction is bound to.
 const BINDING_LABEL: &[u8] = b"EXPORTER-orchestrator-core-node";
 
@@ -141,7 +143,18 @@ impl Door {
     /// # Cancel safety
     /// Dropped, it closes the connection.
     pub async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
-        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(name, address)).await.unwrap_or(Err(DoorError::Late))
+        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(Some(name), address)).await.unwrap_or(Err(DoorError::Late))
+    }
+
+    /// Dials an address to find out which node is there.
+    ///
+    /// # Errors
+    /// As [`Door::dial`]; also a refusal that says who is there ([`PeerRefusal::found`](crate::core::node::PeerRefusal::found)).
+    ///
+    /// # Cancel safety
+    /// Dropped, it closes the connection.
+    pub async fn find(&self, address: &str) -> Result<Arrived, DoorError> {
+        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(DoorError::Late))
     }
 
     /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
@@ -228,14 +241,16 @@ impl Hall {
         self.introduce(stream.into(), address, Role::Acceptor, None).await
     }
 
-    async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
+    /// Dials the node of this name, or whichever is there.
+    async fn dial(&self, name: Option<&NodeName>, address: &str) -> Result<Arrived, DoorError> {
         let stream = TcpStream::connect(address).await?;
         prepare(&stream);
         let address = stream.peer_addr()?;
-        let server = ServerName::try_from(name.as_str().to_owned()).map_err(std::io::Error::other)?;
-        let connector = TlsConnector::from(self.identity.client.clone());
-        let stream = connector.connect(server, stream).await.map_err(DoorError::Handshake)?;
-        self.introduce(stream.into(), address, Role::Dialler, Some(name)).await
+        let server = name.map_or(ANY_NODE, NodeName::as_str).to_owned();
+        let server = ServerName::try_from(server).map_err(std::io::Error::other)?;
+        let config = if name.is_some() { &self.identity.client } else { &self.identity.searcher };
+        let stream = TlsConnector::from(config.clone()).connect(server, stream).await.map_err(DoorError::Handshake)?;
+        self.introduce(stream.into(), address, Role::Dialler, name).await
     }
 
     async fn introduce(
@@ -257,7 +272,8 @@ impl Hall {
         let decide = |theirs: &Hello, knows_cookie| {
             let is_certified = shown.as_ref().is_some_and(|shown| is_for(shown, &theirs.name));
             let linked = if is_certified { (self.linked)(&theirs.name) } else { None };
-            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, linked })
+            let is_search = role == Role::Dialler && wanted.is_none();
+            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, is_search, linked })
         };
         let peer = introduce(&mut stream, side, decide).await?;
         Ok(Arrived { peer, token: chance.token, role, stream, address })

@@ -6,11 +6,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::client::verify_server_name;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::certificates::{certificates, private_key, roots};
 use crate::core::node::NodeName;
@@ -77,6 +79,8 @@ pub struct Identity {
     pub(crate) cookie: Cookie,
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
+    /// For an address at which any node of the cluster may be.
+    pub(crate) searcher: Arc<ClientConfig>,
 }
 
 impl Identity {
@@ -103,10 +107,61 @@ impl Identity {
         let key = private_key(&files.key)?;
         let mut server = server.with_single_cert(chain.clone(), key.clone_key()).map_err(misfit)?;
         server.send_tls13_tickets = 0; // No connection is ever resumed: each shows its certificate anew.
-        let client = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]);
-        let client = client.map_err(|error| error.to_string())?.with_root_certificates(roots);
-        let client = client.with_client_auth_cert(chain, key).map_err(misfit)?;
-        Ok(Identity { name, cookie, server: Arc::new(server), client: Arc::new(client) })
+        let client = || {
+            let client = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13]);
+            client.map_err(|error| error.to_string())
+        };
+        let by_name = client()?.with_root_certificates(roots.clone());
+        let by_name = by_name.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(misfit)?;
+        let any = Arc::new(AnyNode { roots, algorithms: provider.signature_verification_algorithms });
+        let searcher = client()?.dangerous().with_custom_certificate_verifier(any);
+        let searcher = searcher.with_client_auth_cert(chain, key).map_err(misfit)?;
+        let (server, client, searcher) = (Arc::new(server), Arc::new(by_name), Arc::new(searcher));
+        Ok(Identity { name, cookie, server, client, searcher })
+    }
+}
+
+/// Takes every certificate that the cluster's authority vouches for: whose it is, the introduction compares with what the node says.
+#[derive(Debug)]
+struct AnyNode {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for AnyNode {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let shown = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&shown, &self.roots, intermediates, now, self.algorithms.all)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("nodes speak TLS 1.3".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
     }
 }
 

@@ -16,14 +16,15 @@ use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeEventSubscription
 use tokio::task::JoinSet;
 
 use crate::cluster::demand::{DIVIDE_PERIOD, Dividing};
+use crate::cluster::discovery::{self, Discovery};
 use crate::cluster::guests;
 use crate::cluster::hello::Role;
 use crate::cluster::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
 use crate::cluster::links::LinkShared;
 use crate::cluster::shadows;
-use crate::cluster::shared::{Caller, ClusterShared, PeerShared};
+use crate::cluster::shared::{Caller, ClusterShared, Found, PeerShared};
 use crate::cluster::words::ENVELOPE_BYTES_MAX;
-use crate::core::node::NodeName;
+use crate::core::node::{NodeName, dials_first};
 use crate::core::restart::Backoff;
 
 /// How long a node is waited for that dials by itself, before we dial it too.
@@ -39,6 +40,10 @@ pub(crate) enum MembersMsg {
     Linked(NodeName),
     /// A node has said what its pools are.
     Announced(NodeName),
+    /// What the name that nodes are found by stands for.
+    Listed(Result<Vec<String>, String>),
+    /// Who is at one of those addresses.
+    FoundAt { address: String, found: Found },
     // ---- from `ractor_cluster`
     /// A session has been opened for the connection of this label.
     Opened { label: String, session: ActorRef<NodeSessionMessage> },
@@ -51,6 +56,8 @@ pub(crate) enum MembersMsg {
     Divide,
     /// It is time to dial a node, if there is no link with it.
     Dial(NodeName),
+    /// It is time to look for nodes.
+    Search,
 }
 
 impl ractor::Message for MembersMsg {}
@@ -71,8 +78,8 @@ pub(crate) struct Members;
 
 /// Its state.
 pub(crate) struct MembersState {
-    myself: ActorRef<MembersMsg>,
-    shared: Arc<ClusterShared>,
+    pub(super) myself: ActorRef<MembersMsg>,
+    pub(super) shared: Arc<ClusterShared>,
     server: ActorRef<NodeServerMessage>,
     links: BTreeMap<String, Entry>,
     /// Peers whose last link is not quite over.
@@ -81,8 +88,23 @@ pub(crate) struct MembersState {
     failures: BTreeMap<NodeName, u32>,
     next_label: u64,
     dividing: Dividing,
+    pub(super) discovery: Discovery,
     /// Accepts and dials; aborted with the actor.
     tasks: JoinSet<()>,
+}
+
+impl MembersState {
+    /// Whether there is a link with this node, or about to be.
+    pub(super) fn is_linked(&self, name: &NodeName) -> bool {
+        self.waiting.contains_key(name)
+            || self.links.values().any(|entry| entry.peer.name == *name && entry.actor.is_some())
+    }
+
+    /// Runs something that ends by itself, or with this actor.
+    pub(super) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        while self.tasks.try_join_next().is_some() {} // Those that have ended.
+        self.tasks.spawn(task);
+    }
 }
 
 impl Actor for Members {
@@ -113,14 +135,17 @@ impl Actor for Members {
                 }
             }
         });
-        for peer in shared.peers.all().into_iter().filter(|peer| peer.address.is_some()) {
+        let _ = myself.cast(MembersMsg::Search); // It is ourselves.
+        for peer in shared.peers.all().into_iter().filter(|peer| peer.address.lock().is_some()) {
             dial_later(&shared, &myself, &peer.name, Duration::ZERO);
         }
         let (links, waiting, failures) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut dividing = Dividing::default();
         dividing.look(&shared); // From the first moment on it has no more than its part.
         myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
-        Ok(MembersState { myself, shared, server, links, waiting, failures, next_label: 0, dividing, tasks })
+        let discovery = Discovery::default();
+        let next_label = 0;
+        Ok(MembersState { myself, shared, server, links, waiting, failures, next_label, dividing, discovery, tasks })
     }
 
     async fn handle(
@@ -135,6 +160,9 @@ impl Actor for Members {
             MembersMsg::DialFailed { peer, why } => on_dial_failed(state, peer, why),
             MembersMsg::Linked(peer) => drop(state.failures.remove(&peer)),
             MembersMsg::Announced(peer) => shadows::follow(&state.shared, &peer),
+            MembersMsg::Search => discovery::on_search(state),
+            MembersMsg::Listed(listed) => discovery::on_listed(state, listed),
+            MembersMsg::FoundAt { address, found } => discovery::on_found(state, address, found).await?,
             MembersMsg::Opened { label, session } => on_opened(state, &label, session),
             MembersMsg::Ready { label, session } => on_session_ready(state, &label, session),
             MembersMsg::Over { label } => on_over(state, &label).await?,
@@ -145,6 +173,7 @@ impl Actor for Members {
                 for peer in state.shared.peers.all() {
                     shadows::follow(&state.shared, &peer.name);
                 }
+                discovery::forget(state);
             }
             MembersMsg::Dial(peer) => on_dial(state, peer),
         }
@@ -169,7 +198,7 @@ impl Actor for Members {
 }
 
 /// Takes a peer in; first the link that there was with it ends.
-async fn on_came(state: &mut MembersState, caller: Caller) -> Result<(), ActorProcessingErr> {
+pub(super) async fn on_came(state: &mut MembersState, caller: Caller) -> Result<(), ActorProcessingErr> {
     let name = caller.peer.hello.name.clone();
     let mut is_free = true;
     for entry in state.links.values().filter(|entry| entry.peer.name == name) {
@@ -256,7 +285,7 @@ async fn on_link_dead(state: &mut MembersState, dead: ActorId) -> Result<(), Act
         guests::stop_all(&state.shared, &link, "the link with its gateway is over");
         peer.apply_limits();
         peer.changed.notify_waiters();
-        if peer.address.is_some() {
+        if peer.address.lock().is_some() {
             dial_later(&state.shared, &state.myself, &peer.name, state.shared.policy.redial.0);
         }
     }
@@ -276,22 +305,18 @@ async fn sweep(state: &mut MembersState) -> Result<(), ActorProcessingErr> {
     Ok(())
 }
 
-fn dial_later(shared: &ClusterShared, myself: &ActorRef<MembersMsg>, peer: &NodeName, wait: Duration) {
+pub(super) fn dial_later(shared: &ClusterShared, myself: &ActorRef<MembersMsg>, peer: &NodeName, wait: Duration) {
     // Of two nodes that know each other's address one dials first: the other's turn comes when nothing has come of it.
-    let wait = if *peer > shared.name { wait } else { wait + ITS_TURN };
+    let wait = if dials_first(&shared.name, peer) { wait } else { wait + ITS_TURN };
     let peer = peer.clone();
     myself.send_after(wait, move || MembersMsg::Dial(peer));
 }
 
 fn on_dial(state: &mut MembersState, name: NodeName) {
     let Some(peer) = state.shared.peers.get(&name) else { return };
-    let is_linked = state.links.values().any(|entry| entry.peer.name == name && entry.actor.is_some());
-    let Some(address) = peer.address.clone().filter(|_| !is_linked && !state.waiting.contains_key(&name)) else {
-        return;
-    };
+    let Some(address) = peer.address.lock().clone().filter(|_| !state.is_linked(&name)) else { return };
     let (network, myself) = (state.shared.network.clone(), state.myself.clone());
-    while state.tasks.try_join_next().is_some() {} // Those that have ended.
-    state.tasks.spawn(async move {
+    state.spawn(async move {
         let message = match network.dial(&name, &address).await {
             Ok(caller) => MembersMsg::Came(caller),
             Err(why) => MembersMsg::DialFailed { peer: name, why },

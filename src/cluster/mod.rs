@@ -8,6 +8,7 @@
 mod announce;
 mod apart;
 mod demand;
+mod discovery;
 pub mod door;
 mod guests;
 pub mod hello;
@@ -28,5 +29,5 @@ pub use door::{Arrived, Door, DoorCounts, DoorError};
 pub use hello::{HelloError, Introduced};
 pub use identity::{Cookie, Identity};
 pub use node::{LinkView, Node, NodeArgs, NodeView, PeerView, StartNodeError};
-pub use shared::{Caller, Network, NodePolicy, Pending};
+pub use shared::{Caller, Found, Network, NodePolicy, Pending};
 pub use tls_network::TlsNetwork;

@@ -46,6 +46,8 @@ pub struct NodeArgs {
     pub cookie: Cookie,
     /// The nodes that it dials, and where.
     pub peers: Vec<(NodeName, String)>,
+    /// A name of the domain name system, with a port, that stands for the addresses of nodes.
+    pub dns: Option<String>,
     /// What it does at what time.
     pub policy: NodePolicy,
 }
@@ -104,7 +106,7 @@ impl Node {
         args: NodeArgs,
         network: impl FnOnce(Linked) -> N,
     ) -> Result<Self, StartNodeError> {
-        let NodeArgs { name, boot_id, zone, anti_affinity, cookie, peers: wanted, policy } = args;
+        let NodeArgs { name, boot_id, zone, anti_affinity, cookie, peers: wanted, dns, policy } = args;
         let peers = Arc::new(Peers::default());
         for (peer, address) in wanted {
             if peer == name {
@@ -117,7 +119,7 @@ impl Node {
         let known = peers.clone();
         let network = Arc::new(network(Arc::new(move |name: &NodeName| known.linked(name))));
         let session_cookie = hex(&Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat()));
-        let (who, place) = ((name, boot_id), (zone, anti_affinity));
+        let (who, place) = ((name, boot_id), (zone, anti_affinity, dns));
         let shared = ClusterShared::new(who, place, policy, orchestrator, peers, network, session_cookie);
         let (members, mut handle) = Actor::spawn(None, Members, shared.clone())
             .await
@@ -207,7 +209,7 @@ impl Node {
 fn peer_view(shared: &ClusterShared, peer: &PeerShared) -> PeerView {
     PeerView {
         name: peer.name.clone(),
-        address: peer.address.clone(),
+        address: peer.address.lock().clone(),
         links_made: peer.links_made.load(Relaxed),
         trouble: peer.trouble.lock().clone(),
         link: peer.link().map(|link| {

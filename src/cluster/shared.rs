@@ -12,7 +12,7 @@ use ractor_cluster::ClusterBidiStream;
 
 use crate::actors::address::Address;
 use crate::actors::shared::PoolShared;
-use crate::cluster::hello::{Introduced, Role};
+use crate::cluster::hello::{HelloError, Introduced, Role};
 use crate::cluster::links::LinkShared;
 use crate::cluster::members::MembersMsg;
 use crate::cluster::served::ServedNews;
@@ -22,6 +22,7 @@ use crate::config::NodeAntiAffinity;
 use crate::core::id::PoolId;
 use crate::core::link::{LinkPolicy, Liveness};
 use crate::core::node::{BootId, NodeName};
+use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::orchestrator::Orchestrator;
 
@@ -42,6 +43,29 @@ pub struct Caller {
     pub address: String,
 }
 
+/// What is at an address.
+pub enum Found {
+    /// A node with which there is no link yet, and the connection to it.
+    Node(Caller),
+    /// This one, which needs no connection: it is linked, it dials by itself, or it is this node.
+    Known(NodeName),
+    /// No node of the cluster, and why.
+    Nobody(String),
+}
+
+impl Found {
+    /// What an introduction at an address has come to.
+    pub fn of(introduced: Result<Caller, HelloError>) -> Self {
+        match introduced {
+            Ok(caller) => Found::Node(caller),
+            Err(HelloError::Refused(refusal)) => {
+                refusal.found().cloned().map_or_else(|| Found::Nobody(refusal.to_string()), Found::Known)
+            }
+            Err(error) => Found::Nobody(error.to_string()),
+        }
+    }
+}
+
 /// A future of a [`Network`].
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -52,6 +76,18 @@ pub trait Network: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped, it leaves nothing of the connection.
     fn dial<'a>(&'a self, name: &'a NodeName, address: &'a str) -> Pending<'a, Result<Caller, String>>;
+
+    /// The addresses that a name of the domain name system, with a port, stands for now.
+    ///
+    /// # Cancel safety
+    /// Dropping it is harmless.
+    fn resolve<'a>(&'a self, name: &'a str) -> Pending<'a, Result<Vec<String>, String>>;
+
+    /// Makes a connection to whichever node is at this address.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves nothing of the connection.
+    fn find<'a>(&'a self, address: &'a str) -> Pending<'a, Found>;
 
     /// The next peer that has made a connection to us; `None` when none will come any more.
     ///
@@ -71,13 +107,18 @@ pub struct NodePolicy {
     pub tick: Duration,
     /// First and longest wait before a node is dialled again.
     pub redial: (Duration, Duration),
+    /// How often the domain name system is asked for nodes.
+    pub search: Duration,
+    /// How long a node that is not in the configuration is remembered behind its last link.
+    pub forget: Duration,
 }
 
 impl Default for NodePolicy {
     fn default() -> Self {
         let link = LinkPolicy::default();
         let redial = (Duration::from_millis(50), Duration::from_secs(2));
-        NodePolicy { lease: link.beat * 3, tick: Duration::from_millis(50), link, redial }
+        let (search, forget) = (Duration::from_secs(5), Duration::from_secs(600));
+        NodePolicy { lease: link.beat * 3, tick: Duration::from_millis(50), link, redial, search, forget }
     }
 }
 
@@ -95,7 +136,7 @@ impl Peers {
         self.0.read().values().cloned().collect()
     }
 
-    /// The peer of this name, new if it is not known; `None` when there are too many.
+    /// The peer of this name, new if it is not known; `None` when there are too many. `address` is where the configuration says it is.
     pub(crate) fn meet(&self, name: &NodeName, address: Option<String>) -> Option<Arc<PeerShared>> {
         let mut peers = self.0.write();
         if let Some(known) = peers.get(name) {
@@ -109,6 +150,11 @@ impl Peers {
         Some(peer)
     }
 
+    /// A peer of which nothing is left.
+    pub(crate) fn forget(&self, name: &NodeName) {
+        self.0.write().remove(name);
+    }
+
     /// The link that there is with this node, for the judgement about a new one.
     pub(crate) fn linked(&self, name: &NodeName) -> Option<(BootId, Liveness)> {
         let link = self.get(name)?.link()?;
@@ -120,8 +166,12 @@ impl Peers {
 /// One peer, whether or not there is a link with it.
 pub(crate) struct PeerShared {
     pub(crate) name: NodeName,
-    /// Where it is dialled; `None` when only it dials us.
-    pub(crate) address: Option<String>,
+    /// It is in the configuration, which says where it is.
+    pub(crate) is_configured: bool,
+    /// Where it is dialled; `None` when only it dials us. Written by the members actor, when it is found elsewhere.
+    pub(crate) address: Mutex<Option<String>>,
+    /// Since when there is no link. Written by the members actor, each second.
+    pub(crate) lost_at: Mutex<Option<Timestamp>>,
     link: Mutex<Option<Arc<LinkShared>>>,
     /// Links that have come about.
     pub(crate) links_made: AtomicU64,
@@ -145,7 +195,9 @@ impl PeerShared {
     fn new(name: NodeName, address: Option<String>) -> Self {
         PeerShared {
             name,
-            address,
+            is_configured: address.is_some(),
+            address: Mutex::new(address),
+            lost_at: Mutex::new(None),
             link: Mutex::new(None),
             links_made: AtomicU64::new(0),
             trouble: Mutex::new(None),
@@ -196,6 +248,8 @@ pub(crate) struct ClusterShared {
     pub(crate) zone: Option<String>,
     /// The nodes with which it has nothing to do.
     pub(crate) apart: NodeAntiAffinity,
+    /// A name, with a port, that stands for the addresses of nodes.
+    pub(crate) dns: Option<String>,
     pub(crate) policy: NodePolicy,
     pub(crate) env: Env,
     pub(crate) orchestrator: Orchestrator,
@@ -218,7 +272,7 @@ pub(crate) struct ClusterShared {
 impl ClusterShared {
     pub(crate) fn new(
         (name, boot_id): (NodeName, BootId),
-        (zone, apart): (Option<String>, NodeAntiAffinity),
+        (zone, apart, dns): (Option<String>, NodeAntiAffinity, Option<String>),
         policy: NodePolicy,
         orchestrator: Orchestrator,
         peers: Arc<Peers>,
@@ -230,6 +284,7 @@ impl ClusterShared {
             boot_id,
             zone,
             apart,
+            dns,
             policy,
             env: orchestrator.env().clone(),
             orchestrator,

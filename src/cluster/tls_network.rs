@@ -7,8 +7,8 @@ use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
-use crate::cluster::door::{Arrived, Door};
-use crate::cluster::shared::{Caller, Network, Pending};
+use crate::cluster::door::{Arrived, Door, DoorError};
+use crate::cluster::shared::{Caller, Found, Network, Pending};
 use crate::core::node::NodeName;
 
 /// Nodes that are reached over TCP and TLS.
@@ -37,6 +37,23 @@ impl Drop for TlsNetwork {
 impl Network for TlsNetwork {
     fn dial<'a>(&'a self, name: &'a NodeName, address: &'a str) -> Pending<'a, Result<Caller, String>> {
         Box::pin(async move { self.door.dial(name, address).await.map(caller).map_err(|error| error.to_string()) })
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> Pending<'a, Result<Vec<String>, String>> {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host(name).await.map_err(|error| format!("{name}: {error}"))?;
+            Ok(found.map(|address| address.to_string()).collect())
+        })
+    }
+
+    fn find<'a>(&'a self, address: &'a str) -> Pending<'a, Found> {
+        Box::pin(async move {
+            match self.door.find(address).await {
+                Ok(arrived) => Found::Node(caller(arrived)),
+                Err(DoorError::Hello(error)) => Found::of(Err(error)),
+                Err(error) => Found::Nobody(error.to_string()),
+            }
+        })
     }
 
     fn accept(&self) -> Pending<'_, Option<Caller>> {

@@ -21,6 +21,10 @@ pub struct ClusterConfig {
     /// The nodes that it dials, by their names: address and port. Of two nodes it is enough that one knows the other's.
     #[serde(default)]
     pub peers: BTreeMap<String, String>,
+    /// A host name of the domain name system, with a port, that stands for the addresses of nodes: each of them is dialled, every five
+    /// seconds, and who is there its certificate says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<String>,
     /// Certificates, for both directions: files in PEM format.
     pub tls: NodeTlsConfig,
     /// The file of the cookie that all nodes of a cluster have: 32 bytes of chance or more.
@@ -85,13 +89,19 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
         faults.push(ConfigError::new(format!("cluster.peers.{}", cluster.name), text));
     }
     for (peer, address) in &cluster.peers {
-        let port =
-            address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
-        if port.is_none() {
+        if !has_port(address) {
             let text = format!("{address:?} is no address and port, such as 10.0.0.2:7710");
             faults.push(ConfigError::new(format!("cluster.peers.{peer}"), text));
         }
     }
+    if let Some(dns) = cluster.dns.as_ref().filter(|dns| !has_port(dns)) {
+        let text = format!("{dns:?} is no host name and port, such as nodes.example.org:7710");
+        faults.push(ConfigError::new("cluster.dns", text));
+    }
+}
+
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 /// Names of nodes are such, and neither this node nor its zone is among those to keep away from.

@@ -99,6 +99,8 @@ pub struct Evidence<'a> {
     pub knows_cookie: bool,
     /// The name that was dialled; `None` when it came by itself.
     pub wanted: Option<&'a NodeName>,
+    /// An address was dialled to find out who is there.
+    pub is_search: bool,
     /// The link that there is with a node of that name.
     pub linked: Option<(BootId, Liveness)>,
 }
@@ -145,6 +147,27 @@ pub enum PeerRefusal {
     /// There is a link already that is well.
     #[error("there is a link with node {0} already")]
     Linked(NodeName),
+    /// It was found, and of two that find each other it is the one to dial.
+    #[error("node {0} was found; it dials first")]
+    ItsTurn(NodeName),
+}
+
+impl PeerRefusal {
+    /// Who was found, of one that is refused for nothing that is wrong with it.
+    pub fn found(&self) -> Option<&NodeName> {
+        match self {
+            PeerRefusal::OwnName(peer) | PeerRefusal::Linked(peer) | PeerRefusal::ItsTurn(peer) => Some(peer),
+            PeerRefusal::Protocol { .. }
+            | PeerRefusal::Certificate(_)
+            | PeerRefusal::Cookie(_)
+            | PeerRefusal::OtherNode { .. } => None,
+        }
+    }
+}
+
+/// Of two nodes that know each other's address, this one dials first; else both would, and each would end what the other has begun.
+pub fn dials_first(ours: &NodeName, theirs: &NodeName) -> bool {
+    theirs > ours
 }
 
 /// Whether this node takes a peer. What proves who it is comes first, so that nobody learns more by lying.
@@ -173,6 +196,7 @@ pub fn judge(ours: &Hello, theirs: &Hello, evidence: Evidence<'_>) -> Result<Tak
     }
     match evidence.linked {
         Some((boot_id, Liveness::Alive)) if boot_id == theirs.boot_id => Err(PeerRefusal::Linked(peer())),
+        _ if evidence.is_search && !dials_first(&ours.name, &theirs.name) => Err(PeerRefusal::ItsTurn(peer())),
         linked => Ok(Taken { protocol, replaces: linked.is_some() }),
     }
 }
@@ -185,7 +209,8 @@ mod tests {
         Hello { protocols, name: NodeName::parse(name).expect("a name"), boot_id: BootId(boot_id) }
     }
 
-    const GOOD: Evidence<'static> = Evidence { is_certified: true, knows_cookie: true, wanted: None, linked: None };
+    const GOOD: Evidence<'static> =
+        Evidence { is_certified: true, knows_cookie: true, wanted: None, is_search: false, linked: None };
 
     fn says(theirs: &Hello, evidence: Evidence<'_>) -> String {
         judge(&hello("a", 1, (2, 3)), theirs, evidence).expect_err("refused").to_string()
@@ -220,6 +245,16 @@ mod tests {
         assert!(says(&b, Evidence { knows_cookie: false, ..GOOD }).contains("cookie"));
         assert!(says(&b, Evidence { wanted: Some(&c), ..GOOD }).contains("node b answered where node c was dialled"));
         assert!(says(&hello("a", 5, (3, 3)), GOOD).contains("own name"));
+    }
+
+    #[test]
+    fn of_two_that_find_each_other_one_dials() {
+        let search = Evidence { is_search: true, ..GOOD };
+        let (a, b) = (hello("a", 1, (3, 3)), hello("b", 5, (3, 3)));
+        assert!(judge(&a, &b, search).is_ok());
+        let refusal = judge(&b, &a, search).expect_err("it is the one to dial");
+        assert_eq!(refusal.found(), Some(&a.name));
+        assert!(judge(&b, &a, GOOD).is_ok(), "when it comes, it is taken");
     }
 
     #[test]

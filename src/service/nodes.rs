@@ -66,6 +66,7 @@ impl Nodes {
             anti_affinity: config.anti_affinity.clone(),
             cookie,
             peers: peers.collect::<Result<_, String>>()?,
+            dns: config.dns.clone(),
             policy: NodePolicy::default(),
         };
         let network = |linked| TlsNetwork::open(Door::new(identity, env, boot_id, linked), listener);

@@ -78,6 +78,7 @@ impl Fleet {
                 peers: others
                     .map(|other| (NAMES[other].to_owned(), format!("{}:7710", address(other, index))))
                     .collect(),
+                dns: None,
                 tls,
                 cookie_file: at("cookie"),
                 zone: None,

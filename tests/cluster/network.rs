@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use orchestrator_core::Env;
 use orchestrator_core::cluster::door::Linked;
-use orchestrator_core::cluster::hello::{Chance, Role, Side, introduce};
-use orchestrator_core::cluster::{Caller, Cookie, Network, Pending};
+use orchestrator_core::cluster::hello::{Chance, HelloError, Role, Side, introduce};
+use orchestrator_core::cluster::{Caller, Cookie, Found, Network, Pending};
 use orchestrator_core::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, judge};
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -36,6 +36,8 @@ struct State {
     delays: BTreeMap<(NodeName, NodeName), Duration>,
     cuts: Vec<(NodeName, NodeName)>,
     pipes: Vec<(NodeName, NodeName, Weak<Pipe>)>,
+    /// What a name of the domain name system stands for.
+    listed: Vec<String>,
 }
 
 struct Knock {
@@ -46,6 +48,11 @@ struct Knock {
 impl Wires {
     pub fn set_delay(&self, from: &NodeName, to: &NodeName, delay: Duration) {
         self.0.lock().unwrap().delays.insert((from.clone(), to.clone()), delay);
+    }
+
+    /// What the domain name system says from now on.
+    pub fn list(&self, addresses: &[&str]) {
+        self.0.lock().unwrap().listed = addresses.iter().map(|address| (*address).to_owned()).collect();
     }
 
     /// Nothing arrives in this direction any more.
@@ -253,20 +260,27 @@ impl Port {
         self
     }
 
-    async fn meet(&self, mut stream: Duplex, other: NodeName, role: Role) -> Result<Caller, String> {
+    async fn meet(
+        &self,
+        mut stream: Duplex,
+        other: NodeName,
+        role: Role,
+        is_search: bool,
+    ) -> Result<Caller, HelloError> {
         let chance = |env: &Env| {
             let number = u128::from(env.random()) << 64 | u128::from(env.random());
             number.to_le_bytes()
         };
         let chance = Chance { nonce: chance(&self.env), token: chance(&self.env) };
         let side = Side { hello: &self.hello, cookie: &self.cookie, role, binding: [0; 32], chance };
-        let wanted = (role == Role::Dialler).then_some(&other);
+        let wanted = (role == Role::Dialler && !is_search).then_some(&other);
         let decide = |theirs: &Hello, knows_cookie| {
             let linked = (self.linked)(&theirs.name);
-            judge(&self.hello, theirs, Evidence { is_certified: theirs.name == other, knows_cookie, wanted, linked })
+            let is_certified = theirs.name == other;
+            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, is_search, linked })
         };
         let introduced = timeout(INTRODUCTION, introduce(&mut stream, side, decide)).await;
-        let peer = introduced.map_err(|_| "it takes too long".to_owned())?.map_err(|error| error.to_string())?;
+        let peer = introduced.map_err(|_| HelloError::Io(io::ErrorKind::TimedOut.into()))??;
         Ok(Caller { peer, token: chance.token, role, stream: Box::new(stream), address: other.to_string() })
     }
 }
@@ -275,7 +289,21 @@ impl Network for Port {
     fn dial<'a>(&'a self, name: &'a NodeName, _: &'a str) -> Pending<'a, Result<Caller, String>> {
         Box::pin(async move {
             let stream = self.wires.connect(&self.hello.name, name).map_err(|error| error.to_string())?;
-            self.meet(stream, name.clone(), Role::Dialler).await
+            self.meet(stream, name.clone(), Role::Dialler, false).await.map_err(|error| error.to_string())
+        })
+    }
+
+    fn resolve<'a>(&'a self, _: &'a str) -> Pending<'a, Result<Vec<String>, String>> {
+        Box::pin(async move { Ok(self.wires.0.lock().unwrap().listed.clone()) })
+    }
+
+    fn find<'a>(&'a self, address: &'a str) -> Pending<'a, Found> {
+        Box::pin(async move {
+            let name = NodeName::parse(address).unwrap();
+            match self.wires.connect(&self.hello.name, &name) {
+                Err(error) => Found::Nobody(error.to_string()),
+                Ok(stream) => Found::of(self.meet(stream, name, Role::Dialler, true).await),
+            }
         })
     }
 
@@ -283,7 +311,7 @@ impl Network for Port {
         Box::pin(async move {
             loop {
                 let Knock { from, stream } = self.knocks.lock().await.recv().await?;
-                if let Ok(caller) = self.meet(stream, from, Role::Acceptor).await {
+                if let Ok(caller) = self.meet(stream, from, Role::Acceptor, false).await {
                     return Some(caller);
                 }
             }

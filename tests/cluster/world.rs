@@ -37,7 +37,8 @@ pub fn config(name: &str) -> Config {
     let tls = NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() };
     let (name, listen) = (name.to_owned(), String::new());
     let (peers, anti_affinity) = (BTreeMap::new(), NodeAntiAffinity::default());
-    let cluster = ClusterConfig { name, listen, peers, tls, cookie_file: file, zone: None, anti_affinity };
+    let (dns, zone) = (None, None);
+    let cluster = ClusterConfig { name, listen, peers, dns, tls, cookie_file: file, zone, anti_affinity };
     Config { cluster: Some(cluster), ..Config::default() }
 }
 
@@ -67,6 +68,7 @@ pub async fn start_node_with(
         anti_affinity: cluster.anti_affinity,
         cookie: cookie.clone(),
         peers: others.iter().map(|other| (node_name(other), (*other).to_owned())).collect(),
+        dns: cluster.dns,
         policy: NodePolicy::default(),
     };
     let (wires, of_port) = (wires.clone(), env.clone());
