@@ -1,7 +1,8 @@
 //! What a whole task costs beside bare ractor casts, what submit-to-dispatch costs, and what a token costs in the event
 //! log with 0, 1 and 8 readers. CPU time of the process, anchor and subject alternating in one run; prints one line each.
 //!
-//! `cargo bench --bench task`
+//! `cargo bench --bench task`; with `-- --count N` nothing but N times 20,000 whole tasks on one thread, for a tool that counts instructions:
+//! of two such counts the difference is what tasks cost, whatever else the machine does.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;
@@ -207,6 +208,16 @@ async fn measure(runtime: &str) {
 }
 
 fn main() {
+    if let Some(rounds) = std::env::args().skip_while(|argument| argument != "--count").nth(1) {
+        let one = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return one.block_on(async {
+            let orchestrator = start(pool(16, 2048)).await;
+            let ids = Arc::new((0..100).map(|number| ClientId::parse(&format!("c{number}")).unwrap()).collect());
+            for _ in 0..rounds.parse::<u32>().unwrap() {
+                whole_tasks(&orchestrator, 64, &ids).await;
+            }
+        });
+    }
     if std::env::args().any(|argument| argument == "--profile") {
         // For a profiler: nothing but whole tasks.
         let two = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -101,7 +101,7 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
     let patience = Duration::from_secs(60);
 
     let (front, rest) = fleet.hosts.split_first_mut().unwrap();
-    let [one, _] = rest else { panic!("three hosts") };
+    let one = &mut rest[0];
     // Killed: its system closes its connections.
     let texts = std::thread::scope(|scope| {
         let texts = scope.spawn(|| run_streams(front, "killed", whole.keys().copied(), AT_ONCE));
@@ -117,6 +117,22 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
         texts.join().expect("every stream comes to its end")
     });
     same(&whole, &texts, "killed");
+
+    // An upgrade, one node after the other.
+    let begin = Instant::now();
+    let texts = std::thread::scope(|scope| {
+        let texts = scope.spawn(|| run_streams(front, "upgraded", whole.keys().copied(), AT_ONCE));
+        for host in rest {
+            front.until_serving(2);
+            front.until_lent(LENT);
+            host.replace();
+            let back = time_until("it is back", patience, || front.is_linked(&host.name));
+            println!("upgraded: {} was drained, stopped and started; linked {back:?} behind that", host.name);
+        }
+        texts.join().expect("every stream comes to its end")
+    });
+    same(&whole, &texts, "upgraded");
+    println!("upgraded: {} streams, all byte-equal, in {:?}", texts.len(), begin.elapsed());
 
     front.until_serving(2);
     let resident = front.resident();

@@ -109,6 +109,8 @@ impl Engine for RemoteEngine {
                 }
                 Ok(Some(Heard::End(end))) => {
                     lent.has_ended = true;
+                    drop(lent);
+                    self.peer.apply_limits(); // It counts no more among those that have begun.
                     return finish(end);
                 }
             }

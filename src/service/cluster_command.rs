@@ -173,9 +173,11 @@ pub(crate) fn lines(view: &Value) -> Vec<String> {
             lines.push(format!("{name:<16} {:<8} {why}", "none"));
             continue;
         }
-        let pools: Vec<String> = link["pools"].as_array().into_iter().flatten().map(text).collect();
+        let list = |of: &Value| of.as_array().into_iter().flatten().map(text).collect::<Vec<String>>().join(", ");
+        let kept_out = Some(list(&link["kept_out"])).filter(|pools| !pools.is_empty());
+        let kept_out = kept_out.map_or(String::new(), |pools| format!(" (kept out: {pools})"));
         lines.push(format!(
-            "{name:<16} {:<8} {:>8.2} {:>6} {:>7} {:>9} {:>11} {:>6}  {}",
+            "{name:<16} {:<8} {:>8.2} {:>6} {:>7} {:>9} {:>11} {:>6}  {}{kept_out}",
             text(&link["state"]),
             link["round_trip_ms"].as_f64().unwrap_or_default(),
             link["lent"].to_string(),
@@ -183,7 +185,7 @@ pub(crate) fn lines(view: &Value) -> Vec<String> {
             link["outbox_bytes"].to_string(),
             format!("{}/{}", link["envelopes_in"], link["envelopes_out"]),
             peer["links_made"].to_string(),
-            pools.join(", "),
+            list(&link["pools"]),
         ));
     }
     lines

@@ -254,6 +254,21 @@ impl Host {
         }
     }
 
+    /// Drains the node by its command, stops it and starts it again, as an upgrade does.
+    pub fn replace(&mut self) {
+        let drained = Command::new("ip")
+            .args(["netns", "exec", &self.space, env!("CARGO_BIN_EXE_orchestratord"), "cluster", "drain", "--url"])
+            .arg(format!("http://{API}"))
+            .output()
+            .expect("starts");
+        assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+        assert_eq!(self.guests(), 0, "nothing of others runs there any more");
+        self.signal("TERM");
+        let status = self.child.take().expect("it lives").wait().unwrap();
+        assert!(status.success(), "it stops by itself: {status}");
+        self.start();
+    }
+
     /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
         let pid = self.child.as_ref().expect("it lives").id();

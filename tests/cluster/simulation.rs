@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use orchestrator_core::cluster::Node;
 use orchestrator_core::config::{PoolConfig, QueueConfig, SimConfig, SimFaults, TimeoutConfig};
+use orchestrator_core::core::SessionId;
 use orchestrator_core::core::node::NodeName;
 use orchestrator_core::core::task::FinishReason;
 use orchestrator_core::core::trace::TraceEvent;
@@ -201,6 +202,8 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice) -> Tall
     let prompt = format!("prompt {number}");
     let request = TaskRequest {
         task_id: Some(task_id(&format!("t{number}"))),
+        // Some are of conversations, which find their caches on other nodes.
+        session_id: (number % 3 == 0).then(|| SessionId::parse(&format!("s{}", number % 4)).unwrap()),
         ..TaskRequest::completion(prompt.clone()).max_tokens(max_tokens)
     };
     let request = request.priority(dice.one_of(&Priority::ALL)).client(client_id(dice.one_of(&["x", "y", "z"])));
