@@ -70,7 +70,7 @@ async fn a_node_without_engines_serves_from_those_of_others() {
     let taken = [&one, &two].map(|node| node.node.view().guests_taken);
     println!("guests of the two: {taken:?}");
     assert!(
-        taken.iter().all(|taken| *taken >= 10) && taken.iter().sum::<u64>() == 41,
+        taken.iter().all(|taken| *taken >= 10) && taken.iter().sum::<u64>() >= 41,
         "both run their part: {taken:?}"
     );
 }

@@ -91,7 +91,7 @@ impl Warm {
         let name = record.warm_pool().filter(|name| *name != home.id && *name != runs_in.id)?;
         let pool = home.siblings().find(|sibling| sibling.id == name)?;
         let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
-        let is_free = pool.is_idle() && !pool.is_full_there() && pool.slots_free() as usize > sent;
+        let is_free = pool.is_idle() && pool.places_at_once() as usize > sent;
         (is_free && record.may_use(&pool) && record.send_to_warm()).then_some(pool)
     }
 

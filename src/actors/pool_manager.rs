@@ -71,7 +71,14 @@ pub(crate) struct PoolManagerState {
     assigned: u64,
     /// Tasks waited beside free slots at the last pulse, when so many had been assigned.
     idle_beside: Option<u64>,
+    /// Tasks that wait at other nodes have been recalled, for which its slots are free.
+    has_recalled: bool,
+    /// Pulses until it may recall again.
+    recalls_in: u32,
 }
+
+/// Pulses without a recall behind one that was of no use.
+const RECALL_PULSES: u32 = 10;
 
 /// How long tasks may wait beside free slots before that counts as a stall.
 const PULSE: Duration = Duration::from_secs(1);
@@ -99,6 +106,8 @@ impl Actor for PoolManager {
             drained: false,
             assigned: 0,
             idle_beside: None,
+            has_recalled: false,
+            recalls_in: 0,
         })
     }
 
@@ -121,6 +130,7 @@ impl Actor for PoolManager {
         }
         offer(state);
         lend(state);
+        state.pool.release_kept_places(!state.content.is_empty());
         report_drained(state);
         Ok(())
     }
@@ -137,7 +147,9 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
             }
             if batch.is_empty() {
                 state.content.insert(by);
+                state.recalls_in = if state.has_recalled { RECALL_PULSES } else { state.recalls_in };
             }
+            state.has_recalled = false;
             state.pool.counters.taken_over.fetch_add(batch.len() as u64, Relaxed);
         }
     }
@@ -202,12 +214,13 @@ fn on_look_around(state: &mut PoolManagerState) {
 /// counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns whether.
 fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
     myself.send_after(PULSE, || PoolManagerMsg::Pulse);
-    let idle_beside = state.pool.wanted.load(Relaxed) > 0 && state.unlent() > 0;
+    state.recalls_in = state.recalls_in.saturating_sub(1);
+    let idle_beside = state.pool.wanted.load(Relaxed) > 0 && state.usable() > 0;
     let before = std::mem::replace(&mut state.idle_beside, idle_beside.then_some(state.assigned));
     let stalls = idle_beside && before == Some(state.assigned);
     if stalls {
         state.pool.counters.stalls.fetch_add(1, Relaxed);
-        let (wanted, free) = (state.pool.wanted.load(Relaxed), state.unlent());
+        let (wanted, free) = (state.pool.wanted.load(Relaxed), state.usable());
         tracing::error!(pool_id = %state.pool.id, wanted, free, "tasks wait beside free slots; all is offered anew");
         state.pool.queue.cast(QueueMsg::Refill); // Nobody there: a new queue looks by itself.
         on_begin(state);
@@ -222,7 +235,7 @@ fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> 
 fn offer(state: &mut PoolManagerState) {
     measure(state);
     loop {
-        let free = state.unlent();
+        let free = state.usable();
         let slots = free.saturating_sub(state.offered);
         let wanted = state.pool.depth_total() > 0 || state.offered <= free / 2;
         // Undelivered: the next queue announces itself, and everything is offered to it.
@@ -233,7 +246,7 @@ fn offer(state: &mut PoolManagerState) {
         if state.pool.publish_offered(state.offered) || !sent && slots > 0 {
             return;
         }
-        if state.unlent() == 0 {
+        if state.usable() == 0 {
             return; // Nothing on offer is known now: the lease that frees the next slot nudges.
         }
     }
@@ -247,7 +260,7 @@ fn lend(state: &mut PoolManagerState) {
     if state.pool.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
         return;
     }
-    let mut spare = state.unlent();
+    let mut spare = state.usable();
     for sibling in state.pool.clone().siblings() {
         let slots = spare.min(sibling.wanted.load(Relaxed));
         if slots == 0 || state.lent.contains_key(&sibling.position) || state.content.contains(&sibling.position) {
@@ -264,12 +277,27 @@ fn lend(state: &mut PoolManagerState) {
             spare -= slots;
         }
     }
+    recall(state, spare);
+}
+
+/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. Should their queues then have no use for
+/// those, no more are recalled for some time.
+fn recall(state: &mut PoolManagerState, spare: u32) {
+    let mut places = spare.min(state.pool.places_at_once());
+    if places == 0 || state.recalls_in > 0 || !state.content.is_empty() {
+        return;
+    }
+    for sibling in state.pool.clone().siblings().filter(|sibling| sibling.is_remote()) {
+        let recalled = sibling.recall(places);
+        state.has_recalled |= recalled > 0;
+        places -= recalled;
+    }
 }
 
 impl PoolManagerState {
-    /// Free slots that no sibling has been lent.
-    fn unlent(&self) -> u32 {
-        self.pool.slots_free().saturating_sub(self.lent.values().sum())
+    /// Free slots that no sibling has been lent and that are not kept back.
+    fn usable(&self) -> u32 {
+        self.pool.usable(self.lent.values().sum())
     }
 }
 

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use ractor::ActorCell;
 use tokio::sync::Notify;
 
-use crate::actors::abroad::Abroad;
+use crate::actors::abroad::{Abroad, Better};
 use crate::actors::address::Address;
 use crate::actors::counters::Counters;
 use crate::actors::devices::Devices;
@@ -98,6 +98,7 @@ pub(crate) struct PoolShared {
     others: RwLock<Arc<[Weak<PoolShared>]>>,
     /// The other node's pool that its engine is, if it is one. Written once, before it serves.
     pub(super) abroad: OnceLock<Abroad>,
+    pub(super) better: Better,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(super) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
@@ -157,6 +158,7 @@ impl PoolShared {
             crowd: Mutex::default(),
             others: RwLock::default(),
             abroad: OnceLock::new(),
+            better: Better::default(),
             is_leaving: AtomicBool::new(false),
             leaves_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),

@@ -186,6 +186,7 @@ impl Courier {
                 self.shared.guests_lost.fetch_add(1, Relaxed);
             }
             self.link.say(Word::End { guest: self.number, end });
+            self.link.must_say_limits.store(true, Relaxed);
         }
     }
 
@@ -199,7 +200,10 @@ impl Courier {
                     EventRef::Token { text, .. } => texts.push(text.to_owned()),
                     EventRef::End(ended) => end = Some(done(ended)),
                     EventRef::Error(error) => end = Some(failed(error.code, error.message.clone())),
-                    EventRef::Started(_) => self.link.say(Word::Begun(self.number)),
+                    EventRef::Started(_) => {
+                        self.link.say(Word::Begun(self.number));
+                        self.link.must_say_limits.store(true, Relaxed);
+                    }
                 })
                 .await;
             self.send(texts);

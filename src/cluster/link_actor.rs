@@ -244,10 +244,7 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
             shared.members.cast(MembersMsg::Announced(state.peer.name.clone())); // Nobody there: the next one starts anew.
         }
         Word::Limits(limits) => {
-            // Of the pools that it has announced: what a peer can make us remember has a bound.
-            let cards = link.cards.lock().clone();
-            let known = limits.into_iter().filter(|room| cards.contains_key(&room.pool));
-            link.limits.lock().extend(known.map(|room| (room.pool, (room.guests, room.is_full))));
+            link.set_limits(limits);
             state.peer.apply_limits();
         }
         Word::Ask { guest, task } => guests::take_in(shared, link, guest, *task)?,

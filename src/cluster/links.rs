@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::actors::address::Address;
 use crate::actors::record::TaskRecord;
 use crate::cluster::link_actor::LinkMsg;
-use crate::cluster::words::{Asked, CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Word};
+use crate::cluster::words::{Asked, CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Room, Word};
 use crate::core::id::{ClientId, PoolId};
 use crate::core::node::{BootId, NodeName};
 use crate::planted::planted;
@@ -125,6 +125,17 @@ pub(crate) struct Demand {
     pub(crate) asked: BTreeMap<ClientId, Asked>,
 }
 
+/// What the peer takes of ours in one pool.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Places that were free when it said so, less those that ours have begun in since.
+    free: u32,
+    /// There was none: a place that one of ours leaves is another's.
+    is_full: bool,
+    /// One may wait there when there is none.
+    one_may_wait: bool,
+}
+
 /// One link.
 pub(crate) struct LinkShared {
     pub(crate) peer: NodeName,
@@ -148,12 +159,12 @@ pub(crate) struct LinkShared {
     pub(crate) zone: Mutex<Option<Option<String>>>,
     /// Attempts of ours that have begun there, by pool.
     begun: Mutex<BTreeMap<PoolId, u32>>,
-    /// How many guests of ours may wait in its pools, as far as it has said, and whether they would.
-    pub(crate) limits: Mutex<BTreeMap<PoolId, (u32, bool)>>,
+    /// How many guests of ours its pools take, as far as it has said.
+    limits: Mutex<BTreeMap<PoolId, Told>>,
     /// What clients with limits asked of the peer in its last second.
     pub(crate) demand: Mutex<Demand>,
     pub(crate) is_draining: AtomicBool,
-    /// The peer has been told less than is so: all limits are to be said again.
+    /// What the peer makes of what it was told may not be so any more: all limits are to be said again.
     pub(crate) must_say_limits: AtomicBool,
     /// Wakes who waits for a change of `cards` or for the end.
     pub(crate) changed: Notify,
@@ -247,15 +258,24 @@ impl LinkShared {
         port.map_or(Ok(()), |port| port.put(heard))
     }
 
-    /// How many attempts of ours this pool may have now: those that have begun, and as many as may wait.
-    pub(crate) fn limit(&self, pool: &PoolId) -> u32 {
-        let waits = self.limits.lock().get(pool).map_or(0, |(guests, _)| *guests);
-        waits.saturating_add(self.begun.lock().get(pool).copied().unwrap_or(0))
+    /// The peer has said how many guests of ours its pools take now.
+    pub(crate) fn set_limits(&self, rooms: Vec<Room>) {
+        // Of the pools that it has announced: what a peer can make us remember has a bound.
+        let cards = self.cards.lock().clone();
+        let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
+        self.limits.lock().extend(known.map(|Room { pool, guests, is_full }| {
+            let free = if is_full { 0 } else { guests };
+            (pool, Told { free, is_full, one_may_wait: guests > 0 })
+        }));
     }
 
-    /// Whether an attempt that is sent to this pool now would wait there.
-    pub(crate) fn is_full(&self, pool: &PoolId) -> bool {
-        self.limits.lock().get(pool).is_none_or(|(_, is_full)| *is_full)
+    /// How many attempts of ours this pool runs at once, and how many it may have: those that have begun and as many as there were free places
+    /// for; and one that waits, unless it takes none at all.
+    pub(crate) fn limit(&self, pool: &PoolId) -> (u32, u32) {
+        let told = self.limits.lock().get(pool).copied().unwrap_or_default();
+        let begun = self.begun.lock().get(pool).copied().unwrap_or(0);
+        let at_once = begun.saturating_add(told.free);
+        (at_once, at_once.max(begun.saturating_add(u32::from(told.one_may_wait))))
     }
 
     /// Attempts of ours that run there.
@@ -284,6 +304,8 @@ impl Lent {
     pub(crate) fn begin(&mut self, pool: &PoolId) {
         if self.begun_in.is_none() {
             self.begun_in = Some(pool.clone());
+            // It has one of the places that were free when the peer spoke of them.
+            self.link.limits.lock().get_mut(pool).into_iter().for_each(|told| told.free = told.free.saturating_sub(1));
             *self.link.begun.lock().entry(pool.clone()).or_default() += 1;
         }
     }
@@ -296,6 +318,11 @@ impl Drop for Lent {
             && let Some(begun) = self.link.begun.lock().get_mut(pool)
         {
             *begun -= 1;
+            let mut limits = self.link.limits.lock();
+            limits
+                .get_mut(pool)
+                .into_iter()
+                .for_each(|told| told.free = told.free.saturating_add(u32::from(!told.is_full)));
         }
         if !self.has_ended {
             self.link.say(Word::Stop(self.guest));

@@ -86,7 +86,9 @@ impl Engine for RemoteEngine {
         let task = Box::new(GuestTask::new(self.pool.clone(), &job));
         link.say(Word::Ask { guest: lent.guest, task });
         let mut given = 0_u32;
+        let pool = self.peer.shadows.lock().get(&self.pool).map(|shadow| shadow.pool.clone());
         let mut heard = timeout(TAKEN_TIMEOUT, lent.port.next(&link)).await;
+        let mut has_begun = false;
         loop {
             match heard {
                 Err(_) => return Err(EngineError::Unreachable(format!("node {} does not answer", self.peer.name))),
@@ -94,6 +96,7 @@ impl Engine for RemoteEngine {
                 Ok(None) => return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name))),
                 Ok(Some(Heard::Waits)) => out.is_alive(),
                 Ok(Some(Heard::Begun)) => {
+                    has_begun = true;
                     out.is_alive();
                     lent.begin(&self.pool);
                     self.peer.apply_limits();
@@ -114,7 +117,16 @@ impl Engine for RemoteEngine {
                     return finish(end);
                 }
             }
-            heard = Ok(lent.port.next(&link).await);
+            heard = Ok(match &pool {
+                Some(pool) if !has_begun => tokio::select! {
+                    biased;
+                    heard = lent.port.next(&link) => heard,
+                    () = pool.until_recalled() => {
+                        return Err(EngineError::Unreachable("it waited there, and there is a place elsewhere".into()));
+                    }
+                },
+                _ => lent.port.next(&link).await,
+            });
         }
     }
 

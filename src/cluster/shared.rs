@@ -229,10 +229,10 @@ impl PeerShared {
         let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
         let link = link.as_ref().filter(takes);
         for (id, shadow) in &*self.shadows.lock() {
-            shadow.pool.set_full_there(link.is_none_or(|link| link.is_full(id)));
             let slots = &shadow.pool.replicas[0].slots;
-            let limit = link.map_or(0, |link| link.limit(id)).min(slots.total());
-            if slots.limit() != limit {
+            let (at_once, most) = link.map_or((0, 0), |link| link.limit(id));
+            let (limit, has_changed) = (most.min(slots.total()), shadow.pool.set_at_once(at_once));
+            if slots.limit() != limit || has_changed {
                 slots.set_limit(limit);
                 shadow.pool.nudge_manager();
             }

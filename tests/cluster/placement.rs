@@ -166,3 +166,54 @@ async fn no_task_runs_where_anti_affinity_forbids_it() {
     println!("with the one that it may use gone: {refused:?}");
     assert!(matches!(refused, Some(ErrorCode::PoolUnavailable | ErrorCode::PoolUnready)), "{refused:?}");
 }
+
+/// As many tasks as there are places, over and over: none waits at a full node while another has a place for it.
+#[tokio::test(start_paused = true)]
+async fn no_task_waits_at_a_full_node_beside_a_free_place() {
+    const TOKENS: u32 = 100;
+    let wires = Arc::<Wires>::default();
+    let nodes = four(&wires).await;
+    let begin = tokio::time::Instant::now();
+    let work = (0..8).map(|_| async {
+        for _ in 0..50 {
+            turn(&nodes["front"], "front", TaskRequest::completion("x").max_tokens(TOKENS)).await;
+        }
+    });
+    futures_util::future::join_all(work).await;
+    let (took, ideal) = (begin.elapsed(), Duration::from_millis(50 * u64::from(TOKENS)));
+    println!("400 tasks in 8 places of two nodes took {took:?}; with every place in use {ideal:?}");
+    assert!(took < ideal.mul_f64(1.15));
+}
+
+/// A task that waits at a full node goes where a place becomes free first.
+#[tokio::test(start_paused = true)]
+async fn a_task_that_waits_at_a_full_node_goes_where_a_place_comes_free() {
+    let wires = Arc::<Wires>::default();
+    let nodes = four(&wires).await;
+    // All eight places are taken, and one task waits at each node.
+    let mut running = Vec::new();
+    for number in 0..10 {
+        let request = TaskRequest::completion(format!("long {number}")).max_tokens(2_000);
+        running.push(nodes["front"].orchestrator().submit(request).await.expect("accepted"));
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    let waits = |task: &&orchestrator_core::Submitted| {
+        let view = nodes["front"].orchestrator().task(&task.task_id).expect("known");
+        view.replica_id.is_none() || view.tokens_out == 0
+    };
+    let waiting: Vec<_> = running.iter().filter(waits).map(|task| task.task_id.clone()).collect();
+    assert_eq!(waiting.len(), 2, "{waiting:?}");
+    // All that run at one of the nodes end: both that wait go there.
+    let of = |task: &&orchestrator_core::Submitted| {
+        let view = nodes["front"].orchestrator().task(&task.task_id).expect("known");
+        !waiting.contains(&task.task_id) && view.replica_id.is_some_and(|replica| replica.to_string().contains(":two"))
+    };
+    let at_two: Vec<_> = running.iter().filter(of).map(|task| task.task_id.clone()).collect();
+    assert_eq!(at_two.len(), 4);
+    let begin = tokio::time::Instant::now();
+    at_two.iter().for_each(|id| drop(nodes["front"].orchestrator().cancel(id)));
+    let began = |id: &orchestrator_core::TaskId| nodes["front"].orchestrator().task(id).expect("known").tokens_out > 0;
+    until("both run", || waiting.iter().all(began)).await;
+    println!("two tasks, each of which waited at another node, run {:?} behind the first free places", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_millis(120));
+}
