@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqC
 
 use tokio::sync::Semaphore;
 
+use crate::actors::pool_manager::PoolManagerMsg;
 use crate::actors::shared::PoolShared;
 use crate::core::id::PoolId;
 use crate::core::node::NodeName;
@@ -84,7 +85,9 @@ impl PoolShared {
         fence(SeqCst);
         if self.better.is_waited_for.load(SeqCst) && (is_of_no_use || !self.is_idle() || self.places_at_once() == 0) {
             self.better.is_waited_for.store(false, SeqCst);
-            self.siblings().filter(|sibling| sibling.is_remote()).for_each(|sibling| sibling.nudge_manager());
+            for sibling in self.siblings().filter(|sibling| sibling.is_remote()) {
+                sibling.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
+            }
         }
     }
 

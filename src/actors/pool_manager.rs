@@ -37,6 +37,8 @@ pub(crate) enum PoolManagerMsg {
     QueueReplaced,
     /// A sibling has a new queue: what was lent to the old one is ours again.
     SiblingReplaced { pool: u16 },
+    /// A sibling whose places were better has none any more that are of use.
+    Reconsider,
     // ---- from itself
     /// A second has passed: is everything that could run on its way?
     Pulse,
@@ -123,6 +125,7 @@ impl Actor for PoolManager {
             PoolManagerMsg::Begin => on_begin(state),
             PoolManagerMsg::LookAround => on_look_around(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
+            PoolManagerMsg::Reconsider => {} // Nothing has changed for those that had no use for its own places.
             PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
             // No offer behind it unless it finds a stall: else it would heal one without a word.
             PoolManagerMsg::Pulse if !on_pulse(state, &myself) => return Ok(()),
@@ -215,6 +218,7 @@ fn on_look_around(state: &mut PoolManagerState) {
 fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
     myself.send_after(PULSE, || PoolManagerMsg::Pulse);
     state.recalls_in = state.recalls_in.saturating_sub(1);
+    state.has_recalled = false;
     let idle_beside = state.pool.wanted.load(Relaxed) > 0 && state.usable() > 0;
     let before = std::mem::replace(&mut state.idle_beside, idle_beside.then_some(state.assigned));
     let stalls = idle_beside && before == Some(state.assigned);
@@ -236,6 +240,9 @@ fn offer(state: &mut PoolManagerState) {
     measure(state);
     loop {
         let free = state.usable();
+        if state.pool.is_remote() {
+            revoke(state, state.offered.saturating_sub(free)); // They are kept back now.
+        }
         let slots = free.saturating_sub(state.offered);
         let wanted = state.pool.depth_total() > 0 || state.offered <= free / 2;
         // Undelivered: the next queue announces itself, and everything is offered to it.
@@ -266,12 +273,7 @@ fn lend(state: &mut PoolManagerState) {
         if slots == 0 || state.lent.contains_key(&sibling.position) || state.content.contains(&sibling.position) {
             continue;
         }
-        let revoked = slots.min(state.offered);
-        if revoked > 0 {
-            state.pool.queue.cast(QueueMsg::Revoke { slots: revoked }); // Undelivered: a new queue has no credit anyway.
-            state.offered -= revoked;
-            state.pool.publish_offered(state.offered);
-        }
+        revoke(state, slots.min(state.offered));
         if sibling.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
             state.lent.insert(sibling.position, slots);
             spare -= slots;
@@ -280,11 +282,20 @@ fn lend(state: &mut PoolManagerState) {
     recall(state, spare);
 }
 
-/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. Should their queues then have no use for
-/// those, no more are recalled for some time.
+/// Takes back so many slots that are on offer.
+fn revoke(state: &mut PoolManagerState, slots: u32) {
+    if slots > 0 {
+        state.pool.queue.cast(QueueMsg::Revoke { slots }); // Undelivered: a new queue has no credit anyway.
+        state.offered -= slots;
+        state.pool.publish_offered(state.offered);
+    }
+}
+
+/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. No more are recalled before any of these has
+/// come here, or a second has passed; and for some time, when their queues then have no use for the places.
 fn recall(state: &mut PoolManagerState, spare: u32) {
     let mut places = spare.min(state.pool.places_at_once());
-    if places == 0 || state.recalls_in > 0 || !state.content.is_empty() {
+    if places == 0 || state.has_recalled || state.recalls_in > 0 || !state.content.is_empty() {
         return;
     }
     for sibling in state.pool.clone().siblings().filter(|sibling| sibling.is_remote()) {

@@ -124,3 +124,43 @@ fn apart_faults(config: &Config, law: (&[String], &[String]), path: &str, faults
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PoolConfig;
+
+    fn found(change: impl FnOnce(&mut ClusterConfig, &mut PoolConfig)) -> String {
+        let file = String::new();
+        let mut pool = PoolConfig::new("a", "sim", "m");
+        let mut cluster = ClusterConfig {
+            name: "one".into(),
+            listen: ClusterConfig::listen_default(),
+            peers: BTreeMap::new(),
+            dns: None,
+            tls: NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() },
+            cookie_file: file,
+            zone: Some("east".into()),
+            anti_affinity: NodeAntiAffinity::default(),
+        };
+        change(&mut cluster, &mut pool);
+        let config = Config { pools: vec![pool], cluster: Some(cluster), ..Config::default() };
+        config.faults().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn what_cannot_be_of_a_node_is_said_with_its_place() {
+        assert_eq!(found(|_, _| {}), "");
+        assert_eq!(found(|cluster, _| cluster.dns = Some("nodes.example.org:7710".into())), "");
+        let dns = found(|cluster, _| cluster.dns = Some("nodes.example.org".into()));
+        assert!(dns.starts_with("cluster.dns: ") && dns.contains("no host name and port"), "{dns}");
+        let peer = found(|cluster, _| drop(cluster.peers.insert("two".into(), "10.0.0.2".into())));
+        assert!(peer.starts_with("cluster.peers.two: ") && peer.contains("no address and port"), "{peer}");
+        let itself = found(|_, pool| pool.anti_affinity.node = vec!["two".into(), "one".into()]);
+        assert!(itself.starts_with("pools[0].anti_affinity.node[1]: this node is \"one\""), "{itself}");
+        let zone = found(|_, pool| pool.anti_affinity.zone = vec!["east".into()]);
+        assert!(zone.starts_with("pools[0].anti_affinity.zone[0]: this node is in zone \"east\""), "{zone}");
+        let none = found(|cluster, _| cluster.anti_affinity.node = vec!["No Name".into()]);
+        assert!(none.starts_with("cluster.anti_affinity.node[0]: "), "{none}");
+    }
+}
