@@ -174,10 +174,16 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
         });
     }
     let _ = (one, two);
-    match fleet_ref.lose("30%") {
+    front.until_serving(2);
+    // Links may break and be made anew, again and again.
+    let lossy = || match fleet_ref.lose(30) {
         Err(why) => println!("SKIPPED: loss of packets: {why}"),
-        Ok(()) => disturbed(fleet_ref, &whole, "thirty percent loss", || {}),
-    }
+        Ok(by) => println!("thirty percent loss: by {by}"),
+    };
+    let links = || front.links_made();
+    let before = links();
+    disturbed(fleet_ref, &whole, "thirty percent loss", lossy);
+    println!("thirty percent loss: {} links were made anew", links() - before);
 }
 
 /// The five commands of docs/cluster.md, as they stand there, and then a task at a node whose neighbour is killed.

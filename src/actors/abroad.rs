@@ -105,7 +105,12 @@ impl PoolShared {
 impl PoolShared {
     /// Notes how many of its tasks its node runs at once. Returns whether that is another number.
     pub(crate) fn set_at_once(&self, tasks: u32) -> bool {
-        self.abroad.get().is_some_and(|abroad| abroad.at_once.swap(tasks, Relaxed) != tasks)
+        self.abroad.get().is_some_and(|abroad| {
+            if self.slots_used() <= tasks {
+                abroad.recalls.forget_permits(Semaphore::MAX_PERMITS); // Nobody waits there who could be meant.
+            }
+            abroad.at_once.swap(tasks, Relaxed) != tasks
+        })
     }
 
     /// Waits until a task that waits at its node is to come back.

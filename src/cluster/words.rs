@@ -167,7 +167,7 @@ impl Word {
             Word::Waits(guests) => guests.len() * 8 + FEW,
             Word::Served(served) => served.len() * 96 + FEW,
             Word::Warm(sessions) => sessions.len() * 128 + FEW,
-            Word::Demand { asked, .. } => asked.len() * 96 + FEW,
+            Word::Demand { asked, .. } => asked.len() * 128 + FEW,
             Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
         }
     }

@@ -31,10 +31,14 @@ pub struct Host {
     child: Option<Child>,
 }
 
-fn ip(arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("ip {}: {said}", arguments.join(" "))) }
+    if output.status.success() { Ok(()) } else { Err(format!("{program} {}: {said}", arguments.join(" "))) }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), String> {
+    run("ip", arguments)
 }
 
 /// Other processes do not tell us when something has changed.
@@ -109,23 +113,30 @@ impl Fleet {
         ip(&["-n", &self.hosts[from].space, "neigh", "del", &address(to, from), "dev", NAMES[to]]).unwrap();
     }
 
-    /// Loses so many packets of all that is sent.
-    pub fn lose(&self, share: &str) -> Result<(), String> {
-        for (index, host) in self.hosts.iter().enumerate() {
-            for (other, name) in NAMES.iter().enumerate() {
-                if other == index {
-                    continue;
-                }
-                let output = Command::new("tc")
-                    .args(["-n", &host.space, "qdisc", "add", "dev", name, "root", "netem", "loss", share])
-                    .output()
-                    .map_err(|error| format!("tc: {error}"))?;
-                if !output.status.success() {
-                    return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
-                }
-            }
-        }
-        Ok(())
+    /// Loses so many percent of all packets on each wire, in both directions: by `tc netem` where the kernel has it, else where they arrive, by
+    /// the packet filter. Says by which.
+    pub fn lose(&self, percent: u32) -> Result<&'static str, String> {
+        let netem = |space: &str, device: &str| {
+            let share = format!("{percent}%");
+            run("tc", &["-n", space, "qdisc", "add", "dev", device, "root", "netem", "loss", &share])
+        };
+        let filter = |space: &str, device: &str| {
+            let share = format!("0.{percent:02}");
+            let rule =
+                ["iptables", "-A", "INPUT", "-i", device, "-m", "statistic", "--mode", "random", "--probability"];
+            ip(&[&["netns", "exec", space], rule.as_slice(), &[&share, "-j", "DROP"]].concat())
+        };
+        let everywhere = |lose: &dyn Fn(&str, &str) -> Result<(), String>| {
+            self.hosts.iter().enumerate().try_for_each(|(index, host)| {
+                let others = NAMES.iter().enumerate().filter(|(other, _)| *other != index);
+                others.map(|(_, name)| *name).try_for_each(|name| lose(&host.space, name))
+            })
+        };
+        let without = match everywhere(&netem) {
+            Ok(()) => return Ok("tc netem"),
+            Err(why) => why,
+        };
+        everywhere(&filter).map(|()| "iptables").map_err(|why| format!("{without}; {why}"))
     }
 }
 
@@ -209,6 +220,13 @@ impl Host {
         let view = self.get("/v1/cluster").unwrap_or_default();
         let peers = view["peers"].as_array().cloned().unwrap_or_default();
         peers.iter().any(|one| one["name"] == peer && !one["link"].is_null())
+    }
+
+    /// Links that this node has had.
+    pub fn links_made(&self) -> u64 {
+        let view = self.get("/v1/cluster").unwrap_or_default();
+        let peers = view["peers"].as_array().cloned().unwrap_or_default();
+        peers.iter().filter_map(|peer| peer["links_made"].as_u64()).sum()
     }
 
     /// Attempts of others that are here.
