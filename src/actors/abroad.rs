@@ -85,17 +85,22 @@ impl PoolShared {
         fence(SeqCst);
         if self.better.is_waited_for.load(SeqCst) && (is_of_no_use || !self.is_idle() || self.places_at_once() == 0) {
             self.better.is_waited_for.store(false, SeqCst);
-            for sibling in self.siblings().filter(|sibling| sibling.is_remote()) {
-                sibling.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
+            // Whoever is no sibling any more was one.
+            for other in self.others().filter(|other| other.is_remote()) {
+                other.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
             }
         }
+    }
+
+    /// Tasks of this node's that wait at its node.
+    pub(crate) fn waiting_there(&self) -> u32 {
+        self.abroad.get().map_or(0, |abroad| self.slots_used().saturating_sub(abroad.at_once.load(Relaxed)))
     }
 
     /// Recalls up to so many tasks that wait at its node. Returns how many will come.
     pub(super) fn recall(&self, most: u32) -> u32 {
         let Some(abroad) = self.abroad.get() else { return 0 };
-        let waiting = self.slots_used().saturating_sub(abroad.at_once.load(Relaxed));
-        let (wanted, under_way) = (most.min(waiting) as usize, abroad.recalls.available_permits());
+        let (wanted, under_way) = (most.min(self.waiting_there()) as usize, abroad.recalls.available_permits());
         abroad.recalls.add_permits(wanted.saturating_sub(under_way));
         wanted as u32
     }

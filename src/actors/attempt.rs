@@ -181,7 +181,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
         Outcome::Hung(text) => {
             attempt.suspect(record, EngineError::Hung(text.clone()));
-            if attempt.runs_again(record) {
+            if record.runs_again() {
                 return attempt.give_back(record, epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text))
@@ -201,10 +201,13 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
         }
         Outcome::Returned(Err(error)) => {
-            attempt.suspect(record, error.clone());
-            // Another node did not take it: nothing of it has run.
-            let was_none = attempt.pool.is_remote() && matches!(error, EngineError::Unreachable(_));
-            if was_none && record.forget_attempt(epoch) || attempt.runs_again(record) {
+            if error != EngineError::Recalled {
+                attempt.suspect(record, error.clone());
+            }
+            // Another node did not take it, or has not begun it: nothing of it has run.
+            let was_none = matches!(error, EngineError::Unreachable(_) | EngineError::Recalled);
+            let was_none = attempt.pool.is_remote() && was_none;
+            if was_none && record.forget_attempt(epoch) || record.runs_again() {
                 return attempt.give_back(record, epoch);
             }
             Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
@@ -321,14 +324,6 @@ impl Attempt {
         self.pool.replicas[self.lease.replica as usize].note_attempt_failed(cause);
     }
 
-    /// Whether the task, having lost this attempt, has another one.
-    fn runs_again(&self, record: &TaskRecord) -> bool {
-        let (attempts, tokens) = record.progress();
-        let attempts = if planted!(NoAttemptBound) { 0 } else { attempts };
-        // Its own pool's rule: this one may be a sibling that was idle.
-        record.pool().map(|home| home.loss_rule(&record.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
-    }
-
     /// Sends the task back to its place in the queue.
     fn give_back(&self, record: &Arc<TaskRecord>, epoch: Epoch) {
         let returned = return_to_queue(record.clone(), epoch); // Not when somebody has ended it meanwhile.
@@ -358,7 +353,7 @@ impl Drop for AttemptGuard<'_> {
         }
         let cause = self.attempt.dying_of.get().map_or(Cause::Bug, EngineError::cause);
         self.attempt.note_failed(self.record, cause);
-        if self.attempt.runs_again(self.record) {
+        if self.record.runs_again() {
             return self.attempt.give_back(self.record, self.epoch);
         }
         let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");

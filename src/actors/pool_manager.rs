@@ -128,7 +128,11 @@ impl Actor for PoolManager {
             PoolManagerMsg::Reconsider => {} // Nothing has changed for those that had no use for its own places.
             PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
             // No offer behind it unless it finds a stall: else it would heal one without a word.
-            PoolManagerMsg::Pulse if !on_pulse(state, &myself) => return Ok(()),
+            PoolManagerMsg::Pulse if !on_pulse(state, &myself) => {
+                state.content.clear();
+                recall(state, state.usable());
+                return Ok(());
+            }
             PoolManagerMsg::Pulse => {}
         }
         offer(state);

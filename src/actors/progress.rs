@@ -3,6 +3,7 @@
 use crate::actors::record::TaskRecord;
 use crate::core::id::Epoch;
 use crate::core::units::Timestamp;
+use crate::planted::planted;
 
 impl TaskRecord {
     /// The attempt of this epoch was none: nothing of it has run. Returns whether it is the newest.
@@ -19,6 +20,13 @@ impl TaskRecord {
         if state.fence(epoch).is_ok() {
             state.progress_at = now;
         }
+    }
+
+    /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a sibling.
+    pub(crate) fn runs_again(&self) -> bool {
+        let (attempts, tokens) = self.progress();
+        let attempts = if planted!(NoAttemptBound) { 0 } else { attempts };
+        self.pool().map(|home| home.loss_rule(&self.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
     }
 
     /// When the newest attempt last made progress.

@@ -46,6 +46,9 @@ pub(crate) enum SessionsMsg {
     Locate { session: SessionId, pool: Arc<PoolShared>, submission: Submission },
     /// A replica has served this conversation.
     Served { session: SessionId, client: ClientId, identity: Arc<ReplicaIdentity> },
+    /// Replicas of other nodes have served these conversations.
+    #[cfg(feature = "cluster")]
+    ServedElsewhere(Vec<(ClientId, SessionId, Arc<ReplicaIdentity>)>),
     /// What is known of this client's conversation?
     Observe { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
     /// Forget this client's conversation.
@@ -141,6 +144,16 @@ impl Actor for Sessions {
                 state.runtime.warmed.note(&identity, &client, &session);
                 state.touch((client, session)).served_by = Some(identity);
             }
+            #[cfg(feature = "cluster")]
+            SessionsMsg::ServedElsewhere(served) => {
+                for (client, session, identity) in served {
+                    let key = (client, session);
+                    // None of its own makes room for what others say.
+                    if state.sessions.contains_key(&key) || !state.is_full() {
+                        state.touch(key).served_by = Some(identity);
+                    }
+                }
+            }
             SessionsMsg::Observe { session, client, reply } => {
                 let _ = reply.send(state.observe(&(client, session)));
             }
@@ -179,8 +192,7 @@ impl SessionsState {
     fn touch(&mut self, key: Key) -> &mut Session {
         let turn = self.next_turn;
         self.next_turn += 1;
-        if !self.sessions.contains_key(&key) && self.sessions.len() >= self.runtime.config().sessions.capacity as usize
-        {
+        if !self.sessions.contains_key(&key) && self.is_full() {
             let oldest = self.by_use.first_key_value().map(|(_, key)| key.clone());
             oldest.iter().for_each(|oldest| self.forget(oldest));
         }
@@ -193,6 +205,10 @@ impl SessionsState {
         }
         (session.used_at, session.turn) = (now, turn);
         session
+    }
+
+    fn is_full(&self) -> bool {
+        self.sessions.len() >= self.runtime.config().sessions.capacity as usize
     }
 
     fn forget(&mut self, key: &Key) {

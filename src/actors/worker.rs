@@ -157,7 +157,9 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
         lease,
     };
     let slot = attempt.lease.slot;
-    state.attempts.own(slot, tokio::spawn(attempt::run(attempt, assignment)).abort_handle());
+    // In a box of its own: tokio moves what it is given from hand to hand, and an attempt is large.
+    let run = Box::pin(attempt::run(attempt, assignment));
+    state.attempts.own(slot, tokio::spawn(run).abort_handle());
 }
 
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {

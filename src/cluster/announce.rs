@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::shared::PoolShared;
 use crate::cluster::apart::keeps_away;
+use crate::cluster::guests;
 use crate::cluster::link_actor::LinkState;
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
@@ -30,7 +31,11 @@ pub(crate) struct Announced {
 pub(super) fn announce(state: &mut LinkState) {
     let (shared, link) = (&state.shared, &state.link);
     let mut pools = own_pools(shared);
+    let announced = pools.len();
     pools.retain(|pool| !keeps_away(shared, pool, link));
+    if pools.len() < announced {
+        guests::stop_closed(shared, link);
+    }
     let draining = shared.is_draining();
     let cards: Vec<PoolCard> = pools.iter().map(|pool| card(pool)).collect();
     let said = (cards, draining);

@@ -9,7 +9,6 @@
 use std::sync::Arc;
 
 use crate::actors::shared::PoolShared;
-use crate::cluster::announce::own_pools;
 use crate::cluster::links::LinkShared;
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::PoolCard;
@@ -32,6 +31,11 @@ fn names(nodes: &[String], zones: &[String], link: &LinkShared) -> bool {
         Some(zone) => zone.as_ref().is_some_and(|zone| zones.contains(zone)),
     };
     nodes.iter().any(|node| node == link.peer.as_str()) || is_in_zone()
+}
+
+/// Every pool of our own: one that is leaving the configuration keeps its law as long as it has tasks.
+fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
+    shared.orchestrator.shared().pools.table().every().filter(|pool| !pool.is_remote()).cloned().collect()
 }
 
 /// Whether a pool of the peer must not be used here.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ractor::ActorProcessingErr;
 use tokio::time::timeout;
 
-use crate::cluster::members::{MembersMsg, MembersState, dial_later, on_came};
+use crate::cluster::members::{MembersMsg, MembersState, on_came};
 use crate::cluster::shared::{Found, PEERS_MAX};
 use crate::core::node::NodeName;
 
@@ -94,7 +94,7 @@ pub(super) async fn on_found(
         Found::Known(name) => {
             note(state, address, &name);
             if name != state.shared.name && !state.is_linked(&name) {
-                dial_later(&state.shared, &state.myself, &name, Duration::ZERO);
+                state.dial_later(&name, Duration::ZERO);
             }
         }
         Found::Nobody(why) => state.discovery.note_trouble(address, why),

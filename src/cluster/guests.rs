@@ -3,6 +3,7 @@
 //!
 //! Spec: ORCH-3007, ORCH-3026.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 
@@ -19,6 +20,7 @@ use crate::cluster::words::{
     CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Room, Word,
 };
 use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::PoolId;
 use crate::core::task::{Phase, TaskRequest};
 use crate::orchestrator::Submitted;
 use crate::planted::planted;
@@ -74,6 +76,7 @@ pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: 
 /// The gateway wants no more of a guest.
 pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: GuestNo) {
     let guest = link.guests.lock().remove(&number);
+    link.must_say_limits.store(true, Relaxed);
     if let Some(guest) = guest.filter(|_| !planted!(RunStopped)) {
         end(shared, &guest);
     }
@@ -94,6 +97,23 @@ pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
         end(shared, &entry);
         let end = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: why.to_owned() };
         link.say(Word::End { guest, end });
+    }
+}
+
+/// Stops the guests in pools that keep away from their gateway: the law may be younger than they.
+pub(crate) fn stop_closed(shared: &ClusterShared, link: &LinkShared) {
+    let mut guests = link.guests.lock();
+    let pools: BTreeSet<PoolId> = guests.values().map(|guest| guest.pool.clone()).collect();
+    let closed: Vec<PoolId> = pools.into_iter().filter(|pool| is_closed_to(shared, pool, link)).collect();
+    let is_closed = |guest: &Guest| closed.contains(&guest.pool);
+    let leaving: Vec<GuestNo> =
+        guests.iter().filter(|(_, guest)| is_closed(guest)).map(|(number, _)| *number).collect();
+    let leaving: Vec<_> = leaving.into_iter().filter_map(|number| Some((number, guests.remove(&number)?))).collect();
+    drop(guests);
+    for (guest, entry) in leaving {
+        end(shared, &entry);
+        let message = format!("pool {} keeps away from this node", entry.pool);
+        link.say(Word::End { guest, end: failed(ErrorCode::PoolUnavailable, message) });
     }
 }
 

@@ -263,9 +263,12 @@ impl LinkShared {
         // Of the pools that it has announced: what a peer can make us remember has a bound.
         let cards = self.cards.lock().clone();
         let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
-        self.limits.lock().extend(known.map(|Room { pool, guests, is_full }| {
+        let mut limits = self.limits.lock();
+        limits.retain(|pool, _| cards.contains_key(pool));
+        limits.extend(known.map(|Room { pool, guests, is_full }| {
             let free = if is_full { 0 } else { guests };
-            (pool, Told { free, is_full, one_may_wait: guests > 0 })
+            // A place that is left in a pool that takes nobody is nobody's.
+            (pool, Told { free, is_full: is_full || guests == 0, one_may_wait: guests > 0 })
         }));
     }
 

@@ -5,14 +5,14 @@
 //!
 //! Spec: ORCH-3044.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
-use ractor_cluster::node::{NodeConnectionMode, NodeServerSessionInformation, NodeSessionMessage};
-use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeEventSubscription, NodeServer, NodeServerMessage};
+use ractor_cluster::node::{NodeConnectionMode, NodeSessionMessage};
+use ractor_cluster::{NodeServer, NodeServerMessage};
 use tokio::task::JoinSet;
 
 use crate::cluster::demand::{DIVIDE_PERIOD, Dividing};
@@ -21,6 +21,7 @@ use crate::cluster::guests;
 use crate::cluster::hello::Role;
 use crate::cluster::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
 use crate::cluster::links::LinkShared;
+use crate::cluster::sessions::{Labelled, Sessions};
 use crate::cluster::shadows;
 use crate::cluster::shared::{Caller, ClusterShared, Found, PeerShared};
 use crate::cluster::words::ENVELOPE_BYTES_MAX;
@@ -84,6 +85,8 @@ pub(crate) struct MembersState {
     links: BTreeMap<String, Entry>,
     /// Peers whose last link is not quite over.
     waiting: BTreeMap<NodeName, Caller>,
+    /// Nodes that are being dialled, or will be.
+    dialling: BTreeSet<NodeName>,
     /// Dials that failed in a row.
     failures: BTreeMap<NodeName, u32>,
     next_label: u64,
@@ -98,6 +101,17 @@ impl MembersState {
     pub(super) fn is_linked(&self, name: &NodeName) -> bool {
         self.waiting.contains_key(name)
             || self.links.values().any(|entry| entry.peer.name == *name && entry.actor.is_some())
+    }
+
+    /// Dials a node after some time, unless it is about to be dialled anyway.
+    pub(super) fn dial_later(&mut self, peer: &NodeName, wait: Duration) {
+        if !self.dialling.insert(peer.clone()) {
+            return;
+        }
+        // Of two nodes that know each other's address one dials first: the other's turn comes when nothing has come of it.
+        let wait = if dials_first(&self.shared.name, peer) { wait } else { wait + ITS_TURN };
+        let peer = peer.clone();
+        self.myself.send_after(wait, move || MembersMsg::Dial(peer));
     }
 
     /// Runs something that ends by itself, or with this actor.
@@ -136,16 +150,30 @@ impl Actor for Members {
             }
         });
         let _ = myself.cast(MembersMsg::Search); // It is ourselves.
-        for peer in shared.peers.all().into_iter().filter(|peer| peer.address.lock().is_some()) {
-            dial_later(&shared, &myself, &peer.name, Duration::ZERO);
-        }
         let (links, waiting, failures) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let mut dividing = Dividing::default();
         dividing.look(&shared); // From the first moment on it has no more than its part.
         myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
         let discovery = Discovery::default();
-        let next_label = 0;
-        Ok(MembersState { myself, shared, server, links, waiting, failures, next_label, dividing, discovery, tasks })
+        let (next_label, dialling) = (0, BTreeSet::new());
+        let mut state = MembersState {
+            myself,
+            shared,
+            server,
+            links,
+            waiting,
+            dialling,
+            failures,
+            next_label,
+            dividing,
+            discovery,
+            tasks,
+        };
+        let peers = state.shared.peers.all();
+        for peer in peers.into_iter().filter(|peer| peer.address.lock().is_some()) {
+            state.dial_later(&peer.name, Duration::ZERO);
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -200,6 +228,9 @@ impl Actor for Members {
 /// Takes a peer in; first the link that there was with it ends.
 pub(super) async fn on_came(state: &mut MembersState, caller: Caller) -> Result<(), ActorProcessingErr> {
     let name = caller.peer.hello.name.clone();
+    if caller.role == Role::Dialler {
+        state.dialling.remove(&name);
+    }
     let mut is_free = true;
     for entry in state.links.values().filter(|entry| entry.peer.name == name) {
         is_free = false;
@@ -286,7 +317,7 @@ async fn on_link_dead(state: &mut MembersState, dead: ActorId) -> Result<(), Act
         peer.apply_limits();
         peer.changed.notify_waiters();
         if peer.address.lock().is_some() {
-            dial_later(&state.shared, &state.myself, &peer.name, state.shared.policy.redial.0);
+            state.dial_later(&peer.name, state.shared.policy.redial.0);
         }
     }
     sweep(state).await
@@ -305,16 +336,12 @@ async fn sweep(state: &mut MembersState) -> Result<(), ActorProcessingErr> {
     Ok(())
 }
 
-pub(super) fn dial_later(shared: &ClusterShared, myself: &ActorRef<MembersMsg>, peer: &NodeName, wait: Duration) {
-    // Of two nodes that know each other's address one dials first: the other's turn comes when nothing has come of it.
-    let wait = if dials_first(&shared.name, peer) { wait } else { wait + ITS_TURN };
-    let peer = peer.clone();
-    myself.send_after(wait, move || MembersMsg::Dial(peer));
-}
-
 fn on_dial(state: &mut MembersState, name: NodeName) {
-    let Some(peer) = state.shared.peers.get(&name) else { return };
-    let Some(address) = peer.address.lock().clone().filter(|_| !state.is_linked(&name)) else { return };
+    let address = state.shared.peers.get(&name).and_then(|peer| peer.address.lock().clone());
+    let Some(address) = address.filter(|_| !state.is_linked(&name)) else {
+        state.dialling.remove(&name);
+        return;
+    };
     let (network, myself) = (state.shared.network.clone(), state.myself.clone());
     state.spawn(async move {
         let message = match network.dial(&name, &address).await {
@@ -337,42 +364,6 @@ fn on_dial_failed(state: &mut MembersState, name: NodeName, why: String) {
         }
         *trouble = Some(why);
     }
-    dial_later(&state.shared, &state.myself, &name, wait);
-}
-
-/// Passes on what `ractor_cluster` says of its sessions.
-struct Sessions(ActorRef<MembersMsg>);
-
-impl Sessions {
-    fn tell(&self, message: MembersMsg) {
-        let _ = self.0.cast(message); // Gone, and the sessions with it.
-    }
-}
-
-impl NodeEventSubscription for Sessions {
-    fn node_session_opened(&self, session: NodeServerSessionInformation) {
-        self.tell(MembersMsg::Opened { label: session.peer_addr, session: session.actor });
-    }
-    fn node_session_disconnected(&self, session: NodeServerSessionInformation) {
-        self.tell(MembersMsg::Over { label: session.peer_addr });
-    }
-    fn node_session_authenticated(&self, _: NodeServerSessionInformation) {}
-    fn node_session_ready(&self, session: NodeServerSessionInformation) {
-        self.tell(MembersMsg::Ready { label: session.peer_addr, session: session.actor });
-    }
-}
-
-/// A connection under the name that its session is known by.
-struct Labelled {
-    stream: Box<dyn ClusterBidiStream>,
-    label: String,
-}
-
-impl ClusterBidiStream for Labelled {
-    fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
-        self.stream.split()
-    }
-    fn peer_label(&self) -> Option<String> {
-        Some(self.label.clone())
-    }
+    state.dialling.remove(&name);
+    state.dial_later(&name, wait);
 }

@@ -19,6 +19,7 @@ mod members;
 mod node;
 mod remote_engine;
 mod served;
+mod sessions;
 mod shadows;
 mod shared;
 mod tls_network;

@@ -67,6 +67,15 @@ impl RemoteEngine {
     }
 }
 
+/// Dropped behind an attempt, which counts no more among those that have begun.
+struct ApplyLimits<'a>(&'a PeerShared);
+
+impl Drop for ApplyLimits<'_> {
+    fn drop(&mut self) {
+        self.0.apply_limits();
+    }
+}
+
 impl Engine for RemoteEngine {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         let (link, identity) = self.until_there().await;
@@ -82,6 +91,7 @@ impl Engine for RemoteEngine {
             let most = ENVELOPE_BYTES_MAX - ENVELOPE_SPARE;
             return Err(EngineError::Refused(format!("its texts have more than the {most} bytes that nodes exchange")));
         }
+        let _behind = ApplyLimits(&self.peer);
         let mut lent = link.lend();
         let task = Box::new(GuestTask::new(self.pool.clone(), &job));
         link.say(Word::Ask { guest: lent.guest, task });
@@ -112,8 +122,6 @@ impl Engine for RemoteEngine {
                 }
                 Ok(Some(Heard::End(end))) => {
                     lent.has_ended = true;
-                    drop(lent);
-                    self.peer.apply_limits(); // It counts no more among those that have begun.
                     return finish(end);
                 }
             }
@@ -121,9 +129,7 @@ impl Engine for RemoteEngine {
                 Some(pool) if !has_begun => tokio::select! {
                     biased;
                     heard = lent.port.next(&link) => heard,
-                    () = pool.until_recalled() => {
-                        return Err(EngineError::Unreachable("it waited there, and there is a place elsewhere".into()));
-                    }
+                    () = pool.until_recalled() => return Err(EngineError::Recalled),
                 },
                 _ => lent.port.next(&link).await,
             });

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::actors::queue::QueueMsg;
 use crate::cluster::announce::own_pools;
+use crate::cluster::apart::keeps_away;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::words::ServedBy;
 use crate::core::id::{ClientId, PoolId, TaskSeq};
@@ -45,15 +46,15 @@ impl ServedNews {
 
     /// What this node is to be told now.
     pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy> {
-        let linked: Vec<NodeName> =
-            shared.peers.all().iter().filter(|peer| peer.link().is_some()).map(|peer| peer.name.clone()).collect();
+        let linked: Vec<_> = shared.peers.all().iter().filter_map(|peer| peer.link()).collect();
         let mut news = self.0.lock();
-        news.due.retain(|name, _| linked.contains(name));
+        news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         for pool in own_pools(shared) {
+            let hear: Vec<_> = linked.iter().filter(|link| !keeps_away(shared, &pool, link)).collect();
             let journal = pool.books.lock().take_journal();
             for entry in journal {
                 let gateway = news.gateways.get(&entry.seq).cloned();
-                for name in linked.iter().filter(|name| gateway.as_ref() != Some(*name)) {
+                for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {
                     let due = news.due.entry(name.clone()).or_default();
                     let key = (pool.id.clone(), entry.client.clone(), entry.class);
                     if due.len() < CLIENTS_MAX || due.contains_key(&key) {

@@ -235,6 +235,10 @@ impl PeerShared {
             if slots.limit() != limit || has_changed {
                 slots.set_limit(limit);
                 shadow.pool.nudge_manager();
+                if shadow.pool.waiting_there() > 0 {
+                    // A sibling may have a place for what turns out to wait there.
+                    shadow.pool.siblings().filter(|sibling| sibling.is_idle()).for_each(|idle| idle.nudge_manager());
+                }
             }
         }
     }

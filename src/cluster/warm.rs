@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::actors::sessions::{SessionsMsg, Warmed};
 use crate::cluster::announce::own_pools;
+use crate::cluster::apart::keeps_away;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::words::WarmSession;
 use crate::core::id::{ClientId, PoolId, SessionId};
@@ -25,19 +26,17 @@ impl WarmNews {
     /// What this node is to be told now.
     pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSession> {
         let mut due = self.0.lock();
-        let linked: Vec<NodeName> =
-            shared.peers.all().iter().filter(|peer| peer.link().is_some()).map(|peer| peer.name.clone()).collect();
-        due.retain(|name, _| linked.contains(name));
+        let linked: Vec<_> = shared.peers.all().iter().filter_map(|peer| peer.link()).collect();
+        due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         let warmed = shared.orchestrator.shared().warmed.take();
         if !warmed.is_empty() {
-            let own: BTreeSet<PoolId> = own_pools(shared).iter().map(|pool| pool.id.clone()).collect();
-            for warmed in warmed.into_iter().filter(|warmed| own.contains(&warmed.pool)) {
-                for name in &linked {
-                    let news = due.entry(name.clone()).or_default();
-                    if news.len() < WARM_MAX {
-                        news.insert(warmed.clone());
-                    }
-                }
+            let own = own_pools(shared);
+            for link in &linked {
+                let hears = own.iter().filter(|pool| !keeps_away(shared, pool, link)).map(|pool| &pool.id);
+                let hears: BTreeSet<&PoolId> = hears.collect();
+                let news = due.entry(link.peer.clone()).or_default();
+                let warmed = warmed.iter().filter(|warmed| hears.contains(&warmed.pool));
+                news.extend(warmed.take(WARM_MAX.saturating_sub(news.len())).cloned());
             }
         }
         let news = due.remove(peer).unwrap_or_default();
@@ -51,14 +50,15 @@ impl WarmNews {
 /// One line: a name in it is none.
 pub(crate) fn take_in(shared: &ClusterShared, peer: &PeerShared, warm: Vec<WarmSession>) -> Result<(), String> {
     let shadows = peer.shadows.lock().clone();
+    let mut hints = Vec::new();
     for WarmSession { pool, client, session } in warm {
         let client = ClientId::parse(client.as_str()).map_err(|error| format!("client: {error}"))?;
         let session = SessionId::parse(session.as_str()).map_err(|error| format!("session: {error}"))?;
         let replica = shadows.get(&pool).map(|shadow| &shadow.pool.replicas[0]);
         if let Some(identity) = replica.and_then(|replica| replica.identity.lock().clone()) {
-            let served = SessionsMsg::Served { session, client, identity };
-            shared.orchestrator.shared().sessions.cast(served); // Nobody there: it starts cold.
+            hints.push((client, session, identity));
         }
     }
+    shared.orchestrator.shared().sessions.cast(SessionsMsg::ServedElsewhere(hints)); // Nobody there: they start cold.
     Ok(())
 }

@@ -192,7 +192,7 @@ impl EngineError {
     pub fn cause(&self) -> Cause {
         match self {
             EngineError::Preload(text) => Cause::of_words(text).unwrap_or(Cause::Load),
-            EngineError::Unreachable(_) => Cause::Unreachable,
+            EngineError::Unreachable(_) | EngineError::Recalled => Cause::Unreachable,
             EngineError::Lost(text) => Cause::of_words(text).unwrap_or(Cause::Lost),
             EngineError::Garbled(_) => Cause::Garbled,
             EngineError::Refused(_) | EngineError::Stopped(_) => Cause::Client,
@@ -246,6 +246,9 @@ pub enum EngineError {
         /// The last lines that it wrote.
         said: String,
     },
+    /// It waited at another node and has not begun: there is a place elsewhere.
+    #[error("it waited at another node, and there is a place elsewhere")]
+    Recalled,
     /// The output wanted no more.
     #[error(transparent)]
     Stopped(#[from] Stopped),
