@@ -119,8 +119,8 @@ impl Node {
         let known = peers.clone();
         let network = Arc::new(network(Arc::new(move |name: &NodeName| known.linked(name))));
         let session_cookie = hex(&Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat()));
-        let (who, place) = ((name, boot_id), (zone, anti_affinity, dns));
-        let shared = ClusterShared::new(who, place, policy, orchestrator, peers, network, session_cookie);
+        let (who, how) = ((name, boot_id, zone), (anti_affinity, dns, policy));
+        let shared = ClusterShared::new(who, how, orchestrator, peers, network, session_cookie);
         let (members, mut handle) = Actor::spawn(None, Members, shared.clone())
             .await
             .map_err(|error| StartNodeError::Actors(error.to_string()))?;

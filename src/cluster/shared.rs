@@ -275,9 +275,8 @@ pub(crate) struct ClusterShared {
 
 impl ClusterShared {
     pub(crate) fn new(
-        (name, boot_id): (NodeName, BootId),
-        (zone, apart, dns): (Option<String>, NodeAntiAffinity, Option<String>),
-        policy: NodePolicy,
+        (name, boot_id, zone): (NodeName, BootId, Option<String>),
+        (apart, dns, policy): (NodeAntiAffinity, Option<String>, NodePolicy),
         orchestrator: Orchestrator,
         peers: Arc<Peers>,
         network: Arc<dyn Network>,

@@ -203,7 +203,7 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice) -> Tall
     let request = TaskRequest {
         task_id: Some(task_id(&format!("t{number}"))),
         // Some are of conversations, which find their caches on other nodes.
-        session_id: (number % 3 == 0).then(|| SessionId::parse(&format!("s{}", number % 4)).unwrap()),
+        session_id: number.is_multiple_of(3).then(|| SessionId::parse(&format!("s{}", number % 4)).unwrap()),
         ..TaskRequest::completion(prompt.clone()).max_tokens(max_tokens)
     };
     let request = request.priority(dice.one_of(&Priority::ALL)).client(client_id(dice.one_of(&["x", "y", "z"])));
