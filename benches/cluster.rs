@@ -150,20 +150,32 @@ fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times[((times.len() - 1) as f64 * share) as usize]
 }
 
-async fn many(orchestrator: &Orchestrator, at_once: usize, tasks: usize, tokens: u32) -> (f64, Duration) {
+/// So many tasks, so many at once: tokens a second, CPU time, and the times to first tokens.
+async fn many(
+    orchestrator: &Orchestrator,
+    at_once: usize,
+    tasks: usize,
+    tokens: u32,
+) -> (f64, Duration, Vec<Duration>) {
     let (begin, cpu) = (Instant::now(), ProcessTime::now());
     let work = (0..at_once).map(|_| {
         let orchestrator = orchestrator.clone();
         tokio::spawn(async move {
+            let mut times = Vec::new();
             for _ in 0..tasks / at_once {
-                assert_eq!(one(&orchestrator, "tiny", tokens).await.1, tokens);
+                let (first, count) = one(&orchestrator, "tiny", tokens).await;
+                assert_eq!(count, tokens);
+                times.push(first);
             }
+            times
         })
     });
+    let mut times = Vec::new();
     for work in work.collect::<Vec<_>>() {
-        work.await.unwrap();
+        times.extend(work.await.unwrap());
     }
-    ((tasks / at_once * at_once) as f64 * f64::from(tokens) / begin.elapsed().as_secs_f64(), cpu.elapsed())
+    let rate = (tasks / at_once * at_once) as f64 * f64::from(tokens) / begin.elapsed().as_secs_f64();
+    (rate, cpu.elapsed(), times)
 }
 
 fn main() {
@@ -197,16 +209,21 @@ fn main() {
         drop((front, _owners, orchestrator));
 
         let (front, _owners) = cluster(&authority, 1, Vec::new(), 32, 0).await;
-        let (rate, cpu) = many(front.orchestrator(), 32, 960, 2_000).await;
+        let (rate, cpu, _) = many(front.orchestrator(), 32, 960, 2_000).await;
         println!("tokens over one link: {rate:.0} a second, {:.2} us of CPU each", cpu.as_secs_f64() * 1e6 / (960.0 * 2_000.0));
         drop((front, _owners));
 
         let mut first = None;
         for owners in [1, 2, 4] {
             let (front, _owners) = cluster(&authority, owners, Vec::new(), 8, 5_000).await;
-            let (rate, _) = many(front.orchestrator(), 8 * owners, 24 * owners, 100).await;
+            let (rate, _, mut times) = many(front.orchestrator(), 8 * owners, 24 * owners, 100).await;
             let first = *first.get_or_insert(rate);
-            println!("{owners} nodes of 8 slots at 200 tokens a second: {rate:.0} tokens a second, {:.2} times one node", rate / first);
+            println!(
+                "{owners} nodes of 8 slots at 200 tokens a second: {rate:.0} tokens a second, {:.2} times one node; first token {:?} (p50), {:?} (longest)",
+                rate / first,
+                percentile(&mut times, 0.5),
+                percentile(&mut times, 1.0)
+            );
         }
     });
 }

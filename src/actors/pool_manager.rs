@@ -299,7 +299,8 @@ fn revoke(state: &mut PoolManagerState, slots: u32) {
 /// come here, or a second has passed; and for some time, when their queues then have no use for the places.
 fn recall(state: &mut PoolManagerState, spare: u32) {
     let mut places = spare.min(state.pool.places_at_once());
-    if places == 0 || state.has_recalled || state.recalls_in > 0 || !state.content.is_empty() {
+    let is_of_use = state.pool.is_idle() && state.content.is_empty(); // Else they are for its own tasks, or for nobody.
+    if places == 0 || !is_of_use || state.has_recalled || state.recalls_in > 0 {
         return;
     }
     for sibling in state.pool.clone().siblings().filter(|sibling| sibling.is_remote()) {

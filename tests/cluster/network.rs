@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -30,8 +31,19 @@ const INTRODUCTION: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Wires(Mutex<State>);
 
+/// Tells the networks of one process apart. Link actors are named after their tokens in all of it, and nodes of two tests may draw the same.
+struct Salt(u128);
+
+impl Default for Salt {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Salt(NEXT.fetch_add(1, Relaxed).into())
+    }
+}
+
 #[derive(Default)]
 struct State {
+    salt: Salt,
     doors: BTreeMap<NodeName, mpsc::UnboundedSender<Knock>>,
     delays: BTreeMap<(NodeName, NodeName), Duration>,
     cuts: Vec<(NodeName, NodeName)>,
@@ -267,9 +279,10 @@ impl Port {
         role: Role,
         is_search: bool,
     ) -> Result<Caller, HelloError> {
+        let salt = self.wires.0.lock().unwrap().salt.0;
         let chance = |env: &Env| {
             let number = u128::from(env.random()) << 64 | u128::from(env.random());
-            number.to_le_bytes()
+            (number ^ salt).to_le_bytes()
         };
         let chance = Chance { nonce: chance(&self.env), token: chance(&self.env) };
         let side = Side { hello: &self.hello, cookie: &self.cookie, role, binding: [0; 32], chance };

@@ -7,7 +7,8 @@ use std::time::Duration;
 use orchestrator_core::config::{NodeAntiAffinity, PoolConfig};
 use orchestrator_core::core::SessionId;
 use orchestrator_core::core::node::PROTOCOLS;
-use orchestrator_core::{Env, ErrorCode, Event, TaskRequest};
+use orchestrator_core::gpu::SimEngine;
+use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use super::network::Wires;
 use super::support::{client, millisecond, pool, read_whole};
@@ -216,4 +217,32 @@ async fn a_task_that_waits_at_a_full_node_goes_where_a_place_comes_free() {
     until("both run", || waiting.iter().all(began)).await;
     println!("two tasks, each of which waited at another node, run {:?} behind the first free places", begin.elapsed());
     assert!(begin.elapsed() < Duration::from_millis(120));
+}
+
+/// A law that comes with a new configuration holds for what is there already: a gateway's attempts leave the pool, and go on elsewhere.
+#[tokio::test(start_paused = true)]
+async fn a_law_that_comes_later_holds_for_what_runs_already() {
+    let wires = Arc::<Wires>::default();
+    let nodes = four(&wires).await;
+    let mut readers = Vec::new();
+    for number in 0..12 {
+        let request = TaskRequest::completion(format!("prompt {number}")).max_tokens(400);
+        let submitted = nodes["front"].orchestrator().submit(request).await.expect("accepted");
+        readers.push(tokio::spawn(read_whole(submitted.stream())));
+    }
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let guests = nodes["one"].node.view().guests_open;
+    assert!(guests >= 4, "{guests}");
+    let mut next = (*nodes["one"].orchestrator().config()).clone();
+    let mut chat = next.pools.remove(0);
+    chat.anti_affinity.node = vec!["front".to_owned()];
+    let builder = Orchestrator::builder().config(next).pool(chat, SimEngine::new);
+    nodes["one"].orchestrator().reconfigure(builder).expect("it can be");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(nodes["one"].node.view().guests_open, 0, "of {guests}");
+    for reader in readers {
+        assert!(matches!(reader.await.unwrap().1, Event::End(_)));
+    }
+    until("the gateway has the other pool alone", || serves(&nodes["front"], 1)).await;
+    assert_eq!(nodes["one"].node.view().guests_open, 0);
 }
