@@ -213,7 +213,7 @@ fn main() {
         return one.block_on(async {
             let orchestrator = start(pool(16, 2048)).await;
             let ids = Arc::new((0..100).map(|number| ClientId::parse(&format!("c{number}")).unwrap()).collect());
-            for _ in 0..rounds.parse::<u32>().unwrap() {
+            for _ in 0..rounds.parse::<u32>().expect("--count wants a number") {
                 whole_tasks(&orchestrator, 64, &ids).await;
             }
         });

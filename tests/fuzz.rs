@@ -101,6 +101,7 @@ fn envelope() -> Vec<u8> {
     use orchestrator_core::cluster::words::{
         Asked, Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
     };
+    use orchestrator_core::core::limits::Held;
     use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
     use orchestrator_core::core::{ClientId, ErrorCode, PoolId, TaskId};
     use orchestrator_core::gpu::Job;
@@ -122,7 +123,8 @@ fn envelope() -> Vec<u8> {
     let guest = GuestNo(1);
     let session = orchestrator_core::core::SessionId::parse("s").unwrap();
     let warm = WarmSession { pool: pool.clone(), client: client.clone(), session };
-    let asked = Asked { client: client.clone(), tasks: 9, running: 1, queued: 2, memory_bytes: 3 };
+    let held = Held { running: 1, queued: 2, memory_bytes: 3 };
+    let asked = Asked { client: client.clone(), tasks: 9, held };
     let words = vec![
         Word::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
         Word::Limits(vec![Room { pool: pool.clone(), guests: 3, is_full: false }]),

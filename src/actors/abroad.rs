@@ -123,13 +123,13 @@ impl PoolShared {
     /// # Cancel safety
     /// Dropped, it recalls nobody.
     pub(crate) async fn until_recalled(&self) {
-        match self.abroad.get() {
-            Some(abroad) => match abroad.recalls.acquire().await {
-                Ok(permit) => permit.forget(),
-                Err(_) => std::future::pending().await, // It is never closed.
-            },
-            None => std::future::pending().await,
+        // It is never closed.
+        if let Some(abroad) = self.abroad.get()
+            && let Ok(permit) = abroad.recalls.acquire().await
+        {
+            return permit.forget();
         }
+        std::future::pending().await
     }
 
     /// Its engine is this pool of this node.

@@ -1,4 +1,4 @@
-//! How tasks leave the queue actor: for its own slots, and for those that an idle sibling lends.
+//! How tasks leave the queue actor: for its own slots, for those that an idle sibling lends, and to where their conversations are warm.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -17,7 +17,7 @@ use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::Intent;
-use crate::core::offers::{Offer, guests_allowed};
+use crate::core::offers::{Offer, guests_allowed, would_wait};
 use crate::core::task::Priority;
 
 /// What the peer has been told.
@@ -53,7 +53,7 @@ pub(super) fn announce(state: &mut LinkState) {
             has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
         };
         let guests = if is_open { guests_allowed(offer) } else { 0 };
-        Room { pool: pool.id.clone(), guests, is_full: offer.free <= offer.waiting }
+        Room { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
     };
     if link.must_say_limits.swap(false, Relaxed) {
         state.announced.limits.clear();

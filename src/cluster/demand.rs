@@ -13,7 +13,6 @@ use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{Asked, Word};
 use crate::core::dividing::{Share, even};
 use crate::core::id::ClientId;
-use crate::core::limits::Held;
 use crate::core::node::NodeName;
 
 /// How often limits are divided.
@@ -48,7 +47,7 @@ impl Dividing {
         let known = peers.len() + 1;
         let clients = &shared.orchestrator.shared().clients;
         clients.even.store(even(known), Relaxed);
-        let links: Vec<_> = peers.iter().filter_map(|peer| peer.link()).collect();
+        let links = shared.peers.links();
         let linked: Vec<NodeName> = links.iter().map(|link| link.peer.clone()).collect();
         self.number += 1;
         let theirs: Vec<Demand> = links.iter().map(|link| link.demand.lock().clone()).collect();
@@ -58,10 +57,10 @@ impl Dividing {
         self.calm = if is_calm { self.calm.saturating_add(1) } else { 0 };
         self.linked = linked;
         let limited = clients.limited();
-        let ask = |(id, client): (&ClientId, &Arc<ClientShared>)| {
-            let Held { running, queued, memory_bytes } = client.held();
-            let tasks = client.demand.swap(0, Relaxed);
-            Asked { client: id.clone(), tasks, running, queued, memory_bytes }
+        let ask = |(id, client): (&ClientId, &Arc<ClientShared>)| Asked {
+            client: id.clone(),
+            tasks: client.demand.swap(0, Relaxed),
+            held: client.held(),
         };
         let own: Vec<Asked> = limited.iter().map(ask).collect();
         let is_of_use = |asked: &&Asked| wants(asked) > 0;
@@ -77,16 +76,12 @@ impl Dividing {
             let rate = shares.rates.look(own.tasks, &each(|asked| asked.tasks), known, self.calm);
             client.share.store(rate.max(1), Relaxed);
             let quota = shares.quotas.look(wants(own), &each(wants), known, self.calm);
-            client.set_quotas(id, quota.max(1), others().flatten().map(held).sum());
+            client.set_quotas(id, quota.max(1), others().flatten().map(|asked| asked.held).sum());
         }
     }
 }
 
 /// What a client could make use of at a node: what it has there, and what it asks for.
 fn wants(asked: &Asked) -> u32 {
-    asked.running.saturating_add(asked.queued).saturating_add(asked.tasks)
-}
-
-fn held(asked: &Asked) -> Held {
-    Held { running: asked.running, queued: asked.queued, memory_bytes: asked.memory_bytes }
+    asked.held.running.saturating_add(asked.held.queued).saturating_add(asked.tasks)
 }

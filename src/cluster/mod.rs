@@ -3,6 +3,7 @@
 //! In reading order: [`identity`] is what a node is known by, [`hello`] what two nodes say to each other first, and [`door`] lets peers in
 //! and knocks at theirs. [`words`] is what is said on a link; the link actor says it, the members actor has one for each peer. A peer's
 //! pools are pools of this runtime (`shadows`), whose engine is the link (`remote_engine`); what a peer sends here is a guest (`guests`).
+//! Nodes are found by a name (`discovery`), tell each other where conversations are warm (`warm`), and keep away from some (`apart`).
 //! What is decided about a peer or a link is decided in [`core::node`](crate::core::node) and [`core::link`](crate::core::link).
 
 mod announce;

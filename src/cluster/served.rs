@@ -46,7 +46,7 @@ impl ServedNews {
 
     /// What this node is to be told now.
     pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy> {
-        let linked: Vec<_> = shared.peers.all().iter().filter_map(|peer| peer.link()).collect();
+        let linked = shared.peers.links();
         let mut news = self.0.lock();
         news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         for pool in own_pools(shared) {

@@ -136,6 +136,11 @@ impl Peers {
         self.0.read().values().cloned().collect()
     }
 
+    /// Every link that there is, in the order of the peers' names.
+    pub(crate) fn links(&self) -> Vec<Arc<LinkShared>> {
+        self.0.read().values().filter_map(|peer| peer.link()).collect()
+    }
+
     /// The peer of this name, new if it is not known; `None` when there are too many. `address` is where the configuration says it is.
     pub(crate) fn meet(&self, name: &NodeName, address: Option<String>) -> Option<Arc<PeerShared>> {
         let mut peers = self.0.write();

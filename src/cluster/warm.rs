@@ -26,7 +26,7 @@ impl WarmNews {
     /// What this node is to be told now.
     pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSession> {
         let mut due = self.0.lock();
-        let linked: Vec<_> = shared.peers.all().iter().filter_map(|peer| peer.link()).collect();
+        let linked = shared.peers.links();
         due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         let warmed = shared.orchestrator.shared().warmed.take();
         if !warmed.is_empty() {

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::id::{ClientId, PoolId, SessionId};
+use crate::core::limits::Held;
 use crate::core::model::ModelSpec;
 use crate::core::node::BootId;
 use crate::core::resume::DeterminismClass;
@@ -356,12 +357,8 @@ pub struct Asked {
     pub client: ClientId,
     /// Tasks in the last second, refused ones included.
     pub tasks: u32,
-    /// Tasks that run.
-    pub running: u32,
-    /// Tasks that wait.
-    pub queued: u32,
-    /// Device memory of those that run, in bytes.
-    pub memory_bytes: u64,
+    /// What it has in use of its quotas.
+    pub held: Held,
 }
 
 /// A conversation, and where its cache is.

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::units::{Timestamp, Tokens};
 
 /// Parts of a unit in a bucket: a rate in millionths a second, times microseconds.
@@ -135,7 +137,7 @@ impl Quotas {
 }
 
 /// What a client has of its quotas in use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Tasks that run.
     pub running: u32,

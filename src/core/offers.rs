@@ -23,6 +23,11 @@ pub fn guests_allowed(offer: Offer) -> u32 {
     }
 }
 
+/// Whether a guest that comes now would wait: every place is taken, or about to be.
+pub fn would_wait(offer: Offer) -> bool {
+    offer.free <= offer.waiting
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +41,7 @@ mod tests {
         assert_eq!((pool(0, 0), pool(0, 100)), (1, 1), "a full one takes one, which waits, however many wait there");
         assert_eq!(guests_allowed(Offer { slots: 0, free: 0, waiting: 0, has_room: true }), 0, "nothing is Ready");
         assert_eq!(guests_allowed(Offer { slots: 4, free: 0, waiting: 9, has_room: false }), 0, "its queue is full");
+        let waits = |free, waiting| would_wait(Offer { slots: 4, free, waiting, has_room: true });
+        assert_eq!([waits(4, 0), waits(2, 1), waits(2, 2), waits(0, 0)], [false, false, true, true]);
     }
 }

@@ -1,6 +1,5 @@
 //! Digests of model files (ORCH-3037): read once, known until the file changes.
 
-use crate::core::hash::hex;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::config::ModelFile;
+use crate::core::hash::hex;
 use crate::core::id::ReplicaId;
 use crate::gpu::engine::EngineError;
 use crate::gpu::threads;
