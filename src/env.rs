@@ -211,6 +211,30 @@ impl Env {
     }
 }
 
+/// A timer that fires so late tells that this process stood still: it was stopped, or its host was. Nobody could act in that time, and what
+/// has come meanwhile waits to be read.
+pub(crate) const STOOD_STILL: Duration = Duration::from_secs(1);
+
+/// Waits for `future`, at most `limit`; time in which this process stood still does not count. `None` when it took longer.
+///
+/// # Cancel safety
+/// That of `future`.
+#[expect(clippy::disallowed_methods, reason = "a bound on a wait, on tokio's clock")]
+pub(crate) async fn timeout_awake<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    loop {
+        let Some(end) = Instant::now().checked_add(limit) else { return Some(future.await) };
+        tokio::select! {
+            biased;
+            output = future.as_mut() => return Some(output),
+            () = tokio::time::sleep_until(end) => {}
+        }
+        if Instant::now().saturating_duration_since(end) < STOOD_STILL {
+            return None;
+        }
+    }
+}
+
 /// The payload of a panic that an [`Env`] caused: tests can tell it from one of ours.
 #[derive(Debug)]
 pub struct InjectedPanic(pub &'static str);
@@ -225,6 +249,21 @@ mod tests {
         assert_eq!([a.random(), a.random()], [b.random(), b.random()]);
         assert_eq!(a.new_task_id(a.now()), b.new_task_id(b.now()));
         assert_ne!(a.random(), Env::simulated(8).random());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_in_which_the_process_stood_still_begins_anew() {
+        let limit = Duration::from_secs(5);
+        assert_eq!(timeout_awake(limit, std::future::pending::<()>()).await, None);
+        let env = Env::simulated(0);
+        // Time that passes in one step, before any timer could fire, is time in which nobody could act.
+        let begun = env.now();
+        let wait = timeout_awake(limit, std::future::pending::<()>());
+        tokio::pin!(wait);
+        assert!(futures_util::poll!(wait.as_mut()).is_pending());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(wait.await, None);
+        assert_eq!(env.now().since(begun), Duration::from_secs(65));
     }
 
     #[tokio::test(start_paused = true)]

@@ -93,6 +93,18 @@ pub enum Bug {
     ResumeAnywhere,
     /// A task runs on a model that it did not ask for.
     RunMisfits,
+    /// A replica whose attempts fail is given more at once.
+    NeverLeaveOut,
+    /// How long an engine asks to be left alone is not kept.
+    IgnoreRetryAfter,
+    /// To be turned away costs an attempt.
+    BusyCosts,
+    /// A replica that was left out gets as many tasks as it has slots when it comes back.
+    NoSlowStart,
+    /// A task that was lost goes to the same replica again.
+    NoOtherFirst,
+    /// A health page that is late ends an engine that gives tokens.
+    LateProbeKills,
     // ---- between nodes
     /// An owner goes on with what a silent gateway has sent.
     KeepLease,
@@ -121,6 +133,15 @@ impl Bug {
         Bug::SayTwice,
         Bug::ForgetCredit,
         Bug::RunStopped,
+    ];
+    /// Every bug of outlier detection.
+    pub const OUTLIERS: [Bug; 6] = [
+        Bug::NeverLeaveOut,
+        Bug::IgnoreRetryAfter,
+        Bug::BusyCosts,
+        Bug::NoSlowStart,
+        Bug::NoOtherFirst,
+        Bug::LateProbeKills,
     ];
     /// Every bug of one node.
     pub const ALL: [Bug; 23] = [

@@ -142,6 +142,16 @@ pub struct ReplicaView {
     pub deaths: BTreeMap<Cause, u64>,
     /// What attempts on it failed of, those among them that ran again included. `client` is a request that the engine refused.
     pub attempts_failed: BTreeMap<Cause, u64>,
+    /// What its engine was last heard to say, while it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heard: Option<String>,
+    /// How long it gets no task, in milliseconds: attempts failed on it, or its engine said that it is busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out_ms: Option<u64>,
+    /// Attempts that failed on it one after another.
+    pub failures_in_a_row: u32,
+    /// Times that it was left out.
+    pub left_out: u64,
     /// What its last worker died of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_death: Option<DeathView>,
@@ -251,13 +261,14 @@ impl ReplicaView {
     fn of(replica: &ReplicaShared, now: Timestamp) -> Self {
         let identity = replica.identity.lock().clone();
         let telemetry = *replica.telemetry.lock();
+        let conduct = replica.outlier.view(now);
         ReplicaView {
             replica_id: replica.id.clone(),
             state: replica.state(),
             devices: replica.mask.clone(),
             slots_total: replica.slots.total(),
             slots_used: replica.slots.used(),
-            slots_usable: replica.slots.limit(),
+            slots_usable: replica.slots.usable(),
             kv_tokens: replica.kv.capacity(),
             kv_reserved: replica.kv.reserved(),
             engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
@@ -275,6 +286,10 @@ impl ReplicaView {
             restarts: replica.restarts.load(Relaxed),
             deaths: by_cause(&replica.deaths),
             attempts_failed: by_cause(&replica.attempts_failed),
+            heard: replica.site.heard(),
+            left_out_ms: conduct.0.map(|until| millis_ceil(until.since(now))),
+            failures_in_a_row: conduct.1,
+            left_out: replica.outlier.left_out.load(Relaxed),
             last_death: replica.last_death.lock().as_ref().map(|(at, cause, message)| DeathView {
                 cause: *cause,
                 message: message.clone(),

@@ -1,9 +1,8 @@
 //! Who may do what: every route beside every kind of key, encryption, and what happens to those who guess (ORCH-3035).
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
-mod support;
-
+#[path = "access/browsers.rs"]
+mod browsers;
 #[path = "access/matrix.rs"]
 mod matrix;
 #[path = "access/throttle.rs"]
@@ -14,7 +13,7 @@ mod tls;
 use std::path::PathBuf;
 use std::process::Command;
 
-use support::{Service, exchange};
+use crate::support::{Service, exchange};
 
 /// A file of this test program's own.
 fn file(name: &str) -> PathBuf {

@@ -1,8 +1,5 @@
 //! Real llama.cpp servers that are killed and stopped at random under load: no stream is lost, doubled or changed.
-#![cfg(feature = "engines-http")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,8 +7,9 @@ use std::time::{Duration, Instant};
 use orchestrator_core::config::{PoolConfig, RestartConfig};
 use orchestrator_core::core::task::FinishReason;
 use orchestrator_core::{Event, Orchestrator, TaskRequest, TaskStream};
-use support::llama::{lives, pool, prompt, server, start};
-use support::{eventually, is_idle, kill};
+
+use crate::support::llama::{lives, pool, prompt, server, start};
+use crate::support::{alone, eventually, is_idle, kill};
 
 const STREAMS: u64 = 200;
 const CHAOS: Duration = Duration::from_secs(60);
@@ -157,6 +155,7 @@ fn hardy(pool: PoolConfig) -> PoolConfig {
 #[tokio::test(flavor = "multi_thread")]
 async fn engines_that_are_killed_and_stopped_for_a_minute_change_no_stream() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     // One slot each: what this server computes beside a run can change the run's rounding (see ARCHITECTURE.md).
     let orchestrator = start(hardy(pool(&server, 2, 1))).await;
     let begin = Instant::now();

@@ -1,5 +1,4 @@
 //! Nodes that run each other's tasks, in virtual time, over `ractor_cluster` on wires in memory. With the feature `cluster`.
-#![cfg(feature = "cluster")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/discovery.rs"]
@@ -10,7 +9,6 @@ mod network;
 mod placement;
 #[path = "cluster/quotas.rs"]
 mod quotas;
-mod support;
 #[path = "cluster/world.rs"]
 mod world;
 
@@ -22,8 +20,9 @@ use orchestrator_core::config::{ClientConfig, LimitConfig};
 use orchestrator_core::core::node::PROTOCOLS;
 use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{Config, Env, Event, TaskRequest};
-use support::{millisecond, pool, read_whole};
 use world::{Living, node_name, start_node, start_node_with, until};
+
+use crate::support::{self, millisecond, pool, read_whole};
 
 fn seed_of(living: &Living, id: &orchestrator_core::TaskId) -> u64 {
     living.orchestrator().task(id).expect("it is remembered").seed

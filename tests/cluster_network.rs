@@ -1,7 +1,6 @@
 //! Three real nodes in network namespaces of their own, real llama.cpp behind two of them: killed, stopped, cut off both ways and one
 //! way, while a hundred streams run. Nothing is lost, nothing doubled, every text is the undisturbed one. With the features `cluster`
 //! and `service`, as root, where namespaces can be made.
-#![cfg(all(feature = "cluster", feature = "service"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/hosts.rs"]

@@ -4,7 +4,6 @@
 //!
 //! Each run has a process of its own: `ractor` numbers its actors for the whole process, and knows them by these numbers in the order of
 //! a map. `SEED=7` runs one seed, `FIRST=1000 SEEDS=1000` others.
-#![cfg(feature = "cluster")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/chance.rs"]

@@ -2,11 +2,8 @@
 //! sent, and the real llama.cpp, Triton and vLLM.
 //!
 //! `cargo xtask engines` installs llama.cpp and Triton; without them the tests say that they were skipped, and with `REQUIRE_ENGINES` they
-//! fail. vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test conformance vllm -- --nocapture`.
-#![cfg(feature = "service")]
+//! fail. vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_conforms -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -16,9 +13,10 @@ use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::task::{FinishReason, Sampling, Workload};
 use orchestrator_core::{CancelOutcome, Cause, Config, ErrorCode, Event, Orchestrator, TaskRequest, service::engines};
 use serde_json::{Value, json};
-use support::fakes::{Kind, Server};
-use support::real::{self, request};
-use support::{eventually, exchange, is_idle, llama, read_whole};
+
+use crate::support::fakes::{Kind, Server};
+use crate::support::real::{self, request};
+use crate::support::{alone, eventually, exchange, is_idle, llama, read_whole};
 
 async fn text_of(orchestrator: &Orchestrator, request: TaskRequest) -> (String, Event) {
     let submitted = orchestrator.submit(request).await.unwrap();
@@ -218,6 +216,7 @@ async fn start(pool: PoolConfig) -> (Arc<Orchestrator>, u16) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_llamacpp_conforms() {
     let Some(pool) = real::llamacpp(1, 2) else { return };
+    let _alone = alone().await;
     let (orchestrator, port) = start(pool).await;
     let idle = move || {
         let slots: Vec<Value> = serde_json::from_str(&exchange(port, "GET", "/slots", &[], b"").2).unwrap();
@@ -232,6 +231,7 @@ async fn the_real_llamacpp_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_triton_conforms() {
     let Some(pool) = real::triton(1, 2) else { return };
+    let _alone = alone().await;
     let (orchestrator, port) = start(pool).await;
     // It has one instance of the model: a run of ours that went on would hold this one up for seconds.
     let idle = move || {
@@ -247,6 +247,7 @@ async fn the_real_triton_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_vllm_conforms() {
     let Some(pool) = real::vllm(1, 4) else { return };
+    let _alone = alone().await;
     let (orchestrator, port) = start(pool).await;
     let idle = move || {
         let metrics = exchange(port, "GET", "/metrics", &[], b"").2;

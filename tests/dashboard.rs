@@ -1,23 +1,31 @@
 //! The dashboard in a real browser: Debian's Chromium, driven over WebDriver. What it shows is what `/metrics` says.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
-mod support;
+#[path = "dashboard/foreign_pages.rs"]
+mod foreign_pages;
 
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Service, exchange};
+
+use crate::support::{Alone, Service, alone_blocking, exchange};
 
 /// A browser with one window; `None` where there is none and none must be.
 struct Browser {
     driver: Child,
     port: u16,
     session: String,
+    _alone: Alone,
 }
 
 impl Browser {
     fn start() -> Option<Browser> {
+        Browser::start_with(&[])
+    }
+
+    /// One with more arguments than the others.
+    fn start_with(more: &[&str]) -> Option<Browser> {
+        let alone = alone_blocking();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let driver = Command::new("chromedriver")
             .arg(format!("--port={port}"))
@@ -29,7 +37,7 @@ impl Browser {
             println!("SKIPPED: there is no chromedriver on this machine (Debian: chromium chromium-driver)");
             return None;
         };
-        let mut browser = Browser { driver, port, session: String::new() };
+        let mut browser = Browser { driver, port, session: String::new(), _alone: alone };
         while !browser.is_listening() {}
         let arguments = [
             "--headless",
@@ -45,7 +53,7 @@ impl Browser {
             "--enable-precise-memory-info",
         ];
         let options = json!({ "capabilities": { "alwaysMatch": {
-            "goog:chromeOptions": { "args": arguments }, "goog:loggingPrefs": { "browser": "ALL" },
+            "goog:chromeOptions": { "args": [arguments.as_slice(), more].concat() }, "goog:loggingPrefs": { "browser": "ALL" },
         } } });
         let answer = browser.call("POST", "/session", &options);
         browser.session = answer["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}")).to_owned();

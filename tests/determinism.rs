@@ -1,10 +1,7 @@
 //! The same prompt, parameters and seed give the same bytes on every replica of a set, alone and in a crowd, with real engines (ORCH-3050).
 //!
-//! vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test determinism vllm -- --nocapture`.
-#![cfg(feature = "service")]
+//! vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_servers -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::collections::BTreeMap;
 
@@ -12,8 +9,9 @@ use futures_util::StreamExt;
 use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::resume::DeterminismClass;
 use orchestrator_core::{Event, Orchestrator};
-use support::read_whole;
-use support::real::{self, request};
+
+use crate::support::real::{self, request};
+use crate::support::{alone, read_whole};
 
 const PROMPTS: u64 = 50;
 /// Tasks that are submitted at once.
@@ -63,17 +61,20 @@ async fn two_replicas_say_the_same(pools: [PoolConfig; 2]) {
 async fn two_real_llamacpp_servers_say_the_same() {
     // One slot each: batches of another size round otherwise in this engine (see ARCHITECTURE.md).
     let Some(pools) = real::llamacpp(1, 1).zip(real::llamacpp(1, 1)) else { return };
+    let _alone = alone().await;
     two_replicas_say_the_same(pools.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_real_triton_servers_say_the_same() {
     let Some(pools) = real::triton(1, 4).zip(real::triton(1, 4)) else { return };
+    let _alone = alone().await;
     two_replicas_say_the_same(pools.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_real_vllm_servers_say_the_same() {
     let Some(pools) = real::vllm(1, 8).zip(real::vllm(1, 8)) else { return };
+    let _alone = alone().await;
     two_replicas_say_the_same(pools.into()).await;
 }

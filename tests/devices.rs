@@ -1,8 +1,5 @@
 //! Devices as NVIDIA's library tells of them: a fake library, loaded through the unmodified wrapper, plays every part that a driver can.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -17,9 +14,10 @@ use orchestrator_core::gpu::sim::SimEngine;
 use orchestrator_core::service::engines;
 use orchestrator_core::{Config, DeviceView, Event, Orchestrator, TaskRequest};
 use serde_json::json;
-use support::nvml::{FakeDriver, device, uuid};
-use support::real;
-use support::{eventually, is_idle, millisecond, pool_id, read_whole};
+
+use crate::support::nvml::{FakeDriver, device, uuid};
+use crate::support::real;
+use crate::support::{alone, eventually, is_idle, millisecond, pool_id, read_whole};
 
 /// A pool of one simulated engine on this device.
 fn pool_on(id: &str, device: u32) -> PoolConfig {
@@ -264,6 +262,7 @@ async fn a_device_that_fails_under_load_costs_no_task_a_byte_and_the_other_pool_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_fails_under_real_llamacpp_servers_costs_no_task_a_byte() {
     let Some(pool) = real::llamacpp(1, 1) else { return };
+    let _alone = alone().await;
     let driver = FakeDriver::new("llama", 2);
     let on = |id: &str, device: u32| {
         let replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(device)], ..ReplicaConfig::default() }];

@@ -1,5 +1,4 @@
 //! What the documents tell people to type works: every block marked `sh run` is run as it stands.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::Path;
@@ -22,6 +21,7 @@ fn blocks(text: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn every_command_that_the_documents_say_to_run_works() {
+    let _alone = crate::support::alone_blocking();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let missing = ["curl", "openssl"].into_iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
     if let Some(tool) = missing {

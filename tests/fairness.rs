@@ -11,4 +11,3 @@ mod overload;
 mod priority;
 #[path = "fairness/siblings.rs"]
 mod siblings;
-mod support;

@@ -1,8 +1,5 @@
 //! The service from outside: the binary, its HTTP API, its configuration file, its signals.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 #[path = "http/bad_inputs.rs"]
 mod bad_inputs;
@@ -18,7 +15,8 @@ mod log;
 mod readers;
 
 use serde_json::Value;
-use support::{Service, exchange};
+
+use crate::support::{Service, exchange};
 
 /// A configuration file of this test program's own.
 fn config_file(name: &str, text: &str) -> String {

@@ -1,16 +1,14 @@
 //! Configurations that cannot be: each is refused at `check`, or at preload while the other pools serve, with the pool, the field, the
 //! reason, and what would be right.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::nvml::{FakeDriver, device, uuid};
-use support::{Service, eventually, exchange};
+
+use crate::support::nvml::{FakeDriver, device, uuid};
+use crate::support::{Service, eventually, exchange};
 
 fn file(name: &str, text: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.yaml", std::process::id()));

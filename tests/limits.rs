@@ -1,14 +1,11 @@
 //! What outsiders can make the service spend: silent and slow clients, floods, bodies and heads of every size (RELIABILITY R19).
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::{Service, exchange};
+use crate::support::{Service, alone_blocking, exchange};
 
 fn service(name: &str, http: &str) -> Service {
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -57,12 +54,13 @@ fn status(service: &Service, parts: &[&[u8]]) -> u16 {
 
 #[test]
 fn a_thousand_slow_and_ten_thousand_silent_clients_keep_nobody_out() {
+    let _alone = alone_blocking();
     let service = service("silent.yaml", "connections_max: 8000, head_ms: 60000");
     let before = memory(&service);
     let mut slowest = good(&service);
     let mut slow: Vec<TcpStream> = (0..1_000).map(|_| connect(&service)).collect();
     for (number, stream) in slow.iter_mut().enumerate() {
-        stream.write_all(b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\nx-slow: ").unwrap();
+        stream.write_all(b"POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\nx-slow: ").unwrap();
         if number % 200 == 0 {
             slowest = slowest.max(good(&service));
         }
@@ -96,28 +94,31 @@ fn a_thousand_slow_and_ten_thousand_silent_clients_keep_nobody_out() {
 
 #[test]
 fn who_is_too_slow_is_closed_and_told_so_where_that_can_be() {
+    let _alone = alone_blocking();
     let service = service("slow.yaml", "head_ms: 300, body_ms: 300");
     let mut idle = connect(&service);
     let mut nothing = Vec::new();
     let _ = idle.read_to_end(&mut nothing); // It ends by itself.
     assert!(nothing.is_empty());
-    let body = status(&service, &[b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"prompt\":"]);
+    let body =
+        status(&service, &[b"POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{\"prompt\":"]);
     assert_eq!(body, 408);
     good(&service);
 }
 
 #[test]
 fn heads_and_bodies_of_every_size_have_their_answer() {
+    let _alone = alone_blocking();
     let service = service("sizes.yaml", "body_bytes_max: 100000, body_ms: 5000");
     let before = memory(&service);
     let head = |headers: &str| {
-        format!("POST /v1/tasks HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n").into_bytes()
+        format!("POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n").into_bytes()
     };
     let long = format!("x-long: {}\r\n", "y".repeat(20_000));
     assert_eq!(status(&service, &[&head(&long)]), 431);
     let many: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
     assert_eq!(status(&service, &[&head(&many)]), 431);
-    let path = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "p".repeat(70_000)).into_bytes();
+    let path = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "p".repeat(70_000)).into_bytes();
     assert!([414, 431].contains(&status(&service, &[&path])));
     // Too large, as it says and as it comes.
     assert_eq!(status(&service, &[&head("content-length: 100000000\r\n"), b"{\"prompt\":\"x"]), 413);

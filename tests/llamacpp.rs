@@ -2,18 +2,16 @@
 //!
 //! `cargo xtask engines` installs it. Without it these tests say that they were skipped; with `REQUIRE_ENGINES` set,
 //! they fail instead.
-#![cfg(feature = "engines-http")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use orchestrator_core::config::PoolConfig;
 use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::core::task::{FinishReason, Phase};
 use orchestrator_core::gpu::llamacpp::LlamaCpp;
 use orchestrator_core::{CancelOutcome, Cause, ErrorCode, Event, Orchestrator, TaskId, TaskRequest};
-use support::llama::{lives, pids, pool, port, prompt, server, start};
-use support::{eventually, exchange, is_idle, kill, pool_id, read_whole};
+
+use crate::support::llama::{lives, pids, pool, port, prompt, server, start};
+use crate::support::{alone, eventually, exchange, is_idle, kill, pool_id, read_whole};
 
 /// Slots that compute now, by the server's own `/slots`.
 fn busy(port: u16) -> usize {
@@ -26,6 +24,7 @@ fn busy(port: u16) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_prompts_give_the_tokens_of_the_server_asked_directly() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     // One slot each: what this server computes beside a run can change the run's rounding (see ARCHITECTURE.md).
     let orchestrator = start(pool(&server, 2, 1)).await;
     let direct = port(pids(&orchestrator)[0]);
@@ -59,6 +58,7 @@ async fn twenty_prompts_give_the_tokens_of_the_server_asked_directly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_engine_costs_nobody_a_token_and_comes_back() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     let orchestrator = start(pool(&server, 2, 1)).await;
     let before = pids(&orchestrator);
     let mut texts: Vec<Vec<String>> = Vec::new();
@@ -115,6 +115,7 @@ async fn a_killed_engine_costs_nobody_a_token_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_at_any_moment_frees_the_engines_own_slot() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     let orchestrator = start(pool(&server, 1, 2)).await;
     let port = port(pids(&orchestrator)[0]);
     let mut seen = Vec::new();
@@ -161,6 +162,7 @@ async fn a_cancel_at_any_moment_frees_the_engines_own_slot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     let orchestrator = start(pool(&server, 2, 1)).await;
     for (index, pid) in pids(&orchestrator).into_iter().enumerate() {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();

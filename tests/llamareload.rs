@@ -1,17 +1,15 @@
 //! A pool of real llama.cpp servers gets another model while it serves, and goes back when the new one is none.
 //!
 //! `cargo xtask engines` installs the server. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set, it fails.
-#![cfg(feature = "engines-http")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use orchestrator_core::{Event, ModelChange, Orchestrator, ReloadState, TaskRequest, TaskStream};
-use support::llama::{lives, pids, pool, prompt, server, start};
-use support::{eventually, pool_id};
+
+use crate::support::llama::{lives, pids, pool, prompt, server, start};
+use crate::support::{alone, eventually, pool_id};
 
 const PROMPTS: u64 = 8;
 
@@ -58,6 +56,7 @@ async fn run_all(orchestrator: &Orchestrator) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_gets_another_model_under_load_and_keeps_its_own_when_that_is_none() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     let (tiny, other) = (home().join("tiny.gguf").to_str().unwrap().to_owned(), other_model());
     let mut config = pool(&server, 2, 1);
     config.model = tiny.clone();

@@ -1,9 +1,6 @@
 //! Servers of every engine that do everything wrong: each way has one documented outcome, takes bounded memory, and leaves the worker
 //! fit for the next task.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -12,9 +9,10 @@ use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::FinishReason;
 use orchestrator_core::service::engines;
 use orchestrator_core::{Config, ErrorCode, Event, Orchestrator, TaskRequest};
-use support::fakes::{Kind, Server};
-use support::misdeeds::{Outcome, TEXT, WAYS, outcome};
-use support::{eventually, is_idle, read_whole};
+
+use crate::support::fakes::{Kind, Server};
+use crate::support::misdeeds::{Outcome, TEXT, WAYS, outcome};
+use crate::support::{eventually, is_idle, read_whole};
 
 const IDLE_MS: u64 = 400;
 

@@ -1,5 +1,4 @@
 //! Who is let in as a node of the cluster, and who is not (ORCH-3035, ORCH-3044). With the feature `cluster`.
-#![cfg(feature = "cluster")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::net::SocketAddr;

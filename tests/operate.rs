@@ -1,8 +1,5 @@
 //! To operate it: the configuration changes while it runs, `top` and `doctor` look, and the process does as a service manager expects.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 #[path = "operate/command_line.rs"]
 mod command_line;
@@ -10,6 +7,10 @@ mod command_line;
 mod configuration;
 #[path = "operate/figures.rs"]
 mod figures;
+#[path = "operate/guest.rs"]
+mod guest;
+#[path = "operate/host.rs"]
+mod host;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,21 +1,19 @@
 //! Nothing that we started outlives us, however we end, and whatever it has started itself.
 //!
 //! `cargo xtask engines` installs llama.cpp. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set, it fails.
-#![cfg(all(feature = "service", feature = "engines-http"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
-use support::llama::server;
-use support::processes::members;
-use support::real;
-use support::{Service, eventually, exchange};
+use crate::support::llama::server;
+use crate::support::processes::members;
+use crate::support::real;
+use crate::support::{Service, alone, eventually, exchange};
 
 #[tokio::test]
 async fn four_engines_and_what_they_started_are_gone_when_we_are_killed() {
     let Some(server) = server() else { return };
+    let _alone = alone().await;
     // Each engine has a child of its own, which ignores what it can.
     let script = format!("sh -c 'trap \"\" TERM HUP INT; while :; do sleep 1; done' & exec {server} \"$@\"");
     let triton = real::triton(2, 1).map(|pool| pool.command.unwrap().join(", ")).unwrap_or_default();

@@ -1,10 +1,8 @@
 //! An hour of real traffic through the real actors, in virtual time, at 1.2 times what the pool can do; beside plain FIFO and
 //! strict priority on the same traffic.
 //!
-//! `PLOT=replay.svg cargo test --release --test replay -- --nocapture` prints the table and draws the plot.
+//! `PLOT=replay.svg cargo test --release --test suite_runtime replay:: -- --nocapture` prints the table and draws the plot.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -141,7 +139,7 @@ async fn play(scheduler: Scheduler, requests: &[Request]) -> Vec<TraceEvent> {
         tokio::time::sleep_until(begin + Duration::from_millis(request.at_ms)).await;
         orchestrator.submit(scheduler.request(request)).await.expect("there is room");
     }
-    while !support::is_idle(&orchestrator) {
+    while !crate::support::is_idle(&orchestrator) {
         tokio::time::sleep(Duration::from_secs(1)).await; // Virtual time.
     }
     assert_eq!(orchestrator.pools()[0].completed as usize, requests.len(), "nothing is lost");

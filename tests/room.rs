@@ -1,9 +1,6 @@
 //! Memory: what a load needs is there before it is begun, what an engine held is free before the next one comes, a device that runs out is
 //! good for fewer tasks, and what tasks may come to need in a KV cache counts.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -13,8 +10,9 @@ use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::gpu::sim::SimEngine;
 use orchestrator_core::gpu::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use orchestrator_core::{Cause, Config, Env, Event, Orchestrator, TaskRequest};
-use support::nvml::{FakeDriver, uuid};
-use support::{eventually, millisecond, pool, pool_id, read_whole, until_idle};
+
+use crate::support::nvml::{FakeDriver, uuid};
+use crate::support::{eventually, millisecond, pool, pool_id, read_whole, until_idle};
 
 /// The simulated engine with a process that it says is its own, and a wish to run out of memory.
 struct Demanding {

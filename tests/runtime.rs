@@ -1,8 +1,6 @@
 //! The embedded runtime, through its public handle, in virtual time on one thread.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
-mod support;
-
 #[path = "runtime/admission.rs"]
 mod admission;
 #[path = "runtime/cancel.rs"]

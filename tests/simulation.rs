@@ -6,6 +6,8 @@
 mod check;
 #[path = "simulation/driver.rs"]
 mod driver;
+#[path = "simulation/outliers.rs"]
+mod outliers;
 mod support;
 #[path = "simulation/tally.rs"]
 mod tally;

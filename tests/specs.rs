@@ -1,5 +1,4 @@
 //! Requirements, code and tests name each other, and what is generated is fresh.
-#![cfg(feature = "service")]
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::BTreeSet;

@@ -38,6 +38,33 @@ fn no_file_grows_beyond_its_topic() {
     }
 }
 
+/// Cargo finds no test program by itself here: a file that nothing names would never be compiled.
+#[test]
+fn every_file_of_tests_is_part_of_a_program() {
+    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let files = files("tests");
+    for (name, _) in &files {
+        let path = name.strip_prefix("tests/").unwrap();
+        let stem = path.rsplit('/').next().unwrap().strip_suffix(".rs").unwrap();
+        let named = |beginning: &str, line: String| {
+            files.iter().any(|(other, text)| other.starts_with(beginning) && text.lines().any(|there| there == line))
+        };
+        let is_part = match path.split_once('/') {
+            None => {
+                manifest.contains(&format!("[[test]]\nname = \"{stem}\"\n"))
+                    || named("tests/suite_", format!("mod {stem};"))
+            }
+            Some(("fake-nvml", _) | ("support", "mod.rs")) => true,
+            Some(("support", _)) => {
+                named("tests/support/mod.rs", format!("pub mod {stem};"))
+                    || named("tests/support/mod.rs", format!("mod {stem};"))
+            }
+            Some(_) => named("tests/", format!("#[path = \"{path}\"]")),
+        };
+        assert!(is_part, "{name} is in no program: see the test targets of Cargo.toml");
+    }
+}
+
 #[test]
 fn each_layer_knows_only_what_lies_below_it() {
     let forbidden: &[(&str, &[&str])] = &[

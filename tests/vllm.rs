@@ -1,17 +1,16 @@
-//! The real vLLM, killed in the middle: `cargo xtask engines --vllm && VLLM=1 cargo test --test vllm -- --nocapture`.
-#![cfg(feature = "service")]
+//! The real vLLM, killed in the middle: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines vllm:: -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
-
-mod support;
 
 use orchestrator_core::core::task::Phase;
 use orchestrator_core::{Event, TaskId};
-use support::real::{self, request};
-use support::{eventually, kill, llama, processes, read_whole};
+
+use crate::support::real::{self, request};
+use crate::support::{alone, eventually, kill, llama, processes, read_whole};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_vllm_replica_costs_no_stream_a_byte_and_leaves_no_process() {
     let Some(pool) = real::vllm(2, 4) else { return };
+    let _alone = alone().await;
     let orchestrator = real::start(pool).await;
     let victim = llama::pids(&orchestrator)[0];
     let group = processes::members(victim.into());

@@ -236,7 +236,8 @@ def scrape():
 
     for number in range(64):
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{OURS}/v1/tasks", method="POST",
-                               data=f'{{"prompt":"x","model_ref":"m{number}"}}'.encode())).read()
+                               data=f'{{"prompt":"x","model_ref":"m{number}"}}'.encode(),
+                               headers={"Content-Type": "application/json"})).read()
     for _ in range(100):
         one()
     times.sort()

@@ -12,10 +12,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ractor::ActorRef;
-use tokio::time::timeout;
 
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{Assignment, SlotLease, return_to_queue};
+use crate::actors::output::LogOutput;
+use crate::actors::quarantine::confirm_stopped;
 use crate::actors::record::TaskRecord;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::runtime::RuntimeShared;
@@ -29,7 +30,8 @@ use crate::core::id::Epoch;
 use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, Tokens};
-use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job, Stopped, TokenOutput};
+use crate::env::STOOD_STILL;
+use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job};
 use crate::planted::planted;
 
 /// What an attempt has of its worker.
@@ -42,6 +44,8 @@ pub(crate) struct Attempt {
     /// What the worker's life ends of, once it does and knows.
     pub(crate) dying_of: Arc<OnceLock<EngineError>>,
     pub(crate) lease: SlotLease,
+    /// When it began.
+    pub(crate) begun: Timestamp,
 }
 
 /// How the run came to stand still.
@@ -62,9 +66,13 @@ enum Outcome {
 ///
 /// # Cancel safety
 /// Dropping it returns the task to its queue or seals the log with `WORKER_RESET`, by the task's rule, and frees the slot.
-pub(crate) async fn run(attempt: Attempt, assignment: Assignment) {
+pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
+    if attempt.place().slots.usable() == 0 && !attempt.pool.is_remote() {
+        return; // It was left out while the task was on its way; dropped, that goes back to its place in the queue.
+    }
     let (record, epoch) = assignment.into_task();
     let now = attempt.pool.env.now();
+    attempt.begun = now;
     if record.deadline().is_some_and(|deadline| now >= deadline) {
         let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::missed_deadline());
         return;
@@ -124,7 +132,8 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Ref
 async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> Outcome {
     let request = rest.as_ref().unwrap_or(&record.request);
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot };
-    let mut output = LogOutput { attempt, record, epoch, diverged: None };
+    let behind = rest.as_ref().map_or(0, |_| record.progress().1);
+    let mut output = LogOutput::new(attempt, (record, epoch), behind);
     let outcome = {
         let mut run = pin!(attempt.engine.generate(job, &mut output));
         let run = poll_fn(|context| {
@@ -137,7 +146,7 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
             // First, since it is the usual case; an engine that goes on after a seal is told so by its output.
             result = run => Outcome::Returned(result),
             () = record.until_sealed() => Outcome::SealedElsewhere,
-            outcome = watchdog(attempt, record) => outcome,
+            outcome = watchdog(attempt, record, epoch) => outcome,
         }
     };
     match outcome {
@@ -151,10 +160,10 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
 
 /// Returns when the task has run for too long, earlier attempts included, or has not made progress for too long
 /// (ORCH-3016).
-async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> Outcome {
+async fn watchdog(attempt: &Attempt, record: &TaskRecord, epoch: Epoch) -> Outcome {
     let (env, timeouts) = (&attempt.pool.env, &attempt.pool.config.timeouts);
     let (wall, idle) = (Duration::from_millis(timeouts.wall_ms), Duration::from_millis(timeouts.idle_ms));
-    let wall_end = record.first_begun_at().unwrap_or_else(|| env.now()).after(wall);
+    let mut wall_end = record.first_begun_at().unwrap_or_else(|| env.now()).after(wall);
     let deadline = record.deadline().unwrap_or(Timestamp::from_micros(u64::MAX));
     loop {
         let now = env.now();
@@ -169,7 +178,14 @@ async fn watchdog(attempt: &Attempt, record: &TaskRecord) -> Outcome {
         if now >= deadline {
             return Outcome::TimedOut("the task's own deadline has passed".to_owned());
         }
-        env.sleep_until(idle_end.min(wall_end).min(deadline)).await;
+        let planned = idle_end.min(wall_end).min(deadline);
+        env.sleep_until(planned).await;
+        let late = env.now().since(planned);
+        if late >= STOOD_STILL {
+            // Nobody could read what has come meanwhile: from here on is counted.
+            record.note_alive(epoch, env.now());
+            wall_end = wall_end.after(late);
+        }
     }
 }
 
@@ -200,21 +216,16 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             attempt.note_failed(record, Cause::Client); // The engine is well: nothing is suspected, nothing restarts.
             Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
         }
-        Outcome::Returned(Err(error)) => {
-            if error != EngineError::Recalled {
-                attempt.suspect(record, error.clone());
-            }
-            // Another node did not take it, or has not begun it: nothing of it has run.
-            let was_none = matches!(error, EngineError::Unreachable(_) | EngineError::Recalled);
-            let was_none = attempt.pool.is_remote() && was_none;
-            if was_none && record.forget_attempt(epoch) || record.runs_again() {
-                return attempt.give_back(record, epoch);
-            }
-            Terminal::Error(attempt.error(ErrorCode::WorkerReset, error.to_string()))
-        }
+        Outcome::Returned(Err(error)) => match attempt.lost(record, epoch, error) {
+            Some(terminal) => terminal,
+            None => return,
+        },
     };
     if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
-        attempt.pool.counters.diverged.fetch_add(u64::from(diverges), Relaxed);
+        if diverges {
+            attempt.pool.counters.diverged.fetch_add(1, Relaxed);
+            attempt.place().lower_class();
+        }
         report(attempt, record, &sealed);
     }
 }
@@ -222,6 +233,9 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
 /// Tells the pool manager and the sessions actor about a task that ran to an end.
 fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     let timing = sealed.timing;
+    if attempt.place().outlier.is_in_trouble() && attempt.place().note_well(attempt.pool.env.now(), true) {
+        attempt.pool.nudge_manager();
+    }
     {
         let mut sum = attempt.pool.held.lock();
         *sum = (sum.0.saturating_add((timing.total - timing.queue).as_micros() as u64), sum.1 + 1);
@@ -232,96 +246,113 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     }
 }
 
-/// Holds the slot until the engine has really left it: a slot is never given to another task while it may still compute.
-///
-/// A slot that is not left in time is quarantined. The engine's own view of it decides when it is free; should it never be, the
-/// engine is restarted as soon as that costs no other task anything, and after a while gets no more tasks, so that this moment comes.
-async fn confirm_stopped(attempt: &Attempt) {
-    if planted!(FreeUnconfirmed) {
-        return;
-    }
-    let limit = Duration::from_millis(attempt.pool.config.timeouts.stop_ms);
-    let released = attempt.engine.released(attempt.lease.slot);
-    tokio::pin!(released);
-    if timeout(limit, &mut released).await.is_ok() {
-        return;
-    }
-    let place = &attempt.pool.replicas[attempt.lease.replica as usize];
-    let mut quarantine = Quarantine::begin(attempt);
-    let slot = attempt.lease.slot;
-    tracing::warn!(replica_id = %place.id, slot, ?limit, "a slot was not left in time and is quarantined");
-    for periods in 1_u32.. {
-        let text = format!("slot {slot} was not left within {:?}", limit * periods);
-        if periods == QUARANTINE_PERIODS_MAX {
-            // Nothing new from here on; what runs may end.
-            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text.clone())));
-            quarantine.is_stuck = true;
-        }
-        if quarantine.is_all_that_runs() {
-            let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
-        }
-        if timeout(limit, &mut released).await.is_ok() {
-            tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
-            return;
-        }
-    }
-}
-
-/// Times `stop_ms` that a slot may be quarantined before its replica gets no more tasks.
-const QUARANTINE_PERIODS_MAX: u32 = 10;
-
-/// A slot that its engine has not left in time, counted while it is held.
-struct Quarantine<'a> {
-    place: &'a ReplicaShared,
-    worker: &'a ActorRef<WorkerMsg>,
-    /// The worker has been told that it gets no more tasks because of this slot.
-    is_stuck: bool,
-}
-
-impl<'a> Quarantine<'a> {
-    fn begin(attempt: &'a Attempt) -> Self {
-        let place = &attempt.pool.replicas[attempt.lease.replica as usize];
-        place.stop_timeouts.fetch_add(1, Relaxed);
-        place.quarantined.fetch_add(1, Relaxed);
-        Quarantine { place, worker: &attempt.worker, is_stuck: false }
-    }
-
-    /// Whether a restart of the engine would cost no task anything.
-    fn is_all_that_runs(&self) -> bool {
-        self.place.slots.used() <= self.place.quarantined.load(Relaxed)
-    }
-}
-
-impl Drop for Quarantine<'_> {
-    fn drop(&mut self) {
-        self.place.quarantined.fetch_sub(1, Relaxed);
-        if self.is_stuck {
-            let _ = self.worker.cast(WorkerMsg::EngineUnstuck); // Gone: the next worker knows of no stuck slot.
-        }
-    }
-}
-
 impl Attempt {
-    /// Takes the replica out of service until its engine has been looked at. Before the task goes back to its queue: else
-    /// it would be sent here again at once.
-    fn suspect(&self, record: &TaskRecord, cause: EngineError) {
+    pub(super) fn place(&self) -> &ReplicaShared {
+        &self.pool.replicas[self.lease.replica as usize]
+    }
+
+    /// What becomes of a task whose engine has failed it: its end, or `None` when it has been given back.
+    fn lost(&self, record: &Arc<TaskRecord>, epoch: Epoch, error: EngineError) -> Option<Terminal> {
+        let is_none = match &error {
+            EngineError::Busy { retry_after, said } => {
+                if let Some(terminal) = self.turned_away(record, *retry_after, said) {
+                    return Some(terminal);
+                }
+                !planted!(BusyCosts)
+            }
+            EngineError::ContextFull { tokens, .. } => self.crowded_out(record, *tokens),
+            // Another node has not begun it: nothing of it has run.
+            EngineError::Recalled => true,
+            error => {
+                let is_the_replicas = self.suspect(record, error.clone());
+                // Another node did not take it; or it came to a replica that turns everybody down, while another works; or to a server that
+                // has taken the place of its engine's.
+                self.pool.is_remote() && matches!(error, EngineError::Unreachable(_))
+                    || matches!(error, EngineError::Failed(_)) && is_the_replicas && self.has_another()
+                    || matches!(error, EngineError::Replaced(_))
+            }
+        };
+        if is_none && record.forget_attempt(epoch) {
+            self.pool.env.trace(|| TraceKind::Forgiven { seq: record.seq });
+            self.give_back(record, epoch);
+            return None;
+        }
+        if record.runs_again() {
+            self.give_back(record, epoch);
+            return None;
+        }
+        Some(Terminal::Error(self.error(ErrorCode::WorkerReset, error.to_string())))
+    }
+
+    /// Its engine has too much to do: it is left alone for a while. The task waits for it, or for another; at most as long as it may run.
+    fn turned_away(&self, record: &TaskRecord, asked: Option<Duration>, said: &str) -> Option<Terminal> {
+        let now = self.pool.env.now();
+        self.note_failed(record, Cause::Busy);
+        let until = self.place().note_busy(now, asked);
+        self.leave_out(until, asked.map_or(now, |asked| now.after(asked)));
+        let wall = Duration::from_millis(self.pool.config.timeouts.wall_ms);
+        let is_over = record.first_begun_at().is_some_and(|begun| now >= begun.after(wall));
+        is_over.then(|| {
+            let text = format!("every engine was busy for {wall:?}; the last one said: {said}");
+            let error = self.error(ErrorCode::ReplicaExhausted, text);
+            Terminal::Error(error.retry_after(until.since(now)))
+        })
+    }
+
+    /// The context that the engine's runs share is full: fewer run at once from now on. Returns whether that was no attempt of the
+    /// task's: others took the room.
+    fn crowded_out(&self, record: &TaskRecord, tokens: Option<u64>) -> bool {
+        let (now, place) = (self.pool.env.now(), self.place());
+        self.note_failed(record, Cause::ContextFull);
+        let others_took_it = place.note_context_full(now) | (place.slots.used() > 1);
+        match tokens {
+            // How much there is in all was not known: from now on tasks are placed by it.
+            Some(tokens) if place.kv.capacity().is_none() => place.kv.set_capacity(tokens),
+            _ => place.note_out_of_vram(now, Some(place.slots.used())),
+        }
+        others_took_it
+    }
+
+    /// Whether another replica of its pool is in service.
+    fn has_another(&self) -> bool {
+        let others = self.pool.replicas.iter().filter(|other| other.id.index != self.lease.replica);
+        others.into_iter().any(|other| other.state().is_ready())
+    }
+
+    /// The replica gets no task before `until`: its worker looks again then. `law` is the least that must hold.
+    fn leave_out(&self, until: Timestamp, law: Timestamp) {
+        let (pool, replica, allowed) = (self.pool.position, self.lease.replica, self.place().slots.used().max(1));
+        self.pool.env.trace(|| TraceKind::LeftOut { pool, replica, until: law, allowed });
+        self.place().worker.cast(WorkerMsg::LeftOut { until }); // Gone: the next worker looks by itself.
+    }
+
+    /// Takes the replica out of service until its engine has been looked at, and for a wait that grows. Before the task goes back to its
+    /// queue: else it would be sent here again at once. Returns whether the failure is the replica's, as far as can be known.
+    fn suspect(&self, record: &TaskRecord, cause: EngineError) -> bool {
         self.note_failed(record, cause.cause());
         if self.pool.is_remote() && !matches!(cause, EngineError::Unreachable(_)) {
-            return; // One attempt was lost at its owner, who looks after the engine; the link is well.
+            return false; // One attempt was lost at its owner, who looks after the engine; the link is well.
         }
-        let place = &self.pool.replicas[self.lease.replica as usize];
-        if place.suspect(&self.engine) {
-            place.worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.
+        let mut is_the_replicas = false;
+        if !self.pool.is_remote() {
+            let now = self.pool.env.now();
+            let verdict = self.place().note_failure(now, self.begun, record.seq);
+            let wait = Duration::from_millis(self.pool.config.resume.failure_wait_ms);
+            self.leave_out(verdict.until, now.after(wait));
+            is_the_replicas = verdict.is_the_replicas;
         }
+        if self.place().suspect(&self.engine) {
+            self.place().worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.
+        }
+        is_the_replicas
     }
 
     fn note_failed(&self, record: &TaskRecord, cause: Cause) {
         record.note_lost_to(cause);
         if cause == Cause::OutOfVram {
-            let place = &self.pool.replicas[self.lease.replica as usize];
-            place.note_out_of_vram(self.pool.env.now(), Some(place.slots.used()));
+            self.place().note_out_of_vram(self.pool.env.now(), Some(self.place().slots.used()));
         }
-        self.pool.replicas[self.lease.replica as usize].note_attempt_failed(cause);
+        self.place().note_attempt_failed(cause);
     }
 
     /// Sends the task back to its place in the queue.
@@ -361,35 +392,5 @@ impl Drop for AttemptGuard<'_> {
         let terminal = Terminal::Error(error.retry_after(wait));
         // Refused: the task has ended, or is in the queue again.
         let _ = self.attempt.runtime.ledger.seal(self.record, Some(self.epoch), terminal);
-    }
-}
-
-/// Where an engine's tokens go: into the log, as long as it takes them.
-struct LogOutput<'a> {
-    attempt: &'a Attempt,
-    record: &'a TaskRecord,
-    epoch: Epoch,
-    /// Index of the token that was not the log's.
-    diverged: Option<u32>,
-}
-
-impl TokenOutput for LogOutput<'_> {
-    fn push(&mut self, text: &str) -> Result<(), Stopped> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let env = &self.attempt.pool.env;
-        let index = self.record.append(self.epoch, env.now(), text).map_err(|refusal| {
-            if let Refusal::Diverged(index) = refusal {
-                self.diverged = Some(index);
-            }
-            Stopped
-        })?;
-        env.trace(|| TraceKind::Token { seq: self.record.seq, index });
-        Ok(())
-    }
-
-    fn is_alive(&mut self) {
-        self.record.note_alive(self.epoch, self.attempt.pool.env.now());
     }
 }

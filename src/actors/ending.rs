@@ -1,5 +1,6 @@
 //! The end of a task: its log is sealed, its part of every limit given back, and what it amounts to is summed up.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::actors::event_log::End;
@@ -32,7 +33,7 @@ impl TaskRecord {
             Terminal::Error(error) => Err(error),
             Terminal::End { reason, tokens_in: counted } => {
                 tokens_in = counted.unwrap_or(tokens_in);
-                Ok(state.end(timing, tokens_in, reason))
+                Ok(state.end(timing, (tokens_in, self.tokens_out(&state)), reason))
             }
         };
         let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
@@ -40,7 +41,7 @@ impl TaskRecord {
         if planted!(LeakPermit) && !whole {
             Box::leak(Box::new(permit));
         }
-        let output = Tokens(state.log.tokens());
+        let output = Tokens(self.tokens_out(&state));
         if let Some(claim) = state.claim.take() {
             let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
             claim.settle(&self.request.client_id, was.is_accepted(), unused);
@@ -64,12 +65,23 @@ impl TaskRecord {
             timing,
             resume_gap: state.resume_gap,
             tokens_in,
-            tokens_out: state.log.tokens(),
+            tokens_out: output.0,
             bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.log.bytes(),
         };
         self.wake_readers(state);
         self.stopped.notify_waiters();
         Ok(sealed)
+    }
+}
+
+impl TaskRecord {
+    /// Tokens that were computed for it so far: by the engine's count, which may be of several in one piece, up to the budget; else
+    /// those that its log has.
+    pub(super) fn tokens_out(&self, state: &State) -> u32 {
+        match self.counted.load(Relaxed) {
+            0 => state.pieces(),
+            counted => counted.min(self.request.max_tokens.0),
+        }
     }
 }
 
@@ -83,14 +95,15 @@ impl State {
         }
     }
 
-    fn end(&self, timing: Timing, tokens_in: Tokens, reason: FinishReason) -> End {
+    fn end(&self, timing: Timing, (tokens_in, tokens_out): (Tokens, u32), reason: FinishReason) -> End {
         End {
             tokens_in,
-            tokens_out: self.log.tokens(),
+            tokens_out,
             queue_ms: millis_exact(timing.queue),
             first_token_ms: timing.first_token.map(millis_exact),
             decode_ms: millis_exact(timing.decode),
             finish_reason: reason,
+            cut_by: (reason == FinishReason::Context).then_some("context"),
             attempts: self.attempts,
         }
     }

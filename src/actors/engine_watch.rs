@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use ractor::ActorRef;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
 
 use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
+use crate::env::timeout_awake;
 use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
 use crate::gpu::host::memory_of;
 use crate::planted::planted;
@@ -52,6 +52,7 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
     let (mut missed, mut looks_busier) = (0, 0);
     loop {
         tokio::time::sleep(PROBE_PERIOD).await;
+        let begun = pool.env.now();
         match probe(engine).await {
             Ok(telemetry) => {
                 missed = 0;
@@ -72,6 +73,17 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
                     tracing::error!(replica_id = %place.id, stray, "slots compute for no task of this worker");
                 }
             }
+            // Another engine is in its place: nothing that it says is of use.
+            Err(cause @ EngineError::Replaced(_)) => {
+                let _ = worker.cast(WorkerMsg::EngineFailed(cause));
+                return;
+            }
+            Err(cause) if place.outlier.was_alive_since(begun) && !planted!(LateProbeKills) => {
+                if missed == 0 {
+                    tracing::warn!(replica_id = %place.id, %cause, "an engine gives tokens, and does not answer beside them");
+                }
+                missed = 1; // Noted; as long as tokens come it is the first.
+            }
             Err(_) if missed + 1 < PROBES_MISSED_MAX => missed += 1,
             Err(cause) => {
                 let _ = worker.cast(WorkerMsg::EngineFailed(cause));
@@ -83,7 +95,7 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
 
 pub(crate) async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
     let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}"));
-    timeout(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|_| Err(late()))
+    timeout_awake(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|| Err(late()))
 }
 
 /// An engine that an earlier life left behind serves again when it answers and computes nothing of that life any more.

@@ -70,7 +70,7 @@ pub struct Started {
 pub struct End {
     /// Prompt tokens: the engine's count, or our estimate.
     pub tokens_in: Tokens,
-    /// Tokens in this log.
+    /// Tokens that were computed: the engine's count, up to the budget; without one, those of this log.
     pub tokens_out: u32,
     /// Time in the queue, in milliseconds.
     pub queue_ms: f64,
@@ -80,6 +80,9 @@ pub struct End {
     pub decode_ms: f64,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What ended it before its budget was used up, if that is neither the model nor the client: `context`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_by: Option<&'static str>,
     /// Attempts that were begun.
     pub attempts: u32,
 }

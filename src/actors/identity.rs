@@ -52,6 +52,14 @@ pub(crate) fn check_identity(
     {
         return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
     }
+    // The pool goes by the name of what it served first, until it is reloaded: a server that was exchanged does not take it over.
+    let first = pinned.as_ref().filter(|first| is_served && !pool.is_remote() && first.1 != ours.1);
+    if let Some(first) = first {
+        return Err(EngineError::Preload(format!(
+            "the engine serves another model than before: its digest is {}, the pool's is {}; reload the pool to take it",
+            ours.1, first.1
+        )));
+    }
     if is_served {
         *pinned = Some(ours);
         if let (Some(ctx), None) = (info.ctx, edition.spec.ctx) {

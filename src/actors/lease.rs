@@ -21,13 +21,20 @@ pub(crate) struct SlotTable {
     total: u32,
     /// How many may be used at once: fewer than there are when its device ran out of memory.
     limit: AtomicU32,
+    /// How many may be used at once by its conduct: none while it is left out.
+    ceiling: AtomicU32,
     /// Free slots; the last is given out next. A short lock: two actors at most meet here.
     free: Mutex<Vec<u32>>,
 }
 
 impl SlotTable {
     pub(crate) fn new(total: u32) -> Self {
-        SlotTable { total, limit: AtomicU32::new(total), free: Mutex::new((0..total).rev().collect()) }
+        SlotTable {
+            total,
+            limit: AtomicU32::new(total),
+            ceiling: AtomicU32::new(total),
+            free: Mutex::new((0..total).rev().collect()),
+        }
     }
 
     /// Slots there are.
@@ -45,9 +52,19 @@ impl SlotTable {
         self.limit.store(limit.min(self.total), Relaxed);
     }
 
+    /// Sets how many may be used at once by its conduct; those in use beyond it go on.
+    pub(crate) fn set_ceiling(&self, ceiling: u32) {
+        self.ceiling.store(ceiling, Relaxed);
+    }
+
+    /// Slots that may be used at once now: by its memory, and by its conduct.
+    pub(crate) fn usable(&self) -> u32 {
+        self.limit().min(self.ceiling.load(Relaxed))
+    }
+
     /// Slots that nobody has and somebody may have.
     pub(crate) fn free(&self) -> u32 {
-        self.limit().saturating_sub(self.used())
+        self.usable().saturating_sub(self.used())
     }
 
     /// Slots that somebody has.
@@ -58,7 +75,7 @@ impl SlotTable {
     /// Takes the lowest free slot. With all of a lower limit in use there is none.
     fn take(&self) -> Option<u32> {
         let mut free = self.free.lock();
-        if self.total - free.len() as u32 >= self.limit() {
+        if self.total - free.len() as u32 >= self.usable() {
             return None;
         }
         if self.limit() == self.total {

@@ -31,9 +31,7 @@ impl PoolShared {
         }
         self.leaves_before.store(before, SeqCst);
         self.is_leaving.store(true, SeqCst);
-        if self.intent() == Intent::Serve {
-            self.set_intent(Intent::Drain);
-        }
+        self.advance_intent(Intent::Drain);
         self.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
         self.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
     }

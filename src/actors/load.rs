@@ -4,14 +4,12 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::self_test::self_test;
 use crate::actors::shared::PoolShared;
 use crate::core::headroom::Need;
-use crate::core::resume::DeterminismClass;
+use crate::env::timeout_awake;
 use crate::gpu::engine::{AnyEngine, EngineError, EngineInfo};
 use crate::gpu::host;
 
@@ -47,7 +45,7 @@ impl Load<'_> {
         let digest = host::digest(&self.edition.config.model_files, &place.id).await?;
         let limit = Duration::from_millis(self.pool.config.timeouts.preload_ms);
         let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
-        timeout(limit, self.load(digest)).await.unwrap_or_else(|_| Err(late()))
+        timeout_awake(limit, self.load(digest)).await.unwrap_or_else(|| Err(late()))
     }
 
     async fn load(&self, digest: Option<String>) -> Result<EngineInfo, EngineError> {
@@ -64,8 +62,8 @@ impl Load<'_> {
         }
         // A reload goes by the self-test, whether or not the pool asks for one at its start.
         if self.pool.config.self_test || self.edition.generation > 0 {
-            let shown = self_test(self.engine, &self.pool.env, &self.pool.config).await?;
-            if shown.determinism_class == DeterminismClass::None {
+            let shown = self_test(self.engine, &self.pool.env, &self.pool.config, info.repeats).await?;
+            if !shown.repeats_alone {
                 let replica_id = &place.id;
                 tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
             }

@@ -165,7 +165,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
         let record = assignment.record();
         // A lock that most pools need not take.
         let kv_tokens = if state.pool.knows_kv() { record.kv_tokens() } else { 0 };
-        let Some(index) = choose(&state.pool, record.affinity(&state.pool), kv_tokens) else {
+        let Some(index) = choose(&state.pool, record.inclinations(&state.pool), kv_tokens) else {
             continue; // The replica was lost meanwhile; dropped, the task goes back to its place in the queue.
         };
         let Some(lease) = SlotLease::take(&state.pool, index, kv_tokens) else { continue };
@@ -178,8 +178,9 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
     }
 }
 
-fn choose(pool: &PoolShared, affinity: Option<u16>, kv_tokens: u64) -> Option<u16> {
-    let demand = Demand { mask: &pool.mask, affinity, kv_tokens };
+fn choose(pool: &PoolShared, (affinity, avoid): (Option<u16>, Option<u16>), kv_tokens: u64) -> Option<u16> {
+    let avoid = avoid.filter(|_| !planted!(NoOtherFirst));
+    let demand = Demand { mask: &pool.mask, affinity, avoid, kv_tokens };
     let candidates = pool.replicas.iter().map(ReplicaShared::candidate).map(|mut candidate| {
         candidate.ready |= planted!(PlaceUnready);
         candidate
@@ -213,7 +214,7 @@ fn on_look_around(state: &mut PoolManagerState) {
     state.content.clear();
     state.lent.retain(|borrower, _| state.pool.others().any(|other| other.position == *borrower));
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
-    state.slots_ready = ready.map(|replica| replica.slots.limit()).sum();
+    state.slots_ready = ready.map(|replica| replica.slots.usable()).sum();
     publish_rate(state);
 }
 

@@ -275,8 +275,8 @@ async fn on_worker_died(
 }
 
 fn on_drain(state: &PoolSupervisorState) {
-    if state.pool.intent() != Intent::Stop {
-        state.pool.set_intent(Intent::Drain);
+    state.pool.advance_intent(Intent::Drain);
+    if state.pool.intent() == Intent::Drain {
         let limit = Duration::from_millis(state.pool.config.timeouts.drain_ms);
         state.myself.send_after(limit, || PoolSupervisorMsg::DrainExpired);
         state.pool.nudge_manager();
@@ -299,7 +299,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
 }
 
 fn stop_workers(state: &mut PoolSupervisorState) {
-    state.pool.set_intent(Intent::Stop);
+    state.pool.advance_intent(Intent::Stop);
     state.pool.abandon_reload();
     state.ending.clear();
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {

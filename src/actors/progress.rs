@@ -1,5 +1,7 @@
 //! A task's record as those see it who watch over its attempts: how many there were, and when the newest last went on.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::actors::record::TaskRecord;
 use crate::core::id::Epoch;
 use crate::core::units::Timestamp;
@@ -19,6 +21,13 @@ impl TaskRecord {
         let mut state = self.state.lock();
         if state.fence(epoch).is_ok() {
             state.progress_at = now;
+        }
+    }
+
+    /// The engine counts so many tokens of the task so far. The highest count stays: one attempt writes at a time.
+    pub(crate) fn note_counted(&self, tokens: u32) {
+        if tokens > self.counted.load(Relaxed) {
+            self.counted.store(tokens, Relaxed);
         }
     }
 

@@ -4,7 +4,7 @@
 //! construction: appending and sealing cannot interleave, and an attempt of an older epoch is refused (fencing).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -39,6 +39,8 @@ pub(crate) struct TaskRecord {
     pub(super) stopped: Notify,
     /// Tokens have been appended that no reader was woken for.
     has_news: AtomicBool,
+    /// The engines' highest count of its tokens; 0 while none has counted them. Written by its attempts.
+    pub(super) counted: AtomicU32,
 }
 
 pub(super) struct State {
@@ -50,6 +52,8 @@ pub(super) struct State {
     pub(super) log: EventLog,
     /// How far the newest attempt has come in the log.
     replay: Replay,
+    /// Pieces that are the rest of one that an earlier attempt had cut elsewhere: no tokens of their own.
+    rests: u32,
     /// It is an attempt of another node's: its limits are counted there.
     pub(super) is_guest: bool,
     /// Where the task was routed to; `None` before that.
@@ -107,6 +111,7 @@ impl TaskRecord {
             attempts: 0,
             log: EventLog::default(),
             replay: Replay::default(),
+            rests: 0,
             is_guest: false,
             route: None,
             runs_in: None,
@@ -132,8 +137,8 @@ impl TaskRecord {
             permit: Some(permit),
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
-        let (state, has_news) = (Mutex::new(state), AtomicBool::new(false));
-        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news }
+        let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
+        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, counted }
     }
 
     /// The moment after which nobody wants the task any more.
@@ -292,9 +297,10 @@ impl TaskRecord {
             Repeated::Differs(index) => return Err(Refusal::Diverged(index)),
             Repeated::New(known) => known,
         };
-        if state.log.tokens() >= self.request.max_tokens.0 {
+        if known == 0 && state.pieces() >= self.request.max_tokens.0 {
             return Err(Refusal::Budget(self.request.max_tokens));
         }
+        state.rests += u32::from(known > 0);
         let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| Refusal::Sealed)?;
         state.progress_at = now;
         state.first_token_at.get_or_insert(now);
@@ -344,6 +350,11 @@ impl TaskRecord {
 }
 
 impl State {
+    /// Tokens by the pieces in which they came.
+    pub(super) fn pieces(&self) -> u32 {
+        self.log.tokens() - self.rests
+    }
+
     /// What is left of a task that goes on behind its tokens without repeating them.
     fn rest(&self, request: &TaskRequest) -> Option<TaskRequest> {
         let tokens = self.log.tokens();
@@ -351,7 +362,7 @@ impl State {
         let continues = home.loss_rule(request).continues(tokens);
         continues.then(|| TaskRequest {
             prompt: request.prompt.clone() + self.log.text(),
-            max_tokens: Tokens(request.max_tokens.0 - tokens),
+            max_tokens: Tokens(request.max_tokens.0.saturating_sub(self.pieces())),
             ..request.clone()
         })
     }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use crate::actors::address::Address;
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::lease::{KvBook, SlotTable};
+use crate::actors::outlier::OutlierDetection;
 use crate::actors::reload::{Edition, Part};
 use crate::actors::self_test::SelfTest;
 use crate::actors::worker::WorkerMsg;
@@ -75,12 +76,15 @@ pub(crate) struct ReplicaShared {
     pub(crate) stop_timeouts: AtomicU64,
     /// Slots whose engine has still not left them behind such a run. Written by their attempts.
     pub(crate) quarantined: AtomicU32,
+    /// What its attempts say about it.
+    pub(crate) outlier: OutlierDetection,
     /// Slots that the engine said were busy while no task of ours had them. Must stay 0.
     pub(crate) slot_leaks: AtomicU64,
 }
 
 impl ReplicaShared {
     pub(super) fn new(id: ReplicaId, mask: DeviceMask, slots: u32, edition: Arc<Edition>) -> Self {
+        let policy = edition.config.resume.outlier_policy();
         ReplicaShared {
             id,
             mask,
@@ -114,6 +118,7 @@ impl ReplicaShared {
             attempts_failed: Default::default(),
             stop_timeouts: AtomicU64::new(0),
             quarantined: AtomicU32::new(0),
+            outlier: OutlierDetection::new(policy),
             slot_leaks: AtomicU64::new(0),
         }
     }
@@ -172,7 +177,7 @@ impl ReplicaShared {
             index: self.id.index,
             ready: self.state().is_ready(),
             mask: &self.mask,
-            slots: self.slots.limit(),
+            slots: self.slots.usable(),
             slots_used: self.slots.used(),
             vram_free: VramBytes(self.vram_free.load(Relaxed)),
             // Not measured: all replicas are equal in it, and the next criterion decides.
@@ -188,6 +193,13 @@ impl ReplicaShared {
         let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
         self.deaths[cause.index()].fetch_add(1, Relaxed);
         *self.last_death.lock() = Some((now, cause, failing.get().map_or(event, ToString::to_string)));
+    }
+
+    /// It gave other tokens than an earlier run did.
+    pub(crate) fn lower_class(&self) {
+        if let Some(shown) = &mut *self.self_test.lock() {
+            shown.lower();
+        }
     }
 
     /// An attempt on it has failed.

@@ -59,11 +59,14 @@ impl TaskRecord {
         self.state.lock().affinity = Some(served_by);
     }
 
-    /// The replica that served the task's session last, if it is one of this pool.
-    pub(crate) fn affinity(&self, pool: &PoolShared) -> Option<u16> {
+    /// The replica that served the task's session last, and the one that had its last attempt, if they are of this pool.
+    pub(crate) fn inclinations(&self, pool: &PoolShared) -> (Option<u16>, Option<u16>) {
         let state = self.state.lock();
-        let replica = state.affinity.as_ref().map(|identity| &identity.replica);
-        replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+        let index = |identity: &Option<Arc<ReplicaIdentity>>| {
+            let replica = identity.as_ref().map(|identity| &identity.replica);
+            replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+        };
+        (index(&state.affinity), index(&state.identity))
     }
 
     /// The pool of that replica.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::actors::engine_watch::probe;
 use crate::config::PoolConfig;
@@ -14,8 +14,8 @@ use crate::core::id::TaskId;
 use crate::core::resume::DeterminismClass;
 use crate::core::task::{TaskRequest, Workload};
 use crate::core::units::millis_exact;
-use crate::env::Env;
-use crate::gpu::engine::{AnyEngine, EngineError, Job, Stopped, TokenOutput};
+use crate::env::{Env, timeout_awake};
+use crate::gpu::engine::{AnyEngine, EngineError, Job, Repeats, Stopped, TokenOutput};
 
 /// Tokens of the decodes that are compared.
 const TOKENS: u32 = 16;
@@ -23,6 +23,8 @@ const TOKENS: u32 = 16;
 const TOKENS_STOPPED: u32 = 64;
 const PROMPT: &str = "one two three";
 const SEED: u64 = 1;
+/// Wait behind an engine that says that it is busy, and not for how long.
+const BUSY_WAIT: Duration = Duration::from_millis(250);
 /// What the crowd beside a decode is told, each in a slot of its own.
 const CROWD: [&str; 3] = ["four", "five six", "seven eight nine ten"];
 
@@ -33,8 +35,23 @@ pub struct SelfTest {
     pub decode_ms: f64,
     /// Time from the end of a stopped decode until the engine had left its slot, in milliseconds.
     pub stop_ms: f64,
-    /// What the same seed gave, alone and in a crowd. What resumes rely on it.
+    /// What the same prompt, parameters and seed give, as far as that may be relied upon: what is stated, what the engine is known for, or
+    /// what long runs have shown. What is not known is `none`; a divergence lowers it.
     pub determinism_class: DeterminismClass,
+    /// Whether the short decodes of this test repeated themselves alone. Where they did not, a lost attempt cannot be run again.
+    pub repeats_alone: bool,
+    /// Tokens of long runs that were compared, alone and in a crowd.
+    pub tokens_compared: u64,
+}
+
+impl SelfTest {
+    /// A run gave other tokens than an earlier one: less is to be relied upon.
+    pub(crate) fn lower(&mut self) {
+        self.determinism_class = match self.determinism_class {
+            DeterminismClass::BatchInvariant => DeterminismClass::SingleSlot,
+            DeterminismClass::SingleSlot | DeterminismClass::None => DeterminismClass::None,
+        };
+    }
 }
 
 /// Tests an engine that has just been loaded and has no task yet.
@@ -44,7 +61,12 @@ pub struct SelfTest {
 ///
 /// # Cancel safety
 /// Dropping it leaves the engine with a run that it may not have left yet: it must be discarded.
-pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, config: &PoolConfig) -> Result<SelfTest, EngineError> {
+pub(crate) async fn self_test(
+    engine: &dyn AnyEngine,
+    env: &Env,
+    config: &PoolConfig,
+    repeats: Repeats,
+) -> Result<SelfTest, EngineError> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}"));
     let subject = Subject { engine, workload: config.workloads.first().copied().unwrap_or_default() };
@@ -63,16 +85,22 @@ pub(crate) async fn self_test(engine: &dyn AnyEngine, env: &Env, config: &PoolCo
     }
     stopped_decode(subject).await.map_err(|error| failed("decode to be stopped", &error))?;
     let begin = env.now();
-    let released = timeout(stop, engine.released(0)).await;
-    released.map_err(|_| failed("stop", &format!("slot 0 was not left within {stop:?}")))?;
+    let released = timeout_awake(stop, engine.released(0)).await;
+    released.ok_or_else(|| failed("stop", &format!("slot 0 was not left within {stop:?}")))?;
     let stop_ms = millis_exact(env.now().since(begin));
     probe(engine).await.map_err(|error| failed("telemetry", &error))?;
-    Ok(SelfTest { decode_ms, stop_ms, determinism_class: DeterminismClass::shown(alone, crowd) })
+    // A few tokens can refute a class, and show none.
+    let determinism_class = match (config.determinism_class, repeats) {
+        (Some(stated), _) => stated,
+        (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, crowd.or(Some(true)))),
+        (None, Repeats::UpTo(_) | Repeats::Unknowable) => DeterminismClass::None,
+    };
+    Ok(SelfTest { decode_ms, stop_ms, determinism_class, repeats_alone: alone, tokens_compared: 0 })
 }
 
 /// Keeps what an engine says, up to its budget, and tells of the first token.
-struct Heard {
-    text: String,
+pub(super) struct Heard {
+    pub(super) text: String,
     left: u32,
     first: Arc<Notify>,
 }
@@ -87,19 +115,19 @@ impl TokenOutput for Heard {
 }
 
 impl Heard {
-    fn up_to(tokens: u32) -> Self {
+    pub(super) fn up_to(tokens: u32) -> Self {
         Heard { text: String::new(), left: tokens, first: Arc::default() }
     }
 }
 
 /// What is tested: an engine, by the first kind of work that its pool serves.
 #[derive(Clone, Copy)]
-struct Subject<'a> {
-    engine: &'a dyn AnyEngine,
-    workload: Workload,
+pub(super) struct Subject<'a> {
+    pub(super) engine: &'a dyn AnyEngine,
+    pub(super) workload: Workload,
 }
 
-async fn generate(
+pub(super) async fn generate(
     engine: Subject<'_>,
     (prompt, slot): (&str, u32),
     tokens: u32,
@@ -112,9 +140,13 @@ async fn generate(
     };
     let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string()))?;
     let job = Job { task_id: &task_id, request: &request, seed: SEED, slot };
-    match engine.engine.generate(job, heard).await {
-        Ok(_) | Err(EngineError::Stopped(_)) => Ok(()), // One that ignores its budget is stopped, as any run is.
-        Err(error) => Err(error),
+    loop {
+        match engine.engine.generate(job, heard).await {
+            Ok(_) | Err(EngineError::Stopped(_)) => return Ok(()), // One that ignores its budget is stopped, as any run is.
+            // Others may use its server, or it is not quite ready. How long all may take is the load's to bound.
+            Err(EngineError::Busy { retry_after, .. }) => sleep(retry_after.unwrap_or(BUSY_WAIT)).await,
+            Err(error) => return Err(error),
+        }
     }
 }
 

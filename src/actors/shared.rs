@@ -31,7 +31,7 @@ use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
 use crate::core::objectives::Objectives;
 use crate::core::predict::{Crowd, ServiceRate};
-use crate::core::resume::LossRule;
+use crate::core::resume::{DeterminismClass, LossRule};
 use crate::core::task::{Priority, TaskRequest};
 use crate::env::Env;
 use crate::gpu::engine::EngineFactory;
@@ -185,10 +185,11 @@ impl PoolShared {
         }
     }
 
-    /// Notes what the operator wants.
-    pub(crate) fn set_intent(&self, intent: Intent) {
-        self.intent.store(intent as u8, SeqCst);
+    /// Goes on to what the operator wants; from there nobody goes back, whoever comes late. Returns whether that was a step.
+    pub(crate) fn advance_intent(&self, intent: Intent) -> bool {
+        let is_step = self.intent.fetch_max(intent as u8, SeqCst) < intent as u8;
         self.state_changed.notify_waiters();
+        is_step
     }
 
     /// Where the pool stands now.
@@ -225,11 +226,24 @@ impl PoolShared {
 
     /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.
     pub(crate) fn loss_rule(&self, request: &TaskRequest) -> LossRule {
+        self.config.resume.rule(request, self.told_class())
+    }
+
+    /// The determinism class of its engines: what is stated, `none` where one does not even repeat itself alone, else what all have shown,
+    /// if they have shown any.
+    pub(crate) fn told_class(&self) -> Option<DeterminismClass> {
         let served = self.edition().generation;
         let serve = self.replicas.iter().filter(|replica| replica.edition().generation == served);
-        let shown = serve.filter_map(|replica| *replica.self_test.lock());
-        let worst = || shown.map(|shown| shown.determinism_class).min();
-        self.config.resume.rule(request, self.config.determinism_class.or_else(worst))
+        let shown = || serve.filter_map(|replica| *replica.self_test.lock());
+        self.config.determinism_class.or_else(|| {
+            let worst = shown().map(|shown| (shown.repeats_alone, shown.determinism_class)).min()?;
+            match worst {
+                (false, _) => Some(DeterminismClass::None),
+                // Nothing is known: the best is hoped, since each token is compared.
+                (true, DeterminismClass::None) => None,
+                (true, class) => Some(class),
+            }
+        })
     }
 
     /// Tells the pool which others there are.

@@ -132,7 +132,7 @@ impl TaskRecord {
             predicted_start_ms: millis_ceil(state.predicted_start),
             kv_warmth: state.kv_warmth,
             attempts: state.attempts,
-            tokens_out: state.log.tokens(),
+            tokens_out: self.tokens_out(&state),
             end,
             error,
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::actors::attempt::{self, Attempt};
 use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
@@ -26,10 +26,13 @@ use crate::actors::reload::Edition;
 use crate::actors::replica::ReplicaShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
+use crate::actors::study::Study;
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
 use crate::core::units::Timestamp;
-use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo};
+use crate::env::timeout_awake;
+use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Repeats};
+use crate::planted::planted;
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
 /// It gets no task meanwhile.
@@ -61,6 +64,8 @@ pub(crate) enum WorkerMsg {
     EngineSuspected(EngineError),
     /// A suspected engine has answered, or has not.
     Probed(Result<(), EngineError>),
+    /// The replica gets no task before this moment.
+    LeftOut { until: Timestamp },
     /// A slot of the engine is not left, and other tasks still run.
     EngineStuck(EngineError),
     /// That slot is free after all.
@@ -84,6 +89,8 @@ pub(crate) struct WorkerState {
     edition: Option<Arc<Edition>>,
     /// Set while tasks may be run.
     identity: Option<Arc<ReplicaIdentity>>,
+    /// What is known of its determinism; `None` when it was taken over from an earlier worker.
+    repeats: Option<Repeats>,
     /// A look at the engine is under way.
     suspected: bool,
     /// Slots for which it gets no more tasks: it is restarted when its last task has ended.
@@ -113,6 +120,7 @@ impl Actor for Worker {
             engine: None,
             edition: None,
             identity: None,
+            repeats: None,
             suspected: false,
             stuck: 0,
             attempts,
@@ -133,6 +141,7 @@ impl Actor for Worker {
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
             WorkerMsg::Adopted(result) => return on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
+            WorkerMsg::LeftOut { until } => on_left_out(state, until),
             WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
             WorkerMsg::EngineUnstuck => on_unstuck(state),
             WorkerMsg::DeviceStaysDown => on_device_stays_down(state),
@@ -155,6 +164,7 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
         worker: myself.clone(),
         dying_of: state.place().failing.lock().clone(),
         lease,
+        begun: Timestamp::from_micros(0),
     };
     let slot = attempt.lease.slot;
     // In a box of its own: tokio moves what it is given from hand to hand, and an attempt is large.
@@ -175,8 +185,8 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<()
         state.engine = Some(engine.clone());
         let (slots, limit) = (state.place().slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
         state.tasks.spawn(async move {
-            let result = timeout(limit, adopt(&*engine, slots)).await;
-            let result = result.unwrap_or_else(|_| Err(EngineError::Lost("its slots were not left in time".into())));
+            let result = timeout_awake(limit, adopt(&*engine, slots)).await;
+            let result = result.unwrap_or_else(|| Err(EngineError::Lost("its slots were not left in time".into())));
             let _ = myself.cast(WorkerMsg::Adopted(result)); // Fails only when this worker is gone.
         });
         return Ok(());
@@ -230,6 +240,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.place().slots_started.store(slots, Relaxed);
     state.place().slots.set_limit(slots);
     *state.place().self_test.lock() = None;
+    state.place().forget_conduct(edition.config.resume.outlier_policy());
     state.edition = Some(edition.clone());
     let context = EngineContext {
         replica: state.place().id.clone(),
@@ -257,6 +268,7 @@ fn on_preloaded(
     myself: ActorRef<WorkerMsg>,
     result: Result<EngineInfo, EngineError>,
 ) -> Result<(), ActorProcessingErr> {
+    state.repeats = result.as_ref().ok().map(|info| info.repeats);
     let checked = result.and_then(|info| check_identity(&state.pool, state.place(), state.edition.as_ref(), info));
     let identity = match checked {
         Ok(identity) => identity,
@@ -298,6 +310,9 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<
     state.identity = identity;
     *state.place().ready_since.lock() = Some(state.pool.env.now());
     state.set(ReplicaState::Ready);
+    if let Some(until) = state.place().look_at_conduct(state.pool.env.now()) {
+        on_left_out(state, until); // An earlier worker's engine, which it has taken over.
+    }
     let watched = (engine.clone(), myself.clone());
     state.tasks.spawn(async move {
         let (engine, worker) = watched;
@@ -305,6 +320,10 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<
         let _ = worker.cast(WorkerMsg::EngineFailed(cause));
     });
     let (pool, index) = (state.pool.clone(), state.index);
+    if let Some(repeats) = state.repeats.take() {
+        let (pool, engine) = (pool.clone(), engine.clone());
+        state.tasks.spawn(async move { Study { pool: &pool, index, engine: &*engine, repeats }.run().await });
+    }
     state.tasks.spawn(async move { measure(&pool, index, &*engine, myself).await });
     Ok(())
 }
@@ -316,12 +335,34 @@ fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &En
     let Some(engine) = state.engine.clone() else { return };
     tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
     state.set(ReplicaState::Suspect);
+    let (pool, index, begun) = (state.pool.clone(), state.index, state.pool.env.now());
     state.tasks.spawn(async move {
-        let result = probe(&*engine).await.map(drop);
+        let result = match probe(&*engine).await {
+            // Whoever gives tokens lives, however late it answers questions.
+            Err(error) if !matches!(error, EngineError::Replaced(_)) => {
+                let is_alive = pool.replicas[index as usize].outlier.was_alive_since(begun);
+                if is_alive && !planted!(LateProbeKills) { Ok(()) } else { Err(error) }
+            }
+            result => result.map(drop),
+        };
         if result.is_err() {
             sleep(OWN_WORD_GRACE).await; // `EngineFailed` comes first, if the engine has a word of its own.
         }
         let _ = myself.cast(WorkerMsg::Probed(result));
+    });
+}
+
+/// Looks again when the wait is over, in which the replica gets no task.
+fn on_left_out(state: &mut WorkerState, until: Timestamp) {
+    while state.tasks.try_join_next().is_some() {} // Those that have ended, such as earlier waits.
+    let (pool, index) = (state.pool.clone(), state.index);
+    state.tasks.spawn(async move {
+        let mut next = Some(until);
+        while let Some(until) = next {
+            pool.env.sleep_until(until).await;
+            next = pool.replicas[index as usize].look_at_conduct(pool.env.now());
+        }
+        pool.nudge_manager();
     });
 }
 

@@ -82,8 +82,6 @@ fn card(pool: &PoolShared) -> PoolCard {
             ctx: pool.ctx.load(Relaxed),
         })
     });
-    let shown = pool.replicas.iter().filter_map(|replica| *replica.self_test.lock());
-    let worst = shown.map(|shown| shown.determinism_class).min();
     PoolCard {
         pool: pool.id.clone(),
         engine: pool.config.engine.clone(),
@@ -92,7 +90,7 @@ fn card(pool: &PoolShared) -> PoolCard {
         workloads: pool.config.workloads.clone(),
         bytes_per_token: pool.config.bytes_per_token,
         slots: pool.config.slots * pool.replicas.len() as u32,
-        determinism_class: pool.config.determinism_class.or(worst),
+        determinism_class: pool.told_class(),
         identity,
     }
 }

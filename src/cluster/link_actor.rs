@@ -26,6 +26,7 @@ use crate::core::hash::hex;
 use crate::core::link::{Link, Liveness};
 use crate::core::units::Timestamp;
 use crate::core::wire;
+use crate::env::STOOD_STILL;
 use crate::planted::planted;
 
 /// Longest time from the hand-over of a connection until the peer's link actor is known.
@@ -98,6 +99,7 @@ pub(crate) struct LinkState {
     last_stamp: (u64, Timestamp),
     pub(super) announced: Announced,
     waits_said_at: Timestamp,
+    ticked_at: Timestamp,
     /// The peer was silent for so long that its attempts here have been stopped.
     lease_is_over: bool,
 }
@@ -128,6 +130,7 @@ impl Actor for LinkActor {
             last_stamp: (0, now),
             announced: Announced::default(),
             waits_said_at: now,
+            ticked_at: now,
             lease_is_over: false,
         })
     }
@@ -330,6 +333,10 @@ fn post(state: &LinkState, now: Timestamp, seq: u64, words: Vec<Word>) -> Result
 fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), String> {
     let now = state.shared.env.now();
     myself.send_after(state.shared.policy.tick, || LinkMsg::Tick);
+    let last = std::mem::replace(&mut state.ticked_at, now);
+    if now.since(last) >= state.shared.policy.tick + STOOD_STILL {
+        return Ok(()); // We stood still: what has come meanwhile is read before anybody is judged.
+    }
     find_remote(state);
     if state.remote.is_none() {
         let late = now.since(state.began_at) >= READY_TIMEOUT;

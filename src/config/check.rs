@@ -60,6 +60,7 @@ impl Config {
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults.extend(objectives.share_faults());
+        faults.extend(self.http.host_faults());
         if !(1e-6..=RATE_MAX).contains(&self.access.failures_per_s) {
             let text = format!("it must be from 0.000001 to {RATE_MAX}");
             faults.push(ConfigError::new("access.failures_per_s", text));
@@ -151,6 +152,8 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
         ("restart.backoff_max_ms", pool.restart.backoff_max_ms, 0, DEADLINE_MS_MAX),
         ("restart.jitter_percent", pool.restart.jitter_percent.into(), 0, 100),
         ("resume.attempts_max", pool.resume.attempts_max.into(), 1, 1000),
+        ("resume.failure_wait_ms", pool.resume.failure_wait_ms, 1, 3_600_000),
+        ("resume.failure_wait_max_ms", pool.resume.failure_wait_max_ms, pool.resume.failure_wait_ms, 3_600_000),
         ("restart.breaker_open_ms", pool.restart.breaker_open_ms, 1, DEADLINE_MS_MAX),
     ];
     for (field, value, low, high) in ranges {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, section};
+use crate::config::{Config, ConfigError, section};
 
 section! {
     /// The HTTP API of the service.
@@ -13,6 +13,11 @@ section! {
         /// Address and port for whoever operates the service; `--admin-listen` comes first. With one, what needs the scope `read` or
         /// `admin` is served there and nowhere else.
         pub admin_listen: Option<String> = None,
+        /// Names by which the service is reached beside loopback's and its own addresses, such as a proxy's: the
+        /// `Host` of a request, and the `Origin` of a page that may use the service, must be one of them. `*.` in front
+        /// stands for one or more labels. An address that others can reach, with `access.keys_file` and none of these,
+        /// is reached by any name.
+        pub hosts: Vec<String> = Vec::new(),
         /// Certificates, for both listeners; left out, connections are not encrypted.
         pub tls: Option<TlsConfig> = None,
         /// Most connections of a listener. When there are more, the one that has been idle longest is closed; with none idle, the new
@@ -58,6 +63,37 @@ section! {
     }
 }
 
+/// Longest name of a host, in bytes (RFC 1035).
+const HOST_BYTES_MAX: usize = 253;
+
+/// Whether a text is a host's name or address without a port, or `*.` before a name.
+fn is_host(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    if let Some(address) = bare {
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= HOST_BYTES_MAX && name.split('.').all(is_label)
+}
+
+impl HttpConfig {
+    /// What is wrong with the names of hosts.
+    pub(crate) fn host_faults(&self) -> impl Iterator<Item = ConfigError> {
+        let wrong = self.hosts.iter().enumerate().filter(|(_, host)| !is_host(host));
+        wrong.map(|(position, host)| {
+            let text = format!(
+                "{host:?} is no host: it must be a name or an address without scheme, port and path, as in \
+                 \"llm.example.com\", \"*.example.com\", \"[::1]\""
+            );
+            ConfigError::new(format!("http.hosts[{position}]"), text)
+        })
+    }
+}
+
 impl Config {
     /// The files of keys and certificates that it names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
@@ -72,5 +108,40 @@ impl Config {
         self.http.listen = listen.unwrap_or(self.http.listen);
         self.http.admin_listen = admin_listen.or(self.http.admin_listen);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_and_addresses_and_nothing_else() {
+        for host in
+            ["llm.example.com", "gpu-1", "a_b.test.", "*.example.com", "10.0.0.5", "[::1]", "xn--bcher-kva.test"]
+        {
+            assert!(is_host(host), "{host:?}");
+        }
+        for host in [
+            "",
+            "*",
+            "*.",
+            ".",
+            "a.*.test",
+            "*a.test",
+            "http://a.test",
+            "a.test:80",
+            "a.test/",
+            "a b",
+            "a,b",
+            "::1",
+            "[10.0.0.5]",
+            "b\u{fc}cher.test",
+        ] {
+            assert!(!is_host(host), "{host:?}");
+        }
+        let http = HttpConfig { hosts: vec!["a.test".into(), "a.test:80".into()], ..HttpConfig::default() };
+        let faults: Vec<String> = http.host_faults().map(|fault| fault.path).collect();
+        assert_eq!(faults, ["http.hosts[1]"]);
     }
 }

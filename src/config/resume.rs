@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::section;
+use crate::core::outlier::OutlierPolicy;
 use crate::core::resume::{DeterminismClass, LossRule, OnLoss};
 use crate::core::task::{TaskRequest, Workload};
 
@@ -16,10 +17,21 @@ section! {
         /// Most attempts of one task, the first included. Below `restart.intensity`, so that a task that kills engines ends
         /// before a breaker opens.
         pub attempts_max: u32 = 4,
+        /// How long a replica gets no task behind an attempt that failed on it, in milliseconds; doubled with each that follows without a
+        /// success in between. So long, too, one that says that it is busy and not for how long.
+        pub failure_wait_ms: u64 = 250,
+        /// Longest such wait, in milliseconds.
+        pub failure_wait_max_ms: u64 = 30_000,
     }
 }
 
 impl ResumeConfig {
+    /// The waits of a replica whose attempts fail.
+    pub(crate) fn outlier_policy(&self) -> OutlierPolicy {
+        let ms = std::time::Duration::from_millis;
+        OutlierPolicy { wait: ms(self.failure_wait_ms), wait_max: ms(self.failure_wait_max_ms) }
+    }
+
     /// The rule for this task, on an engine of this class.
     pub fn rule(&self, request: &TaskRequest, class: Option<DeterminismClass>) -> LossRule {
         let rule = LossRule::of(request.on_loss, self.on_loss, (request.determinism, class), self.attempts_max);

@@ -33,6 +33,16 @@ section! {
         pub die_ppm: u32 = 0,
         /// Tokens that come garbled.
         pub garble_ppm: u32 = 0,
+        /// Tasks that are failed at once, while the engine answers questions.
+        pub fail_fast_ppm: u32 = 0,
+        /// Tasks that are turned away at once.
+        pub busy_ppm: u32 = 0,
+        /// For how long whoever is turned away is asked to leave the engine alone, in milliseconds; 0 does not say.
+        pub busy_ms: u64 = 0,
+        /// Questions for its health that are not answered.
+        pub stall_probe_ppm: u32 = 0,
+        /// The only replica that misbehaves in these last ways; left out, all do.
+        pub only_replica: Option<u16> = None,
         /// Stopped runs that go on in their slot: half of them for up to 20 seconds, the others for ever.
         pub stick_ppm: u32 = 0,
     }

@@ -30,11 +30,15 @@ pub enum Cause {
     Hung,
     /// The client asked for something that the engine does not take. Never a reason to restart anything.
     Client,
+    /// The engine had too much to do and took nothing. Costs no attempt.
+    Busy,
+    /// The context that its runs share was full: fewer at once have room.
+    ContextFull,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 12] = [
+    pub const ALL: [Cause; 14] = [
         Cause::Bug,
         Cause::Load,
         Cause::ExitCode,
@@ -47,6 +51,8 @@ impl Cause {
         Cause::Garbled,
         Cause::Hung,
         Cause::Client,
+        Cause::Busy,
+        Cause::ContextFull,
     ];
 
     /// The cause as it is written in JSON, logs and metric labels.
@@ -64,6 +70,8 @@ impl Cause {
             Cause::Garbled => "garbled",
             Cause::Hung => "hung",
             Cause::Client => "client",
+            Cause::Busy => "busy",
+            Cause::ContextFull => "context_full",
         }
     }
 

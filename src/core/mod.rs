@@ -26,6 +26,7 @@ pub mod model;
 pub mod node;
 pub mod objectives;
 pub mod offers;
+pub mod outlier;
 pub mod placement;
 pub mod predict;
 pub mod queue;

@@ -1,7 +1,7 @@
 //! Which replica runs a task (ORCH-3008, ORCH-3011, ORCH-3019).
 //!
-//! Among the Ready replicas inside the mask that have a free slot, the best by one fixed key: session affinity, load,
-//! free VRAM, measured speed, position. Integers only, so the same situation gives the same answer everywhere, and
+//! Among the Ready replicas inside the mask that have a free slot, the best by one fixed key: not where the task was just lost, session
+//! affinity, load, free VRAM, measured speed, position. Integers only, so the same situation gives the same answer everywhere, and
 //! every answer can say why, replica by replica.
 
 use serde::Serialize;
@@ -39,6 +39,8 @@ pub struct Demand<'a> {
     pub mask: &'a DeviceMask,
     /// The replica that served the task's session last, if it may be used again.
     pub affinity: Option<u16>,
+    /// The replica on which the task's last attempt was lost: any other comes first.
+    pub avoid: Option<u16>,
     /// Tokens that the task may come to need in the KV cache: its prompt and its budget.
     pub kv_tokens: u64,
 }
@@ -88,11 +90,13 @@ pub fn place<'a>(candidates: impl IntoIterator<Item = Candidate<'a>>, demand: &D
 
 /// Whether `a` comes before `b` by the fixed rule. The position decides last, so no two replicas are equal.
 fn is_better(a: &Candidate<'_>, b: &Candidate<'_>, demand: &Demand<'_>) -> bool {
+    let avoided = |candidate: &Candidate<'_>| demand.avoid == Some(candidate.index);
     let warm = |candidate: &Candidate<'_>| demand.affinity == Some(candidate.index);
     // used_a / slots_a < used_b / slots_b without division: cross-multiplied, and 32-bit factors cannot overflow.
     let load_a = u64::from(a.slots_used) * u64::from(b.slots);
     let load_b = u64::from(b.slots_used) * u64::from(a.slots);
-    (warm(b).cmp(&warm(a)))
+    (avoided(a).cmp(&avoided(b)))
+        .then(warm(b).cmp(&warm(a)))
         .then(load_a.cmp(&load_b))
         .then(b.vram_free.cmp(&a.vram_free))
         .then(b.tokens_per_s.cmp(&a.tokens_per_s))
@@ -118,7 +122,7 @@ mod tests {
     #[test]
     fn takes_the_least_loaded_by_share_of_its_slots() {
         let gpu = mask(&["0"]);
-        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
+        let demand = Demand { mask: &gpu, affinity: None, avoid: None, kv_tokens: 0 };
         // 3 of 8 is less load than 2 of 4.
         assert_eq!(place([candidate(0, &gpu, 2, 4), candidate(1, &gpu, 3, 8)], &demand), Some(1));
         assert_eq!(place([candidate(0, &gpu, 3, 8), candidate(1, &gpu, 2, 4)], &demand), Some(0));
@@ -131,7 +135,7 @@ mod tests {
     #[test]
     fn a_device_outside_the_mask_is_never_used_however_idle() {
         let (law, outside) = (mask(&["0"]), mask(&["0", "1"]));
-        let demand = Demand { mask: &law, affinity: Some(1), kv_tokens: 0 };
+        let demand = Demand { mask: &law, affinity: Some(1), avoid: None, kv_tokens: 0 };
         let candidates = [candidate(0, &law, 3, 4), candidate(1, &outside, 0, 4)];
         assert_eq!(place(candidates, &demand), Some(0));
         assert_eq!(fit(&candidates[1], &demand), Fit::OutsideMask);
@@ -141,7 +145,7 @@ mod tests {
     #[test]
     fn nothing_is_placed_before_ready_or_without_a_slot() {
         let gpu = mask(&["0"]);
-        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
+        let demand = Demand { mask: &gpu, affinity: None, avoid: None, kv_tokens: 0 };
         let cold = Candidate { ready: false, ..candidate(0, &gpu, 0, 4) };
         let full = candidate(1, &gpu, 4, 4);
         assert_eq!((fit(&cold, &demand), fit(&full, &demand)), (Fit::NotReady, Fit::NoFreeSlot));
@@ -152,7 +156,7 @@ mod tests {
     fn what_a_task_may_come_to_need_in_the_cache_counts_beside_its_slot() {
         let gpu = mask(&["0"]);
         let busy = Candidate { kv_tokens: Some(1_000), kv_reserved: 700, ..candidate(0, &gpu, 1, 4) };
-        let demand = |kv_tokens| Demand { mask: &gpu, affinity: None, kv_tokens };
+        let demand = |kv_tokens| Demand { mask: &gpu, affinity: None, avoid: None, kv_tokens };
         assert_eq!((fit(&busy, &demand(300)), fit(&busy, &demand(301))), (Fit::Fits, Fit::NoKvRoom));
         let alone = Candidate { slots_used: 0, kv_reserved: 0, ..busy };
         assert_eq!(fit(&alone, &demand(5_000)), Fit::Fits, "alone it is the engine's to say");
@@ -170,11 +174,19 @@ mod tests {
             (Candidate { index: 1, tokens_per_s: 1, ..base }, None),
         ];
         for (other, affinity) in others {
-            let demand = Demand { mask: &gpu, affinity, kv_tokens: 0 };
+            let demand = Demand { mask: &gpu, affinity, avoid: None, kv_tokens: 0 };
             let richer = Candidate { tokens_per_s: u32::from(other.tokens_per_s > 0) ^ 1, ..base };
             assert_eq!(place([richer, other], &demand), Some(1), "{other:?}");
         }
-        let demand = Demand { mask: &gpu, affinity: None, kv_tokens: 0 };
+        let demand = Demand { mask: &gpu, affinity: None, avoid: None, kv_tokens: 0 };
         assert_eq!(place([Candidate { index: 1, ..base }, base], &demand), Some(0));
+    }
+
+    #[test]
+    fn a_task_goes_anywhere_rather_than_where_it_was_just_lost() {
+        let gpu = mask(&["0"]);
+        let demand = Demand { mask: &gpu, affinity: Some(0), avoid: Some(0), kv_tokens: 0 };
+        assert_eq!(place([candidate(0, &gpu, 0, 4), candidate(1, &gpu, 3, 4)], &demand), Some(1));
+        assert_eq!(place([candidate(0, &gpu, 0, 4), candidate(1, &gpu, 4, 4)], &demand), Some(0), "else it goes there");
     }
 }

@@ -333,6 +333,31 @@ pub enum FinishReason {
     Length,
     /// The client ended it.
     Canceled,
+    /// The engine's context was full before the budget was used up. Written as `length`; the end says `cut_by: context` beside it.
+    #[serde(rename(serialize = "length", deserialize = "context"))]
+    Context,
+    /// A filter of the engine's ended it.
+    #[serde(rename = "content_filter")]
+    ContentFilter,
+    /// The model asks for a tool.
+    #[serde(rename = "tool_calls")]
+    ToolCalls,
+}
+
+impl FinishReason {
+    /// The reason in the words of OpenAI's shape and of servers that are like it; `None` for one that says that the engine failed. The
+    /// empty word and `null` are no reason, and the caller's to leave out.
+    pub fn of_word(word: &str) -> Option<FinishReason> {
+        match word {
+            "stop" | "eos" | "eos_token" | "stop_sequence" | "stop_token" | "end_turn" | "stop_str" | "repetition" => {
+                Some(FinishReason::Stop)
+            }
+            "length" | "max_tokens" | "limit" => Some(FinishReason::Length),
+            "content_filter" => Some(FinishReason::ContentFilter),
+            "tool_calls" | "function_call" | "tool_use" => Some(FinishReason::ToolCalls),
+            _ => None,
+        }
+    }
 }
 
 /// The one terminal event of a task.

@@ -72,6 +72,22 @@ pub enum TraceKind {
         /// Why.
         code: ErrorCode,
     },
+    /// The attempt that it had was none: its engine took nothing, or turns everybody down.
+    Forgiven {
+        /// Which.
+        seq: TaskSeq,
+    },
+    /// A replica gets no task before a moment: attempts failed on it, or it said that it is busy.
+    LeftOut {
+        /// In which pool, by position.
+        pool: u16,
+        /// Which of its replicas.
+        replica: u16,
+        /// The earliest moment.
+        until: Timestamp,
+        /// Tasks that it may run at once from then on, until one shows that it works.
+        allowed: u32,
+    },
     /// A pool serves another model from here on.
     ChangedOver {
         /// Which, by position.

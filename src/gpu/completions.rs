@@ -1,7 +1,9 @@
 //! What vLLM and every other server of OpenAI's shape have in common: which model is meant, how work is sent, what is counted.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 
+use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::core::task::Workload;
@@ -12,56 +14,131 @@ use crate::gpu::runs::Runs;
 use crate::gpu::server::Server;
 use crate::gpu::vectors;
 
+/// What servers of one kind are called, and what they have.
+pub(crate) struct Kind {
+    /// What stands before version and digest.
+    pub(crate) name: &'static str,
+    /// Where it tells its version: the first of these that does.
+    pub(crate) versions: &'static [&'static str],
+    /// One that does not tell it is not one of this kind.
+    pub(crate) tells_version: bool,
+    /// It is asked to count the tokens of each event, since one may carry several.
+    pub(crate) counts: bool,
+}
+
+/// Where Ollama tells its version; it knows the digests of its files, too.
+const OLLAMA_VERSION: &str = "/api/version";
+
+/// Ollama's `/api/tags`.
+#[derive(Deserialize)]
+struct Files {
+    models: Vec<File>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    name: String,
+    digest: Option<String>,
+}
+
 /// A server that speaks OpenAI's words.
 pub(crate) struct Completions {
     pub(crate) server: Server,
     pub(crate) runs: Runs,
     /// The model's name as the server has it; set by a successful load.
     model: OnceLock<String>,
-    /// It is asked to count the tokens of each event, since one may carry several.
-    counts: bool,
+    /// The server has been seen to tell the ends of its answers: one without is cut.
+    tells_ends: AtomicBool,
+    kind: Kind,
 }
 
 impl Completions {
-    pub(crate) fn new(context: &EngineContext, counts: bool) -> Self {
-        Completions { server: Server::new(context), runs: Runs::new(context), model: OnceLock::new(), counts }
+    pub(crate) fn new(context: &EngineContext, kind: Kind) -> Self {
+        let (server, runs) = (Server::new(context), Runs::new(context));
+        Completions { server, runs, model: OnceLock::new(), tells_ends: AtomicBool::new(false), kind }
     }
 
-    /// Finds the pool's model, and says what the server is; `kind` stands before its digest.
+    /// Loads: waits until `ready` is answered with success, and finds the pool's model.
     ///
     /// # Errors
-    /// [`EngineError`] when it does not serve the model.
-    pub(crate) async fn identify(&self, kind: &str, version: String) -> Result<EngineInfo, EngineError> {
+    /// [`EngineError`] when it does not start, or does not serve the model.
+    pub(crate) async fn load(&self, ready: &str) -> Result<EngineInfo, EngineError> {
+        let process_id = self.server.start(ready).await?;
+        let (model, info) = self.identify().await?;
+        self.server.knows(&info);
+        let _ = self.model.set(model); // Loaded once.
+        Ok(EngineInfo { process_id, ..info })
+    }
+
+    /// What the server is, and the name by which it knows the pool's model.
+    async fn identify(&self) -> Result<(String, EngineInfo), EngineError> {
+        let mut version = None;
+        for path in self.kind.versions {
+            let answer: Result<serde_json::Value, EngineError> = self.server.ask(path).await;
+            let told = answer.as_ref().ok().and_then(|answer| answer.get("version")?.as_str());
+            version = told.map(|told| (*path, told.to_owned()));
+            match answer {
+                Err(error) if self.kind.tells_version => return Err(error),
+                _ if version.is_some() => break,
+                _ => {}
+            }
+        }
         let models: Models = self.server.ask("/v1/models").await?;
         let model = models.find(&self.server.pool().model)?;
-        // The server knows no digest of its files: what it says of the model stands in for it.
-        let what = format!("{}\0{:?}\0{:?}", model.id, model.root, model.max_model_len);
-        let mut info = EngineInfo::new(version, format!("{kind}:{:016x}", xxh3_64(what.as_bytes())));
+        let digest = match version {
+            Some((OLLAMA_VERSION, _)) => self.digest(&model.id).await,
+            _ => None,
+        };
+        // The server knows no digest of its files, or does not tell it: what it says of the model's content stands in for it. How much
+        // room there is for it is not of its content.
+        let what = format!("{}\0{:?}\0{digest:?}", model.id, model.root);
+        let version = version.map_or("unknown".to_owned(), |(_, version)| version);
+        let name = self.kind.name;
+        let mut info =
+            EngineInfo::new(format!("{name}-{version}"), format!("{name}:{:016x}", xxh3_64(what.as_bytes())));
         info.ctx = model.max_model_len.map(Tokens);
-        let _ = self.model.set(model.id); // Loaded once.
-        Ok(info)
+        Ok((model.id, info))
+    }
+
+    /// The digest of the model's files, where the server tells it.
+    async fn digest(&self, id: &str) -> Option<String> {
+        let files: Files = self.server.ask("/api/tags").await.ok()?;
+        files.models.into_iter().find(|file| file.name == id)?.digest
+    }
+
+    /// Makes sure that the model is still the one that was loaded, where another server may have come.
+    async fn recognise(&self) -> Result<(), EngineError> {
+        self.server.recognise(async || Ok(self.identify().await?.1)).await
     }
 
     fn model(&self) -> &str {
         self.model.get().map_or(&self.server.pool().model, |model| model)
     }
 
-    /// Whether the model is still served.
+    /// Whether the model is still served, and still the one that was loaded.
     ///
     /// # Errors
     /// [`EngineError`] when it is not, or the server does not answer.
     pub(crate) async fn probe(&self) -> Result<(), EngineError> {
+        self.recognise().await?;
         self.server.ask::<Models>("/v1/models").await?.has(self.model())
     }
 
     /// Runs one task; see [`Engine::generate`](crate::gpu::Engine::generate).
     pub(crate) async fn generate(&self, job: Job<'_>, out: &mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        self.recognise().await?;
         let run = self.runs.begin(job.slot);
         let result = match job.request.workload {
             Workload::Completion => {
-                let body = Completion::new(self.model(), &job, self.counts);
+                let body = Completion::new(self.model(), &job, self.kind.counts);
                 self.server
-                    .stream(("/v1/completions", job.trace()), &body, || (), &mut Completing::new(&run), out)
+                    .stream(
+                        ("/v1/completions", job.trace()),
+                        &body,
+                        (|| (), std::future::pending),
+                        &mut Completing::new((&run, &self.tells_ends), job.request.max_tokens),
+                        out,
+                    )
                     .await
             }
             Workload::Embedding => vectors::embed(&self.server, "/v1/embeddings", self.model(), &job, out).await,

@@ -6,7 +6,9 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -17,6 +19,8 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
+use crate::gpu::dial::dial;
+
 /// Most idle connections that are kept.
 const IDLE_MAX: usize = 256;
 
@@ -26,15 +30,58 @@ type Driver = Connection<TokioIo<TcpStream>, Full<Bytes>>;
 pub(crate) struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
+    counted: Counted,
+}
+
+/// A connection that is open, counted while it is.
+struct Counted(Arc<Gaps>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Where another server may have come in the place of the one that was spoken to: no connection was open, or one was found closed.
+#[derive(Default)]
+pub(crate) struct Gaps {
+    open: AtomicUsize,
+    seen: AtomicU64,
+    cleared: AtomicU64,
+}
+
+impl Gaps {
+    /// Notes that there was one.
+    pub(crate) fn note(&self) {
+        self.seen.fetch_add(1, SeqCst);
+    }
+
+    /// The number of the last gap, if nobody has made sure behind it that the server is the one that it was.
+    pub(crate) fn open(&self) -> Option<u64> {
+        let seen = self.seen.load(SeqCst);
+        (self.cleared.load(SeqCst) < seen).then_some(seen)
+    }
+
+    /// Behind that gap it is the one that it was.
+    pub(crate) fn clear(&self, gap: u64) {
+        self.cleared.fetch_max(gap, SeqCst);
+    }
 }
 
 impl Link {
     /// Makes a connection.
-    pub(crate) async fn open(host: &str, port: u16) -> std::io::Result<Link> {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?; // Else small writes wait for the other side's acknowledgement.
-        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
-        Ok(Link { sender, driver })
+    ///
+    /// # Errors
+    /// One line that says what became of each address.
+    pub(crate) async fn open(host: &str, port: u16, limit: Duration, gaps: &Arc<Gaps>) -> Result<Link, String> {
+        let stream = dial(host, port, limit).await.inspect_err(|_| gaps.note())?;
+        if gaps.open.fetch_add(1, SeqCst) == 0 {
+            gaps.note();
+        }
+        let counted = Counted(gaps.clone());
+        let _ = stream.set_nodelay(true); // Else small writes wait for the other side's acknowledgement.
+        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        Ok(Link { sender, driver, counted })
     }
 
     /// Sends a request and waits for the answer's head.
@@ -46,7 +93,7 @@ impl Link {
         request: Request<Full<Bytes>>,
         idle: &Idle,
     ) -> Result<Response<Answer>, hyper::Error> {
-        let Link { mut sender, driver } = self;
+        let Link { mut sender, driver, counted } = self;
         let mut driver = Some(driver);
         let head = {
             let mut answer = std::pin::pin!(sender.send_request(request));
@@ -62,7 +109,7 @@ impl Link {
             })
             .await?
         };
-        let (link, idle) = (driver.map(|driver| Link { sender, driver }), idle.clone());
+        let (link, idle) = (driver.map(|driver| Link { sender, driver, counted }), idle.clone());
         Ok(head.map(|body| Answer { body, link, idle }))
     }
 
@@ -75,7 +122,7 @@ impl Link {
 
 /// Connections without a request, the one used last taken first.
 #[derive(Clone, Default)]
-pub(crate) struct Idle(Arc<Mutex<Vec<Link>>>);
+pub(crate) struct Idle(Arc<Mutex<Vec<Link>>>, pub(crate) Arc<Gaps>);
 
 impl Idle {
     /// One that can take a request, if there is one.
@@ -85,6 +132,7 @@ impl Idle {
             if link.is_usable() {
                 return Some(link);
             }
+            self.1.note();
         }
     }
 

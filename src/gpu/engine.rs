@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::config::PoolConfig;
 use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, ReplicaId, TaskId};
+use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, TaskRequest};
 use crate::core::units::Tokens;
 use crate::env::Env;
@@ -39,12 +40,32 @@ pub struct EngineContext {
 #[derive(Clone, Default)]
 pub struct EngineSite {
     ending: Arc<Mutex<Vec<Boxed<'static, ()>>>>,
+    heard: Arc<Mutex<Option<String>>>,
 }
 
 impl EngineSite {
     /// Leaves something that is ending; `end` returns when it is gone.
     pub fn leave(&self, end: impl Future<Output = ()> + Send + 'static) {
         self.ending.lock().push(Box::pin(end));
+    }
+
+    /// Notes what an engine that is not ready yet was last heard to say, and logs it when that is something new.
+    pub(crate) fn hear(&self, replica: &ReplicaId, said: String) {
+        let mut heard = self.heard.lock();
+        if heard.as_ref() != Some(&said) {
+            tracing::warn!(replica_id = %replica, %said, "an engine is not ready yet");
+            *heard = Some(said);
+        }
+    }
+
+    /// It is ready.
+    pub(crate) fn hear_nothing(&self) {
+        *self.heard.lock() = None;
+    }
+
+    /// What an engine that is not ready was last heard to say.
+    pub(crate) fn heard(&self) -> Option<String> {
+        self.heard.lock().clone()
     }
 
     /// Whether all that was left is gone, as of now.
@@ -82,13 +103,26 @@ pub struct EngineInfo {
     pub ctx: Option<Tokens>,
     /// Its process, when the worker started one.
     pub process_id: Option<u32>,
+    /// Whether the same seed gives the same tokens, as far as that is known before anything was tried.
+    pub repeats: Repeats,
+}
+
+/// What is known of an engine's determinism by what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// It is of this class, by how it is made.
+    Always(DeterminismClass),
+    /// Runs can show a class up to this one: they are made while the replica is idle.
+    UpTo(DeterminismClass),
+    /// No run can show it: caches that nobody can see change its batches.
+    Unknowable,
 }
 
 impl EngineInfo {
     /// An engine in this process, of this version and with this model.
     pub fn new(engine_version: impl Into<String>, model_digest: impl Into<String>) -> Self {
         let (engine_version, model_digest) = (engine_version.into(), model_digest.into());
-        EngineInfo { engine_version, model_digest, ctx: None, process_id: None }
+        EngineInfo { engine_version, model_digest, ctx: None, process_id: None, repeats: Repeats::Unknowable }
     }
 }
 
@@ -131,20 +165,35 @@ pub trait TokenOutput: Send {
     /// [`Stopped`] when nobody wants more: return from [`Engine::generate`] at once.
     fn push(&mut self, text: &str) -> Result<(), Stopped>;
 
-    /// Shows that the run goes on though no token comes: it waits for its turn elsewhere. Without it, so long a silence counts as a hang.
+    /// Shows that the run goes on though no token comes: it waits for its turn, or its prompt is evaluated. Without it, so long a silence
+    /// counts as a hang.
     fn is_alive(&mut self) {}
+
+    /// Says how many tokens the engine has computed for this run so far, by its own count: what it hands over in one piece may be several
+    /// tokens, and some tokens have no text. What is charged is the highest count, up to the task's budget; without any, the pieces.
+    fn counted(&mut self, tokens: u32) {
+        let _ = tokens;
+    }
 }
 
-/// Keeps what an engine says, piece by piece. For tests.
+/// Keeps what an engine says, piece by piece, its count, and its signs of life. For tests.
 #[cfg(test)]
 #[derive(Default)]
-pub(crate) struct Pieces(pub(crate) Vec<String>);
+pub(crate) struct Pieces(pub(crate) Vec<String>, pub(crate) u32, pub(crate) u32);
 
 #[cfg(test)]
 impl TokenOutput for Pieces {
     fn push(&mut self, text: &str) -> Result<(), Stopped> {
         self.0.push(text.to_owned());
         Ok(())
+    }
+
+    fn is_alive(&mut self) {
+        self.2 += 1;
+    }
+
+    fn counted(&mut self, tokens: u32) {
+        self.1 = self.1.max(tokens);
     }
 }
 
@@ -193,9 +242,12 @@ impl EngineError {
         match self {
             EngineError::Preload(text) => Cause::of_words(text).unwrap_or(Cause::Load),
             EngineError::Unreachable(_) | EngineError::Recalled => Cause::Unreachable,
-            EngineError::Lost(text) => Cause::of_words(text).unwrap_or(Cause::Lost),
+            EngineError::Lost(text) | EngineError::Failed(text) => Cause::of_words(text).unwrap_or(Cause::Lost),
             EngineError::Garbled(_) => Cause::Garbled,
             EngineError::Refused(_) | EngineError::Stopped(_) => Cause::Client,
+            EngineError::Busy { .. } => Cause::Busy,
+            EngineError::ContextFull { .. } => Cause::ContextFull,
+            EngineError::Replaced(_) => Cause::Load,
             EngineError::OutOfMemory(_) => Cause::OutOfMemory,
             EngineError::OutOfVram(_) => Cause::OutOfVram,
             EngineError::DeviceLost(_) => Cause::DeviceLost,
@@ -220,12 +272,34 @@ pub enum EngineError {
     /// It was lost in the middle of a run.
     #[error("the engine was lost: {0}")]
     Lost(String),
+    /// It has answered that it failed, and nothing of the run has come.
+    #[error("the engine failed the request: {0}")]
+    Failed(String),
     /// It says something that its protocol does not have.
     #[error("the engine's answer makes no sense: {0}")]
     Garbled(String),
     /// It does not take this request, and would not take it again.
     #[error("the engine refuses the request: {0}")]
     Refused(String),
+    /// It has too much to do, or is not ready yet: nothing of the run has happened, and it takes requests again later.
+    #[error("the engine is busy: {said}")]
+    Busy {
+        /// In its words.
+        said: String,
+        /// How long it asks to be left alone, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// The context that its runs share is full: each may have room alone, and together they have none.
+    #[error("the context that the engine's runs share is full: {said}")]
+    ContextFull {
+        /// In its words.
+        said: String,
+        /// Tokens that it holds, when that is known.
+        tokens: Option<u64>,
+    },
+    /// It serves another model, or another engine answers in its place.
+    #[error("the engine is another one now: {0}")]
+    Replaced(String),
     /// The host has no memory left for it.
     #[error("the engine is out of memory: {0}")]
     OutOfMemory(String),

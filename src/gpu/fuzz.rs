@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::gpu::engine::Pieces;
-use crate::gpu::server::Reading;
+use crate::gpu::server::{Reading, take};
 use crate::gpu::sse::SseParser;
 
 /// What servers say, in parts that are put together and then spoilt.
-const PARTS: [&str; 22] = [
+const PARTS: [&str; 27] = [
     "data: ",
     "data:",
     "event: error\n",
@@ -32,6 +32,11 @@ const PARTS: [&str; 22] = [
     "\"\\ud800\"",
     "9e999",
     "\u{0}\u{1}\u{fffd}\u{10ffff}",
+    "\u{feff}",
+    "data\n",
+    "{\"choices\":null,\"usage\":{\"prompt_tokens\":null,\"completion_tokens\":1.5e3}}",
+    "{\"choices\":[{\"text\":null,\"finish_reason\":\"\",\"index\":1}],\"usage\":{\"completion_tokens\":-4}}",
+    "{\"object\":\"error\",\"message\":\"no\",\"code\":\"overloaded\"}",
 ];
 
 fn drawn(random: &mut fastrand::Rng) -> Vec<u8> {
@@ -66,9 +71,9 @@ pub(super) fn feed(mut reader: impl FnMut(&mut dyn FnMut(&mut dyn Reading))) {
             while !rest.is_empty() {
                 let (piece, behind) = rest.split_at(random.usize(1..=rest.len()));
                 rest = behind;
-                let flow = parser.push(piece, |data| match reading.event(data, &mut out) {
-                    Ok(None) => ControlFlow::Continue(()),
-                    _ => ControlFlow::Break(()),
+                let flow = parser.push(piece, |said| match take(said, reading, &mut out) {
+                    ControlFlow::Continue(()) => ControlFlow::Continue(()),
+                    ControlFlow::Break(_) => ControlFlow::Break(()),
                 });
                 if !matches!(flow, Ok(ControlFlow::Continue(()))) {
                     break;

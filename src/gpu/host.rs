@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::ModelFile;
 use crate::core::id::ReplicaId;
+use crate::gpu::cgroup::{self, Bound};
 use crate::gpu::engine::EngineError;
 
 /// Processes of this process's group, itself included. On a system without `/proc`, itself alone.
@@ -48,22 +49,56 @@ pub(crate) fn memory_of(pid: u32) -> u64 {
 /// Processes of one engine whose memory is added up.
 const PROCESSES_MAX: usize = 64;
 
-/// Whether the host has this much memory to give.
+/// Whether there is this much memory for us: the host must have it to give, and each control group around us must
+/// allow it.
 ///
 /// # Errors
-/// [`EngineError::OutOfMemory`] when it has less. A host that does not say has enough.
+/// [`EngineError::OutOfMemory`] when there is less, with who gives least. A host that does not say has enough.
 pub(crate) fn check_memory(wanted: u64) -> Result<(), EngineError> {
-    let Some(free) = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
-        return Ok(());
-    };
-    if free < wanted {
-        return Err(EngineError::OutOfMemory(format!("the host has {free} bytes free, and the load needs {wanted}")));
+    match short(figure("MemAvailable:"), &cgroup::bounds(), wanted) {
+        Some(text) => Err(EngineError::OutOfMemory(text)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Who gives least, when that is less than `wanted`: the host with so much available, or one of the groups.
+fn short(host: Option<u64>, groups: &[Bound], wanted: u64) -> Option<String> {
+    let group = groups.iter().filter(|bound| bound.free < wanted).min_by_key(|bound| bound.free);
+    let host = host.filter(|free| *free < wanted);
+    match (group, host) {
+        (Some(Bound { group, limit, free }), host) if host.is_none_or(|host| *free <= host) => Some(format!(
+            "the control group {group} of this process has {free} bytes free of {limit}, and the load needs {wanted}"
+        )),
+        (_, Some(free)) => Some(format!("the host has {free} bytes free, and the load needs {wanted}")),
+        _ => None,
+    }
+}
+
+/// Why this much memory can never be had here, whatever else ends; `None` when it can.
+#[cfg(feature = "service")]
+pub(crate) fn never_fits(wanted: u64) -> Option<String> {
+    never(figure("MemTotal:"), &cgroup::bounds(), wanted)
+}
+
+#[cfg(any(test, feature = "service"))]
+fn never(host: Option<u64>, groups: &[Bound], wanted: u64) -> Option<String> {
+    let group = groups.iter().min_by_key(|bound| bound.limit).filter(|bound| bound.limit < wanted);
+    let group = group.map(|Bound { group, limit, .. }| {
+        format!("the control group {group} of this process may have {limit} bytes in all, and not {wanted}")
+    });
+    group.or_else(|| {
+        let total = host.filter(|total| *total < wanted)?;
+        Some(format!("the host has {total} bytes in all, and not {wanted}"))
+    })
+}
+
+/// A figure of `/proc/meminfo` in bytes.
+fn figure(name: &str) -> Option<u64> {
+    figure_of(&std::fs::read_to_string("/proc/meminfo").ok()?, name)
+}
+
+fn figure_of(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -102,10 +137,32 @@ mod tests {
 
     #[test]
     fn memory_that_is_available_is_read_and_a_strange_file_says_nothing() {
+        let available = |text| figure_of(text, "MemAvailable:");
         assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    1024 kB\n"), Some(1 << 20));
         assert_eq!((available("MemAvailable: x kB"), available("")), (None, None));
         assert!(check_memory(1).is_ok());
         assert!(matches!(check_memory(u64::MAX), Err(EngineError::OutOfMemory(_))));
+    }
+
+    #[test]
+    fn who_gives_least_is_named() {
+        let bound = |group: &str, limit, free| Bound { group: group.to_owned(), limit, free };
+        let groups = [bound("/a/b", 100, 60), bound("/a", 200, 50)];
+        assert_eq!(short(Some(500), &groups, 50), None);
+        let text = short(Some(500), &groups, 55).expect("the outer group has less");
+        assert_eq!(text, "the control group /a of this process has 50 bytes free of 200, and the load needs 55");
+        assert_eq!(short(Some(40), &groups, 55).as_deref(), Some("the host has 40 bytes free, and the load needs 55"));
+        assert!(short(None, &groups, 70).is_some_and(|text| text.contains("control group /a ")));
+        assert_eq!(short(None, &[], u64::MAX), None);
+    }
+
+    #[test]
+    fn what_no_limit_allows_never_fits() {
+        let groups = [Bound { group: "/a".to_owned(), limit: 100, free: 0 }];
+        assert_eq!(never(Some(500), &groups, 100), None, "only used up now");
+        assert!(never(Some(500), &groups, 101).is_some_and(|text| text.contains("control group /a")));
+        assert!(never(Some(500), &[], 501).is_some_and(|text| text.contains("the host has 500 bytes in all")));
+        assert_eq!(never(None, &[], u64::MAX), None);
     }
 
     #[test]

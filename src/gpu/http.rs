@@ -6,14 +6,16 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::env::timeout_awake;
+use crate::gpu::connection::{Answer, Gaps, Idle, Link};
+use crate::gpu::refusal::retry_after;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
-use hyper::header::{AUTHORIZATION, HOST};
+use hyper::header::{AUTHORIZATION, HOST, LOCATION};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use tokio::time::timeout;
-
-use crate::gpu::connection::{Answer, Idle, Link};
 
 /// Largest answer that is read whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -44,6 +46,8 @@ pub(crate) enum HttpError {
         status: StatusCode,
         /// The begin of the body.
         body: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -66,17 +70,44 @@ struct Place {
     authority: String,
     /// What every path begins with.
     prefix: String,
+    /// What stands behind every path: the URL's own query, with its mark.
+    query: String,
+    /// User and password of the URL, as they go into `Authorization`.
+    authorization: Option<Arc<str>>,
 }
 
 impl Place {
     fn of(uri: &Uri) -> Option<Place> {
         let authority = uri.authority()?;
+        let (user, server) = match authority.as_str().rsplit_once('@') {
+            Some((user, server)) => (Some(user), server),
+            None => (None, authority.as_str()),
+        };
         Some(Place {
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority.port_u16().unwrap_or(80),
-            authority: authority.to_string(),
+            authority: server.to_owned(),
             prefix: uri.path().trim_end_matches('/').to_owned(),
+            query: uri.query().map_or(String::new(), |query| format!("?{query}")),
+            authorization: user.map(|user| {
+                // A password without a user, and a user without a password, are told as such.
+                let user: Vec<u8> = percent_encoding::percent_decode_str(user).collect();
+                let user = if user.contains(&b':') { user } else { [user, b":".to_vec()].concat() };
+                format!("Basic {}", STANDARD.encode(user)).into()
+            }),
         })
+    }
+}
+
+/// A URL as it may be shown: without user, password and query, which may be secrets.
+fn shown(base: &str) -> String {
+    let base = base.split(['?', '#']).next().unwrap_or_default();
+    match base.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", authority.rsplit('@').next().unwrap_or_default())
+        }
+        None => base.to_owned(),
     }
 }
 
@@ -85,14 +116,19 @@ impl HttpClient {
     pub(crate) fn new(base: &str, api_key: Option<String>) -> Self {
         let base = base.trim_end_matches('/');
         let place = base.parse::<Uri>().ok().and_then(|uri| Place::of(&uri)).map(Arc::new);
-        let authorization = api_key.map(|key| format!("Bearer {key}").into());
-        HttpClient { base: base.into(), place, authorization, idle: Idle::default() }
+        let of_url = || place.as_ref().and_then(|place| place.authorization.clone());
+        let authorization = api_key.map(|key| format!("Bearer {key}").into()).or_else(of_url);
+        HttpClient { base: shown(base).into(), place, authorization, idle: Idle::default() }
     }
 
     async fn connect(&self, place: &Place) -> Result<Link, HttpError> {
-        let late = |_| HttpError::Connect(format!("{}: no connection within {CONNECT_TIMEOUT:?}", self.base));
-        let link = timeout(CONNECT_TIMEOUT, Link::open(&place.host, place.port)).await.map_err(late)?;
+        let link = Link::open(&place.host, place.port, CONNECT_TIMEOUT, self.gaps()).await;
         link.map_err(|error| HttpError::Connect(format!("{}: {error}", self.base)))
+    }
+
+    /// Where another server may have come in this one's place.
+    pub(crate) fn gaps(&self) -> &Arc<Gaps> {
+        &self.idle.1
     }
 
     /// Sends a request and returns the answer's head, its body still to come.
@@ -112,7 +148,7 @@ impl HttpClient {
         let body = Bytes::from(body);
         let no_url = || HttpError::Connect(format!("{} is no URL", self.base));
         let place = self.place.as_ref().ok_or_else(no_url)?;
-        let uri = format!("{}{path}", place.prefix);
+        let uri = format!("{}{path}{}", place.prefix, place.query);
         let request = || {
             let mut request = Request::builder().method(method.clone()).uri(&uri).header(HOST, &place.authority);
             if !body.is_empty() {
@@ -128,7 +164,7 @@ impl HttpClient {
         };
         if let Some(link) = self.idle.take() {
             match link.request(request()?, &self.idle).await {
-                Err(error) if is_hung_up(&error) => {}
+                Err(error) if is_hung_up(&error) => self.gaps().note(),
                 result => return result.map_err(|error| HttpError::Broken(causes(&error))),
             }
         }
@@ -139,8 +175,8 @@ impl HttpClient {
     /// Gets a whole answer within `limit`.
     pub(crate) async fn get(&self, path: &str, limit: Duration) -> Result<Bytes, HttpError> {
         let answer = async { whole(self.send(Method::GET, path, &[], Vec::new()).await?).await };
-        let late = |_| HttpError::Timeout(format!("no answer to {path} within {limit:?}"));
-        timeout(limit, answer).await.map_err(late)?
+        let late = || HttpError::Timeout(format!("no answer to {path} within {limit:?}"));
+        timeout_awake(limit, answer).await.ok_or_else(late)?
     }
 }
 
@@ -159,7 +195,9 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let status = answer.status();
+    let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
+    let leads_to = answer.headers().get(LOCATION).filter(|_| status.is_redirection());
+    let leads_to = leads_to.map(|to| format!("it redirects to {} ", String::from_utf8_lossy(to.as_bytes())));
     let body = Limited::new(answer.into_body(), bytes_max).collect().await.map_err(|error| {
         match error.is::<LengthLimitError>() {
             true => HttpError::TooLong(bytes_max),
@@ -172,8 +210,9 @@ where
     }
     let quoted = String::from_utf8_lossy(&body[..body.len().min(QUOTE_BYTES_MAX)]);
     // One line, printable: this text ends in logs and in error messages.
-    let body = quoted.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    Err(HttpError::Status { status, body })
+    let body = leads_to.unwrap_or_default() + &quoted;
+    let body = body.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Err(HttpError::Status { status, body, retry_after })
 }
 
 /// Whether the other side closed the connection without the head of an answer.
@@ -224,6 +263,19 @@ mod tests {
             }
         });
         (client, count)
+    }
+
+    #[test]
+    fn every_part_of_a_url_is_used_and_no_secret_of_it_is_shown() {
+        let base = "http://us%65r:p%3Aw@[::1]:8080/openai/?api-version=1";
+        let place = Place::of(&base.parse().unwrap()).unwrap();
+        assert_eq!((place.host.as_str(), place.port, place.authority.as_str()), ("::1", 8080, "[::1]:8080"));
+        assert_eq!((place.prefix.as_str(), place.query.as_str()), ("/openai", "?api-version=1"));
+        assert_eq!(place.authorization.as_deref(), Some("Basic dXNlcjpwOnc="), "user:p:w");
+        assert_eq!(shown(base), "http://[::1]:8080/openai/");
+        assert_eq!(shown("http://a@b"), "http://b");
+        let plain = Place::of(&"http://host".parse().unwrap()).unwrap();
+        assert_eq!((plain.port, plain.authorization, plain.query.as_str(), plain.prefix.as_str()), (80, None, "", ""));
     }
 
     #[tokio::test]

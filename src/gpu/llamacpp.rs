@@ -5,28 +5,40 @@
 //! cached prompt is evaluated in other batches and may round otherwise.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::core::resume::DeterminismClass;
 use crate::core::task::{Determinism, FinishReason, KvHint, Workload};
 use crate::core::units::Tokens;
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::engine::{
+    Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
+};
 use crate::gpu::figures;
 use crate::gpu::http::HttpError;
+use crate::gpu::openai_api::Text;
+use crate::gpu::refusal::{error_event, lost};
 use crate::gpu::runs::{Busy, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost, refusal};
+use crate::gpu::server::{ASK_TIMEOUT, Reading, Server};
 use crate::gpu::vectors;
 
-/// Time between two looks at a slot that is being left.
+/// Time between the first looks at a slot that is being left.
 const SLOT_PERIOD: Duration = Duration::from_millis(5);
+/// Looks after which a slot that is still busy is given time. The server notices that a client has left only when it has had no result of any
+/// request for one second, and each look is a request.
+const QUICK_LOOKS: u32 = 20;
+/// Time between the looks behind those: a second for the server, and some for the batch that it is at.
+const PATIENT_PERIOD: Duration = Duration::from_millis(1_500);
 /// Idle looks in a row at the slot of a run that was left before its answer had begun: the server may still have had to
 /// take the request up. 50 ms, some ten times what it needs for that.
 const IDLE_LOOKS_UNANSWERED: u32 = 10;
+/// Shortest time between two looks at the progress of a prompt, and the share of the idle timeout that it is else.
+const PROGRESS_PERIOD_MIN: Duration = Duration::from_millis(1_250);
+const PROGRESS_SHARE: u32 = 4;
 
 /// A llama.cpp server.
 pub struct LlamaCpp {
@@ -37,14 +49,27 @@ pub struct LlamaCpp {
     elsewhere: Runs,
     /// Completions that run now.
     completions: AtomicU32,
+    /// Slots that are being left now. Meanwhile the server is not asked for anything that is not needed.
+    leaving: AtomicU32,
+    /// Tokens that each slot's context has; 0 before a load.
+    ctx: AtomicU32,
+    /// The server has said that its slots share one context.
+    shares_context: AtomicBool,
 }
 
 /// `/props`, as far as it matters.
 #[derive(Deserialize)]
 struct Props {
-    total_slots: u32,
+    /// `router` where it serves several models, each by a server of its own.
+    role: Option<String>,
+    total_slots: Option<u32>,
+    #[serde(default)]
     build_info: String,
-    default_generation_settings: Settings,
+    #[serde(default)]
+    model_path: String,
+    #[serde(default)]
+    chat_template: String,
+    default_generation_settings: Option<Settings>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +82,11 @@ struct Settings {
 struct Slot {
     id: u32,
     is_processing: bool,
+    /// Tokens of the prompt that have been evaluated.
+    #[serde(default)]
+    n_prompt_tokens_processed: u64,
+    #[serde(default)]
+    next_token: serde_json::Value,
 }
 
 /// `/v1/models`, as far as it matters: what the loaded file is made of.
@@ -67,8 +97,13 @@ struct Models {
 
 #[derive(Deserialize)]
 struct Model {
-    meta: Option<serde_json::Value>,
+    #[serde(default)]
+    id: String,
+    meta: Option<serde_json::Map<String, serde_json::Value>>,
 }
+
+/// What `/v1/models` says of how a file is served, and not of the file.
+const NOT_OF_THE_FILE: [&str; 1] = ["n_ctx"];
 
 /// What we send to `/completion`.
 #[derive(Serialize)]
@@ -96,22 +131,19 @@ struct Completion<'a> {
 /// One event of the answer.
 #[derive(Deserialize)]
 struct Piece<'a> {
-    #[serde(default, borrow)]
-    content: Cow<'a, str>,
+    #[serde(borrow)]
+    content: Option<Text<'a>>,
     #[serde(default)]
     stop: bool,
     #[serde(default, borrow)]
     stop_type: Cow<'a, str>,
+    /// The context was full before the budget was used up.
+    #[serde(default)]
+    truncated: bool,
+    /// Tokens of this run so far: an event may carry several, or none that has text.
+    tokens_predicted: Option<u32>,
     tokens_evaluated: Option<u32>,
-    error: Option<ErrorBody>,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    #[serde(default)]
-    code: u16,
-    #[serde(default)]
-    message: String,
+    error: Option<serde::de::IgnoredAny>,
 }
 
 impl LlamaCpp {
@@ -123,28 +155,90 @@ impl LlamaCpp {
             unanswered,
             elsewhere: Runs::new(context),
             completions: AtomicU32::new(0),
+            leaving: AtomicU32::new(0),
+            ctx: AtomicU32::new(0),
+            shares_context: AtomicBool::new(false),
         }
     }
 
-    async fn identify(&self) -> Result<EngineInfo, EngineError> {
+    /// What the server is, and its slots.
+    async fn identify(&self) -> Result<(EngineInfo, u32), EngineError> {
         let props: Props = self.server.ask("/props").await?;
-        if props.total_slots < self.server.context.slots {
-            let (have, want) = (props.total_slots, self.server.context.slots);
-            return Err(EngineError::Preload(format!(
-                "the server has {have} slots, the pool is configured for {want}"
-            )));
+        if props.role.as_deref() == Some("router") {
+            let text = "the server is a router of several models; a pool needs a server of its own: start one with --model, or give the url of one";
+            return Err(EngineError::Preload(text.into()));
+        }
+        let missing = |what: &str| EngineError::Garbled(format!("/props has no {what}"));
+        let slots = props.total_slots.ok_or_else(|| missing("total_slots"))?;
+        let settings = props.default_generation_settings.ok_or_else(|| missing("default_generation_settings"))?;
+        let models: Models = self.server.ask("/v1/models").await?;
+        let model = models.data.into_iter().next();
+        let (id, mut meta) = model.map(|model| (model.id, model.meta.unwrap_or_default())).unwrap_or_default();
+        meta.retain(|name, _| !NOT_OF_THE_FILE.contains(&name.as_str()));
+        // The server knows no digest of its file: its name, what it is made of, and its template stand in for it.
+        let meta = serde_json::Value::Object(meta);
+        let what = format!("{id}\0{}\0{}\0{meta}", props.model_path, props.chat_template);
+        let mut info = EngineInfo::new(props.build_info, format!("llamacpp:{:016x}", xxh3_64(what.as_bytes())));
+        info.ctx = Some(Tokens(settings.n_ctx));
+        // Its batches are as large as what runs beside, and round by their size.
+        info.repeats = Repeats::UpTo(DeterminismClass::SingleSlot);
+        Ok((info, slots))
+    }
+
+    async fn load(&self) -> Result<EngineInfo, EngineError> {
+        let (info, slots) = self.identify().await?;
+        let wanted = self.server.context.slots;
+        if slots < wanted {
+            let text = format!("the server has {slots} slots, the pool is configured for {wanted}");
+            return Err(EngineError::Preload(text));
         }
         // Without it nobody could say when a cancelled run has really ended.
         self.server.client()?.get("/slots", ASK_TIMEOUT).await.map_err(|error| {
             EngineError::Preload(format!("/slots: {error}; start the server with its slots endpoint enabled"))
         })?;
-        // The server knows no digest of its file: what the file is made of stands in for it.
-        let models: Models = self.server.ask("/v1/models").await?;
-        let meta = models.data.into_iter().next().and_then(|model| model.meta).unwrap_or_default();
-        let model_digest = format!("llamacpp:{:016x}", xxh3_64(meta.to_string().as_bytes()));
-        let mut info = EngineInfo::new(props.build_info, model_digest);
-        info.ctx = Some(Tokens(props.default_generation_settings.n_ctx));
+        self.server.knows(&info);
+        self.ctx.store(info.ctx.map_or(0, |ctx| ctx.0), Relaxed);
         Ok(info)
+    }
+
+    /// Makes sure that the server is still the one that was loaded, where another may have come.
+    async fn recognise(&self) -> Result<(), EngineError> {
+        self.server.recognise(async || Ok(self.identify().await?.0)).await
+    }
+
+    /// Returns with the next sign that this slot's run goes on, which shows nothing yet: its prompt is evaluated further. While text comes
+    /// nobody is asked.
+    async fn progress(&self, slot: u32, last: &AtomicU64) {
+        let idle = Duration::from_millis(self.server.pool().timeouts.idle_ms);
+        loop {
+            sleep((idle / PROGRESS_SHARE).max(PROGRESS_PERIOD_MIN)).await;
+            if last.load(Relaxed) == HAS_TEXT {
+                return std::future::pending().await; // From here on text is the sign of life.
+            }
+            let Ok(client) = self.server.client() else { continue };
+            let Ok(body) = client.get("/slots", ASK_TIMEOUT).await else { continue };
+            let slots: Vec<Slot> = serde_json::from_slice(&body).unwrap_or_default();
+            let Some(slot) = slots.into_iter().find(|known| known.id == slot && known.is_processing) else { continue };
+            let decoded = slot.next_token.pointer("/0/n_decoded").or_else(|| slot.next_token.get("n_decoded"));
+            let done = slot.n_prompt_tokens_processed + decoded.and_then(serde_json::Value::as_u64).unwrap_or(0);
+            let before = last.fetch_max(done, Relaxed);
+            if done > before {
+                return;
+            }
+        }
+    }
+
+    /// The context that all slots share is full: with what is known of it.
+    fn full(&self, error: EngineError) -> EngineError {
+        let EngineError::ContextFull { said, .. } = error else { return error };
+        self.shares_context.store(true, Relaxed);
+        EngineError::ContextFull { said, tokens: self.shared_tokens() }
+    }
+
+    /// Tokens that all slots have together, where they share one context: each is told to have all of it.
+    fn shared_tokens(&self) -> Option<u64> {
+        let tokens = u64::from(self.ctx.load(Relaxed));
+        (self.shares_context.load(Relaxed) && tokens > 0).then_some(tokens)
     }
 
     fn body<'a>(job: &'a Job<'a>) -> Completion<'a> {
@@ -190,6 +284,9 @@ fn is_idle(slots: &[u8], slot: u32) -> bool {
     slots.is_some_and(|slots| slots.iter().all(|known| known.id != slot || !known.is_processing))
 }
 
+/// What stands for progress in a prompt once text has come.
+const HAS_TEXT: u64 = u64::MAX;
+
 /// Counts a run while it lasts.
 struct Counted<'a>(&'a AtomicU32);
 
@@ -207,20 +304,37 @@ impl Drop for Counted<'_> {
 }
 
 /// Reads one streamed completion.
-pub(super) struct Completing;
+#[derive(Default)]
+pub(super) struct Completing<'a> {
+    /// Set to [`HAS_TEXT`] with the first text.
+    progress: Option<&'a AtomicU64>,
+}
 
-impl Reading for Completing {
+impl Reading for Completing<'_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let piece: Piece<'_> = serde_json::from_slice(data).map_err(|error| EngineError::Garbled(error.to_string()))?;
-        if let Some(error) = piece.error {
-            let status = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return Err(refusal(status, &error.message));
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let piece: Piece<'_> = serde_json::from_slice(data).map_err(garbled)?;
+        if piece.error.is_some() {
+            return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
         }
-        out.push(&piece.content)?;
+        out.counted(piece.tokens_predicted.unwrap_or(0));
+        match piece.content.as_ref().filter(|text| !text.0.is_empty()) {
+            Some(text) => {
+                if let Some(progress) = self.progress.take() {
+                    progress.store(HAS_TEXT, Relaxed);
+                }
+                out.push(&text.0)?;
+            }
+            None => out.is_alive(),
+        }
         if !piece.stop {
             return Ok(None);
         }
-        let reason = if piece.stop_type == "limit" { FinishReason::Length } else { FinishReason::Stop };
+        let reason = match (&*piece.stop_type, piece.truncated) {
+            ("limit", true) => FinishReason::Context,
+            ("limit", false) => FinishReason::Length,
+            _ => FinishReason::Stop,
+        };
         Ok(Some(Finish { reason, tokens_in: piece.tokens_evaluated.map(Tokens) }))
     }
 }
@@ -228,10 +342,11 @@ impl Reading for Completing {
 impl Engine for LlamaCpp {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         let process_id = self.server.start("/health").await?;
-        Ok(EngineInfo { process_id, ..self.identify().await? })
+        Ok(EngineInfo { process_id, ..self.load().await? })
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
+        self.recognise().await?;
         let model = &self.server.pool().model;
         if job.request.workload != Workload::Completion {
             let run = self.elsewhere.begin(job.slot);
@@ -246,23 +361,29 @@ impl Engine for LlamaCpp {
         let unanswered = &self.unanswered[job.slot as usize];
         unanswered.store(true, Relaxed);
         let answered = || unanswered.store(false, Relaxed);
-        self.server.stream(("/completion", job.trace()), &Self::body(&job), answered, &mut Completing, out).await
+        let progress = AtomicU64::new(0);
+        let (mut reading, body) = (Completing { progress: Some(&progress) }, Self::body(&job));
+        let signs = (answered, || self.progress(job.slot, &progress));
+        let result = self.server.stream(("/completion", job.trace()), &body, signs, &mut reading, out).await;
+        result.map_err(|error| self.full(error))
     }
 
     async fn released(&self, slot: u32) {
         let Ok(client) = self.server.client() else { return };
+        let _leaving = Counted::new(&self.leaving);
         self.elsewhere.until_left(slot, || self.busy_elsewhere()).await;
         let unanswered = self.unanswered[slot as usize].swap(false, Relaxed);
         let mut looks_left = if unanswered { IDLE_LOOKS_UNANSWERED } else { 1 };
+        let mut quick_left = QUICK_LOOKS;
         while looks_left > 0 {
             match client.get("/slots", ASK_TIMEOUT).await.map(|body| is_idle(&body, slot)) {
                 Ok(true) => looks_left -= 1,
                 Err(HttpError::Connect(_)) => return, // It is gone, and computes nothing anywhere.
                 // Busy, or not answering because it is: it looks at its slots between two batches only.
-                Ok(false) | Err(_) => {}
+                Ok(false) | Err(_) => quick_left = quick_left.saturating_sub(1),
             }
             if looks_left > 0 {
-                sleep(SLOT_PERIOD).await;
+                sleep(if quick_left > 0 { SLOT_PERIOD } else { PATIENT_PERIOD }).await;
             }
         }
     }
@@ -271,10 +392,15 @@ impl Engine for LlamaCpp {
         // `/health` is answered beside the computation, `/metrics` only between two batches, and by servers that were
         // told to have it: the one says whether the server lives, the other adds figures when it can.
         self.server.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
-        let Some(text) = self.server.figures("/metrics").await else { return Ok(Telemetry::default()) };
+        self.server.compare(self.identify().await.map(|(info, _)| info))?;
+        let unknown = Telemetry { kv_tokens: self.shared_tokens(), ..Telemetry::default() };
+        if self.leaving.load(Relaxed) > 0 {
+            return Ok(unknown); // The question would keep the server from noticing that somebody has left.
+        }
+        let Some(text) = self.server.figures("/metrics").await else { return Ok(unknown) };
         let slots_busy = figures::count(&text, "llamacpp:requests_processing");
-        let kv_usage = figures::sum(&text, "llamacpp:kv_cache_usage_ratio");
-        Ok(Telemetry { kv_usage, slots_busy, kv_tokens: None })
+        let kv_usage = figures::sum(&text, "llamacpp:kv_cache_usage_ratio"); // Of older builds.
+        Ok(Telemetry { kv_usage, slots_busy, ..unknown })
     }
 
     async fn failure(&self) -> EngineError {
@@ -289,7 +415,7 @@ mod tests {
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
         let mut out = Pieces::default();
-        let result = Completing.event(event.as_bytes(), &mut out);
+        let result = Completing::default().event(event.as_bytes(), &mut out);
         (out.0.concat(), result)
     }
 
@@ -313,6 +439,6 @@ mod tests {
 
     #[test]
     fn whatever_a_llamacpp_server_says_is_text_or_an_error() {
-        crate::gpu::fuzz::feed(|read| read(&mut Completing));
+        crate::gpu::fuzz::feed(|read| read(&mut Completing::default()));
     }
 }

@@ -3,6 +3,7 @@
 //! An [`Engine`] is one model on one device mask. The simulated one is always there; those reached over HTTP come with
 //! the feature `engines-http`.
 
+pub(crate) mod cgroup;
 pub mod devices;
 pub mod engine;
 pub(crate) mod host;
@@ -24,13 +25,19 @@ pub mod triton;
 pub mod vllm;
 
 #[cfg(feature = "engines-http")]
-pub(crate) mod cgroup;
+pub(crate) mod children;
 #[cfg(feature = "engines-http")]
 pub(crate) mod completions;
 #[cfg(feature = "engines-http")]
 pub(crate) mod connection;
+#[cfg(all(test, feature = "engines-http"))]
+mod corpus;
+#[cfg(feature = "engines-http")]
+pub(crate) mod dial;
 #[cfg(feature = "engines-http")]
 pub(crate) mod digest;
+#[cfg(feature = "engines-http")]
+pub(crate) mod engine_group;
 #[cfg(feature = "engines-http")]
 pub(crate) mod figures;
 #[cfg(all(test, feature = "engines-http"))]
@@ -38,9 +45,13 @@ mod fuzz;
 #[cfg(feature = "engines-http")]
 pub(crate) mod http;
 #[cfg(feature = "engines-http")]
+pub(crate) mod memory_kills;
+#[cfg(feature = "engines-http")]
 pub(crate) mod openai_api;
 #[cfg(feature = "engines-http")]
 pub(crate) mod process;
+#[cfg(feature = "engines-http")]
+pub(crate) mod refusal;
 #[cfg(feature = "engines-http")]
 pub(crate) mod runs;
 #[cfg(feature = "engines-http")]
@@ -52,6 +63,7 @@ pub(crate) mod vectors;
 
 pub use devices::{DeviceProbe, DeviceSink, SimDevices};
 pub use engine::{
-    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, Stopped, Telemetry, TokenOutput,
+    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, Repeats, Stopped, Telemetry,
+    TokenOutput,
 };
 pub use sim::SimEngine;

@@ -3,30 +3,24 @@
 //! What such a server has beyond `/v1/completions` and `/v1/models` differs, so each of it is asked for and none is relied on. Where it
 //! has counters of its runs (SGLang's are known), a stopped run counts as left by them; else when its connection is closed.
 
-use crate::gpu::completions::Completions;
+use crate::gpu::completions::{Completions, Kind};
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::figures;
-
-/// Where servers of this shape tell their version.
-const VERSIONS: [&str; 3] = ["/version", "/get_server_info", "/api/version"];
 
 /// A server of OpenAI's shape.
 pub struct OpenAi(Completions);
 
+const KIND: Kind = Kind {
+    name: "openai",
+    versions: &["/version", "/get_server_info", "/api/version"],
+    tells_version: false,
+    counts: false,
+};
+
 impl OpenAi {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        OpenAi(Completions::new(context, false))
-    }
-
-    async fn version(&self) -> String {
-        for path in VERSIONS {
-            let answer: Option<serde_json::Value> = self.0.server.ask(path).await.ok();
-            if let Some(version) = answer.as_ref().and_then(|answer| answer.get("version")?.as_str()) {
-                return format!("openai-{version}");
-            }
-        }
-        "openai-unknown".into()
+        OpenAi(Completions::new(context, KIND))
     }
 }
 
@@ -38,9 +32,7 @@ fn busy(text: &str) -> Option<u32> {
 
 impl Engine for OpenAi {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
-        let process_id = self.0.server.start("/v1/models").await?;
-        let version = self.version().await;
-        Ok(EngineInfo { process_id, ..self.0.identify("openai", version).await? })
+        self.0.load("/v1/models").await
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {

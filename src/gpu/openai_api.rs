@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -9,8 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{EngineError, Finish, Job, TokenOutput};
+use crate::gpu::refusal::error_event;
 use crate::gpu::runs::Run;
-use crate::gpu::server::{Reading, refusal};
+use crate::gpu::server::Reading;
 
 /// What is sent to `/v1/completions`. Fields that only some servers have are left out unless they are asked for.
 #[derive(Serialize)]
@@ -64,19 +66,23 @@ impl<'a> Completion<'a> {
     }
 }
 
-/// One event of the answer.
+/// One event of the answer: any of text, reason and counts, each of which may be left out, null, or empty.
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(default, borrow)]
-    choices: First<Choice<'a>>,
+    choices: Option<Choices<'a>>,
     usage: Option<Usage>,
-    error: Option<serde_json::Value>,
+    error: Option<IgnoredAny>,
+    /// An error of older servers stands at the top.
+    message: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
-    #[serde(default, borrow)]
-    text: Cow<'a, str>,
+    #[serde(default)]
+    index: Count,
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
     #[serde(borrow)]
     finish_reason: Option<Text<'a>>,
 }
@@ -86,27 +92,25 @@ struct Choice<'a> {
 #[serde(transparent)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-/// The first entry of a list; we ask for one. Read without a list of our own: this is done for each token.
-struct First<T>(Option<T>);
+/// The choice of index 0 of a list: one is asked for. Read without a list of our own: this is done for each token.
+struct Choices<'a>(Option<Choice<'a>>);
 
-impl<T> Default for First<T> {
-    fn default() -> Self {
-        First(None)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
+impl<'de: 'a, 'a> Deserialize<'de> for Choices<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-            type Value = First<T>;
+        struct Entries<'a>(PhantomData<Choice<'a>>);
+        impl<'de: 'a, 'a> Visitor<'de> for Entries<'a> {
+            type Value = Choices<'a>;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("a list")
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<First<T>, A::Error> {
-                let first = entries.next_element()?;
-                while entries.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(First(first))
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Choices<'a>, A::Error> {
+                let mut found = None;
+                while let Some(choice) = entries.next_element::<Choice<'a>>()? {
+                    if choice.index.0.unwrap_or(0) == 0 {
+                        found.get_or_insert(choice);
+                    }
+                }
+                Ok(Choices(found))
             }
         }
         deserializer.deserialize_seq(Entries(PhantomData))
@@ -116,81 +120,169 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
 #[derive(Deserialize)]
 struct Usage {
     #[serde(default)]
-    prompt_tokens: u32,
+    prompt_tokens: Count,
     #[serde(default)]
-    completion_tokens: u32,
+    completion_tokens: Count,
 }
 
-/// Reads one streamed completion.
+/// A number of tokens, of a server that may say null, or nonsense, where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count(Option<u32>);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Count;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number of tokens")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Count, E> {
+                Ok(Count(u32::try_from(number).ok()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Count, E> {
+                Ok(Count(u32::try_from(number).ok()))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Count, E> {
+                Ok(Count((0.0..1e9).contains(&number).then_some(number as u32)))
+            }
+            fn visit_unit<E>(self) -> Result<Count, E> {
+                Ok(Count(None))
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Count, E> {
+                Ok(Count(None))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Count, E> {
+                Ok(Count(None))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// Reads one streamed completion. A reason, a `[DONE]`, or an answer that ends properly each suffice as its end.
 pub(crate) struct Completing<'a, 'b> {
     run: &'a Run<'b>,
-    /// Tokens so far, by the server's count.
-    tokens: u32,
+    /// The server has been seen to tell its ends, by a reason or a `[DONE]`.
+    tells: &'a AtomicBool,
+    /// Tokens that were asked for.
+    max_tokens: u32,
+    /// Pieces of text so far.
+    pieces: u32,
+    /// Tokens so far, while the server counts each event; `None` when it was silent about one.
+    each: Option<u32>,
+    /// The server's newest count.
+    counted: Option<u32>,
     tokens_in: Option<Tokens>,
     reason: Option<FinishReason>,
 }
 
 impl<'a, 'b> Completing<'a, 'b> {
-    pub(crate) fn new(run: &'a Run<'b>) -> Self {
-        Completing { run, tokens: 0, tokens_in: None, reason: None }
+    pub(crate) fn new((run, tells): (&'a Run<'b>, &'a AtomicBool), max_tokens: Tokens) -> Self {
+        let (max_tokens, pieces, counted, tokens_in) = (max_tokens.0, 0, None, None);
+        Completing { run, tells, max_tokens, pieces, each: Some(0), counted, tokens_in, reason: None }
+    }
+
+    /// Takes up the server's counts. Returns how many tokens this event carries, as far as that is known.
+    fn count(&mut self, usage: Option<Usage>, has_text: bool, out: &mut dyn TokenOutput) -> u32 {
+        let (prompt, tokens) = usage.map_or((None, None), |usage| (usage.prompt_tokens.0, usage.completion_tokens.0));
+        // Counts only grow; a server that has none yet, or none in its last event, says 0.
+        self.tokens_in = prompt.filter(|tokens| *tokens > 0).map(Tokens).max(self.tokens_in);
+        let Some(tokens) = tokens.filter(|tokens| *tokens > 0) else {
+            self.each = self.each.filter(|_| !has_text);
+            return 1;
+        };
+        self.counted = self.counted.max(Some(tokens));
+        out.counted(tokens);
+        // Counts that come with the last event alone are of all, and say nothing of this one.
+        let new = self.each.map_or(1, |before| tokens.saturating_sub(before));
+        self.each = self.each.map(|before| before.max(tokens));
+        new.clamp(1, self.max_tokens.saturating_sub(self.pieces).max(1))
+    }
+
+    fn end(&self) -> Finish {
+        let (asked, computed) = (self.max_tokens, self.counted.unwrap_or(self.pieces));
+        if self.reason.is_some() {
+            self.tells.store(true, Relaxed);
+        }
+        let reason = match self.reason {
+            // It is full for another reason than the budget: its context is. A server may not count the last token.
+            Some(FinishReason::Length) if self.counted.is_some_and(|counted| counted > 0 && counted + 1 < asked) => {
+                FinishReason::Context
+            }
+            Some(reason) => reason,
+            None if computed >= asked => FinishReason::Length,
+            None => FinishReason::Stop,
+        };
+        Finish { reason, tokens_in: self.tokens_in }
     }
 }
 
 impl Reading for Completing<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        if data == b"[DONE]" {
-            let reason = self.reason.ok_or_else(|| EngineError::Lost("the answer ended without a reason".into()))?;
-            return Ok(Some(Finish { reason, tokens_in: self.tokens_in }));
+        if data.trim_ascii() == b"[DONE]" {
+            self.tells.store(true, Relaxed);
+            return Ok(Some(self.end()));
         }
-        let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(|error| EngineError::Garbled(error.to_string()))?;
-        if let Some(error) = chunk.error {
-            return Err(error_event(&error));
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(garbled)?;
+        let choice = chunk.choices.and_then(|choices| choices.0);
+        if chunk.error.is_some() || choice.is_none() && chunk.message.is_some() {
+            return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
         }
-        let mut new = 1;
-        if let Some(usage) = chunk.usage {
-            self.tokens_in = Some(Tokens(usage.prompt_tokens));
-            new = usage.completion_tokens.saturating_sub(self.tokens).max(1);
-            self.tokens = usage.completion_tokens;
-        }
-        let Some(choice) = chunk.choices.0 else { return Ok(None) };
+        let text = choice.as_ref().and_then(|choice| choice.text.as_ref()).map_or("", |text| &text.0);
+        let tokens = self.count(chunk.usage, !text.is_empty(), out);
+        let Some(choice) = &choice else {
+            out.is_alive();
+            return Ok(None);
+        };
         self.run.show();
-        push_tokens(&choice.text, new, out)?;
-        match choice.finish_reason.as_ref().map(|reason| &*reason.0) {
-            None => {}
-            Some("length") => self.reason = Some(FinishReason::Length),
-            Some("stop" | "eos" | "stop_sequence") => self.reason = Some(FinishReason::Stop),
-            Some(other) => return Err(EngineError::Lost(format!("the run ended by {other:?}"))),
+        if text.is_empty() {
+            out.is_alive();
+        } else {
+            self.pieces += push_tokens(text, tokens, out)?;
+        }
+        match choice.finish_reason.as_ref().map_or("", |reason| &*reason.0) {
+            "" | "null" => {}
+            word => {
+                let reason = FinishReason::of_word(word);
+                self.reason = Some(reason.ok_or_else(|| EngineError::Lost(format!("the run ended by {word:?}")))?);
+            }
         }
         Ok(None)
     }
-}
 
-/// An error in the middle of a stream: its code is a status where it has one.
-fn error_event(error: &serde_json::Value) -> EngineError {
-    let code = error.get("code").and_then(serde_json::Value::as_u64).and_then(|code| u16::try_from(code).ok());
-    let text = error.get("message").unwrap_or(error);
-    let text = text.as_str().map_or_else(|| text.to_string(), str::to_owned);
-    match code.and_then(|code| hyper::StatusCode::from_u16(code).ok()) {
-        Some(status) => refusal(status, &text),
-        None => EngineError::Lost(text),
+    fn is_over(&self) -> bool {
+        self.reason.is_some()
+    }
+
+    fn ended(&mut self, framed: bool) -> Result<Finish, EngineError> {
+        let has_said_something = self.pieces > 0 || self.counted.is_some();
+        // A proxy in front may end an answer properly that was cut behind it: of a server that tells its ends, that is none.
+        if self.reason.is_some() || framed && has_said_something && !self.tells.load(Relaxed) {
+            return Ok(self.end());
+        }
+        Err(EngineError::Lost("the answer ended without a reason, a [DONE] or an end of its body".into()))
     }
 }
 
-/// Hands on the text of one event that carries several tokens. Where one ends and the next begins is not said, so it is cut
-/// evenly: tokens are counted right, and text that is run again is compared byte for byte, however it is cut.
-pub(crate) fn push_tokens(text: &str, tokens: u32, out: &mut dyn TokenOutput) -> Result<(), EngineError> {
-    let mut rest = text;
+/// Hands on the text of one event that carries several tokens; returns in how many pieces. Where one token ends and the next begins is
+/// not said, so the text is cut evenly: it comes as smoothly as it was computed, and what is run again is compared byte for byte, however
+/// it is cut.
+fn push_tokens(text: &str, tokens: u32, out: &mut dyn TokenOutput) -> Result<u32, EngineError> {
+    let (mut rest, mut pieces) = (text, 0);
     for left in (1..=tokens).rev() {
         let goal = rest.len().div_ceil(left as usize);
         let end = if left == 1 { rest.len() } else { rest.ceil_char_boundary(goal) };
         let (piece, behind) = rest.split_at(end);
         out.push(piece)?;
+        pieces += 1;
         rest = behind;
         if rest.is_empty() {
             break;
         }
     }
-    Ok(())
+    Ok(pieces)
 }
 
 /// `/v1/models`, as far as it matters.
@@ -208,14 +300,19 @@ pub(crate) struct Model {
     pub(crate) max_model_len: Option<u32>,
 }
 
+/// Most models of a server that an error names.
+const SERVED_SHOWN: usize = 8;
+
 impl Models {
     /// Whether the model is still served.
     ///
     /// # Errors
-    /// [`EngineError::Lost`] when it is not.
+    /// [`EngineError::Replaced`] when it is not.
     pub(crate) fn has(&self, id: &str) -> Result<(), EngineError> {
-        let lost = || EngineError::Lost(format!("the server serves {id:?} no more"));
-        self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(lost)
+        let served =
+            || self.data.iter().take(SERVED_SHOWN).map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
+        let replaced = || EngineError::Replaced(format!("the server serves {id:?} no more; it serves {}", served()));
+        self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(replaced)
     }
 
     /// The served model that a pool means: the one of its name, else the only one.
@@ -284,9 +381,9 @@ mod tests {
     use crate::gpu::runs::tests::runs;
 
     fn read(events: &[&str]) -> (Vec<String>, Result<Option<Finish>, EngineError>) {
-        let runs = runs(1);
+        let (runs, tells) = (runs(1), AtomicBool::new(false));
         let run = runs.begin(0);
-        let (mut reading, mut out) = (Completing::new(&run), Pieces::default());
+        let (mut reading, mut out) = (Completing::new((&run, &tells), Tokens(4)), Pieces::default());
         let mut last = Ok(None);
         for event in events {
             last = reading.event(event.as_bytes(), &mut out);
@@ -315,7 +412,6 @@ mod tests {
     fn what_is_no_good_end_is_none() {
         let aborted = r#"{"choices":[{"index":0,"text":"x","finish_reason":"abort"}]}"#;
         assert!(matches!(read(&[aborted]).1, Err(EngineError::Lost(_))));
-        assert!(matches!(read(&["[DONE]"]).1, Err(EngineError::Lost(_))), "without a reason");
         let dead = r#"{"error":{"message":"EngineCore encountered an issue","type":"InternalServerError","code":500}}"#;
         assert!(matches!(read(&[dead]).1, Err(EngineError::Lost(text)) if text.contains("EngineCore")));
         let bad = r#"{"error":{"message":"too long","code":400}}"#;
@@ -337,7 +433,7 @@ mod tests {
 
     #[test]
     fn whatever_a_server_of_openais_shape_says_is_text_or_an_error() {
-        let runs = crate::gpu::runs::tests::runs(1);
-        crate::gpu::fuzz::feed(|read| read(&mut Completing::new(&runs.begin(0))));
+        let (runs, tells) = (crate::gpu::runs::tests::runs(1), AtomicBool::new(false));
+        crate::gpu::fuzz::feed(|read| read(&mut Completing::new((&runs.begin(0), &tells), Tokens(9))));
     }
 }

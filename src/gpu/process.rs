@@ -10,14 +10,16 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::core::id::ReplicaId;
-use crate::gpu::cgroup::Cgroup;
+use crate::gpu::children::{OwnChild, spawn};
 use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
+use crate::gpu::engine_group::Cgroup;
 use crate::gpu::host;
+use crate::gpu::memory_kills::MemoryKills;
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
 const LINE_BYTES_MAX: usize = 2048;
@@ -42,11 +44,15 @@ pub(crate) struct EngineProcess {
     /// The group's number, for looking whether any of it is left.
     number: u32,
     /// The engine and its watcher; `None` once they have been left to the site.
-    children: Option<(Child, Child)>,
+    children: Option<(OwnChild, OwnChild)>,
     site: EngineSite,
     /// How long it has to end behind SIGTERM.
     term: Duration,
     cgroup: Option<Cgroup>,
+    /// How often the system had killed for want of memory where it runs, before it was started.
+    kills: MemoryKills,
+    /// What was found out about its end, once it is known that the system killed it for want of memory.
+    killed_for: Option<&'static str>,
     last_lines: Arc<Mutex<VecDeque<String>>>,
     /// Readers of its output; aborted with it.
     readers: JoinSet<()>,
@@ -66,13 +72,14 @@ impl EngineProcess {
         command.env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true); // Its own group, so that what it starts dies with it.
-        let mut child = command.spawn()?;
+        let kills = MemoryKills::until_now();
+        let mut child = spawn(&mut command)?;
         let id = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or_default();
         let group = Pid::from_raw(id);
         let mut watcher = Command::new("/bin/sh");
         watcher.args(["-c", WATCH, "engine-watcher"]).process_group(id).kill_on_drop(true);
         watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let watcher = watcher.spawn().inspect_err(|_| {
+        let watcher = spawn(&mut watcher).inspect_err(|_| {
             let _ = group.map(|group| kill_process_group(group, Signal::KILL)); // Not without one.
         })?;
         leave_no_core(group);
@@ -95,6 +102,8 @@ impl EngineProcess {
             site: context.site.clone(),
             term,
             cgroup,
+            kills,
+            killed_for: None,
             last_lines,
             readers,
         })
@@ -123,13 +132,34 @@ impl EngineProcess {
             (None, Some(signal)) => Exit::Signal(signal),
             (None, None) => Exit::Unknown,
         });
-        let said: Vec<String> = self.last_lines.lock().iter().cloned().collect();
-        if self.cgroup.as_ref().is_some_and(Cgroup::ran_out) {
-            let most = "it took more host memory than process.memory_bytes_max, and was killed for it";
-            return EngineError::OutOfMemory(format!("{most} ({how})"));
+        self.killed_for = self.killed_for.or_else(|| self.killed_for_memory(how)); // A kill explains an end once.
+        if let Some(why) = self.killed_for {
+            return EngineError::OutOfMemory(format!("{why} ({how})"));
         }
+        let said: Vec<String> = self.last_lines.lock().iter().cloned().collect();
         EngineError::Exited { how, said: said.join(" | ") }
     }
+
+    /// Whether the system has killed it for want of memory, and whose memory that was.
+    fn killed_for_memory(&self, how: Exit) -> Option<&'static str> {
+        match &self.cgroup {
+            Some(group) if group.ran_out() => {
+                if group.is_counted_above() {
+                    self.kills.explain_one(); // It explains nobody else's end.
+                }
+                Some("it took more host memory than process.memory_bytes_max, and was killed for it")
+            }
+            None if is_kill(how) && self.kills.explain_one() => Some(
+                "the system killed it since the memory of this host, or of this service's control group, was used up",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a process was ended by SIGKILL: itself, or what a shell ran for us, which tells it as an exit code.
+fn is_kill(how: Exit) -> bool {
+    matches!(how, Exit::Signal(9) | Exit::Code(137))
 }
 
 impl EngineProcess {
@@ -145,8 +175,8 @@ fn kill(group: Option<Pid>) {
 
 /// What is left of an engine that nobody wants any more.
 struct Ending {
-    child: Child,
-    watcher: Child,
+    child: OwnChild,
+    watcher: OwnChild,
     group: Option<Pid>,
     number: u32,
     term: Duration,

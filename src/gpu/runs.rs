@@ -118,7 +118,10 @@ impl Run<'_> {
 
     /// It came to this. Else, and where it was stopped or its connection broke, the engine may still be at work on it.
     pub(crate) fn conclude(mut self, result: &Result<Finish, EngineError>) {
-        self.over = matches!(result, Ok(_) | Err(EngineError::Refused(_) | EngineError::Unreachable(_)));
+        self.over = matches!(
+            result,
+            Ok(_) | Err(EngineError::Refused(_) | EngineError::Unreachable(_) | EngineError::Busy { .. })
+        );
     }
 }
 

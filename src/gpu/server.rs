@@ -2,22 +2,24 @@
 
 use std::net::TcpListener;
 use std::ops::ControlFlow;
+use std::pin::{Pin, pin};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use hyper::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
-use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
+use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, TokenOutput};
 use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
 use crate::gpu::process::EngineProcess;
+use crate::gpu::refusal::{error_event, lost};
 use crate::gpu::runs::Busy;
-use crate::gpu::sse::SseParser;
+use crate::gpu::sse::{EventTooLong, Said, SseParser};
 
 /// Time between two looks at a server that is loading.
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
@@ -27,9 +29,10 @@ pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
 const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// What a server without figures answers; any other refusal says nothing about them.
-const HAS_NO_FIGURES: [StatusCode; 4] =
-    [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_IMPLEMENTED, StatusCode::FORBIDDEN];
+/// Refusals that say nothing of whether a server has figures: it is busy. Any other 4xx, and 501, says that it has none.
+const FIGURES_LATER: [u16; 3] = [408, 425, 429];
+/// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the body.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
 const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
 
@@ -38,6 +41,8 @@ pub(crate) struct Server {
     pub(crate) context: EngineContext,
     /// Set by a successful start.
     client: OnceLock<HttpClient>,
+    /// What the server said that it is when it was loaded.
+    known: OnceLock<(String, String)>,
     /// The process that we started; `None` for a server at a URL. An async lock, since waiting for its end holds it.
     process: Mutex<Option<EngineProcess>>,
 }
@@ -50,10 +55,15 @@ pub(crate) trait Reading: Send {
     /// [`EngineError`] when the run has failed by this event's word, or it is none of the protocol's.
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError>;
 
+    /// Whether the run is known to be over, and what may still come are counts and the end of the answer.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// The answer has ended without a last event. `framed` says whether its end was told, and not only the connection's.
     ///
     /// # Errors
-    /// [`EngineError::Lost`], where the protocol has one.
+    /// [`EngineError::Lost`], where that is no end.
     fn ended(&mut self, framed: bool) -> Result<Finish, EngineError> {
         let _ = framed;
         Err(EngineError::Lost("the answer ended without its last event".into()))
@@ -62,7 +72,7 @@ pub(crate) trait Reading: Send {
 
 impl Server {
     pub(crate) fn new(context: &EngineContext) -> Self {
-        Server { context: context.clone(), client: OnceLock::new(), process: Mutex::new(None) }
+        Server { context: context.clone(), client: OnceLock::new(), known: OnceLock::new(), process: Mutex::new(None) }
     }
 
     pub(crate) fn pool(&self) -> &PoolConfig {
@@ -106,15 +116,57 @@ impl Server {
             }
         };
         tokio::pin!(ended);
-        while client.get(ready, ASK_TIMEOUT).await.is_err() {
+        while let Err(error) = client.get(ready, ASK_TIMEOUT).await {
+            // Whatever it is, a server that starts may get over it; nobody should have to wait to hear of it.
+            self.context.site.hear(&self.context.replica, format!("{ready}: {error}"));
             tokio::select! {
                 biased;
                 ended = &mut ended => return Err(ended),
                 () = sleep(HEALTH_PERIOD) => {}
             }
         }
+        self.context.site.hear_nothing();
         self.client.set(client).map_err(|_| EngineError::Preload("loaded twice".into()))?;
         Ok(process_id)
+    }
+
+    /// Notes what the server said that it is when it was loaded.
+    pub(crate) fn knows(&self, info: &EngineInfo) {
+        let _ = self.known.set((info.engine_version.clone(), info.model_digest.clone())); // Loaded once.
+    }
+
+    /// Makes sure that the server is still the one that was loaded, where another may have come in its place: a connection was found
+    /// closed, or none was open. `identify` asks it.
+    ///
+    /// # Errors
+    /// [`EngineError::Replaced`] when it is another one; what it answers when it cannot be asked.
+    pub(crate) async fn recognise<F>(&self, identify: impl FnOnce() -> F) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<EngineInfo, EngineError>>,
+    {
+        let gaps = self.client()?.gaps();
+        let Some(gap) = gaps.open() else { return Ok(()) };
+        self.compare(identify().await)?;
+        gaps.clear(gap);
+        Ok(())
+    }
+
+    /// Compares what the server says that it is with what it was when it was loaded.
+    ///
+    /// # Errors
+    /// [`EngineError::Replaced`] when it is another one; what it answered when it could not be asked.
+    pub(crate) fn compare(&self, says: Result<EngineInfo, EngineError>) -> Result<(), EngineError> {
+        let info = says.map_err(|error| match error {
+            EngineError::Preload(text) => EngineError::Replaced(text), // It does not serve the model any more.
+            other => other,
+        })?;
+        let found = (info.engine_version, info.model_digest);
+        match self.known.get() {
+            Some(known) if *known != found => {
+                Err(EngineError::Replaced(format!("it was {known:?} when it was loaded, and says {found:?}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns when the server's process has ended; never for one that we did not start.
@@ -146,31 +198,34 @@ impl Server {
         let Ok(client) = self.client() else { return Busy::Gone };
         let runs = match client.get("/metrics", FIGURES_TIMEOUT).await {
             Ok(text) => read(&String::from_utf8_lossy(&text)),
-            Err(HttpError::Status { status, .. }) if HAS_NO_FIGURES.contains(&status) => read(""),
+            Err(HttpError::Status { status, .. }) if has_no_figures(status.as_u16()) => read(""),
             Err(HttpError::Connect(_)) => return Busy::Gone,
             Err(_) => None,
         };
         runs.map_or(Busy::Unknown, Busy::Runs)
     }
 
-    /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun.
+    /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun; `signs`, which is given
+    /// the count of what was heard so far, returns with each sign of life that the server gives elsewhere.
     ///
     /// # Errors
     /// [`EngineError`] when the run did not come to its end.
     ///
     /// # Cancel safety
     /// Dropping it closes the connection.
-    pub(crate) async fn stream(
+    pub(crate) async fn stream<F: Future<Output = ()>>(
         &self,
         (path, trace): (&str, Option<String>),
         body: &impl serde::Serialize,
-        answered: impl FnOnce(),
+        (answered, signs): (impl FnOnce(), impl Fn() -> F),
         reading: &mut dyn Reading,
         out: &mut dyn TokenOutput,
     ) -> Result<Finish, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
         let header = trace.as_deref().map(|trace| ("traceparent", trace));
-        let answer = self.client()?.send(Method::POST, path, header.as_slice(), body).await.map_err(lost)?;
+        let mut sign = pin!(signs());
+        let answer = self.client()?.send(Method::POST, path, header.as_slice(), body);
+        let answer = beside(answer, sign.as_mut(), &signs, out).await.map_err(lost)?;
         answered();
         if !answer.status().is_success() {
             return Err(whole(answer).await.map_or_else(lost, |_| EngineError::Garbled("an empty refusal".into())));
@@ -179,21 +234,35 @@ impl Server {
         let framed = headers.contains_key(TRANSFER_ENCODING) || headers.contains_key(CONTENT_LENGTH);
         let mut body = answer.into_body();
         let mut parser = SseParser::default();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| EngineError::Lost(error.to_string()))?;
-            let Ok(bytes) = frame.into_data() else { continue };
-            // Several events may come in one piece; the first that ends or fails the run decides.
-            let flow = parser.push(&bytes, |data| match reading.event(data, out) {
-                Ok(None) => ControlFlow::Continue(()),
-                Ok(Some(finish)) => ControlFlow::Break(Ok(finish)),
-                Err(error) => ControlFlow::Break(Err(error)),
-            });
-            match flow.map_err(|error| EngineError::Garbled(error.to_string()))? {
-                ControlFlow::Continue(()) => {}
-                ControlFlow::Break(result) => return result,
+        loop {
+            let frame = beside(body.frame(), sign.as_mut(), &signs, out);
+            let frame = match reading.is_over() {
+                false => frame.await,
+                // What it said suffices; a server that keeps its connection open has no more to say.
+                true => match timeout(TAIL_TIMEOUT, frame).await {
+                    Ok(frame) => frame,
+                    Err(_) => return reading.ended(false),
+                },
+            };
+            let too_long = |error: EventTooLong| EngineError::Garbled(error.to_string());
+            let flow = match frame {
+                // Several events may come in one piece; the first that ends or fails the run decides.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => parser.push(&bytes, |said| take(said, reading, out)).map_err(too_long)?,
+                    Err(_) => continue,
+                },
+                // Whoever has said that the run is over has said it.
+                Some(Err(error)) => return reading.ended(false).map_err(|_| EngineError::Lost(error.to_string())),
+                None if framed => match parser.finish(|said| take(said, reading, out)).map_err(too_long)? {
+                    ControlFlow::Break(result) => ControlFlow::Break(result),
+                    ControlFlow::Continue(()) => return reading.ended(true),
+                },
+                None => return reading.ended(false),
+            };
+            if let ControlFlow::Break(result) = flow {
+                return result;
             }
         }
-        reading.ended(framed)
     }
 
     /// Sends a request and reads its whole JSON answer.
@@ -212,11 +281,67 @@ impl Server {
     }
 }
 
+/// Waits for `work`, and shows each sign of life that comes meanwhile.
+async fn beside<T, F: Future<Output = ()>>(
+    work: impl Future<Output = T>,
+    mut sign: Pin<&mut F>,
+    signs: &impl Fn() -> F,
+    out: &mut dyn TokenOutput,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = work.as_mut() => return done,
+            () = sign.as_mut() => {
+                out.is_alive();
+                sign.set(signs());
+            }
+        }
+    }
+}
+
+/// What becomes of a run by one thing that its stream says.
+pub(crate) fn take(
+    said: Said<'_>,
+    reading: &mut dyn Reading,
+    out: &mut dyn TokenOutput,
+) -> ControlFlow<Result<Finish, EngineError>> {
+    let result = match said {
+        Said::Comment => {
+            out.is_alive();
+            return ControlFlow::Continue(());
+        }
+        Said::Event { name: b"error", data } => Err(match serde_json::from_slice(data) {
+            Ok(error) => error_event(&error),
+            Err(_) => EngineError::Lost(crate::gpu::refusal::said(&String::from_utf8_lossy(data))),
+        }),
+        Said::Event { data, .. } => reading.event(data, out),
+    };
+    match result {
+        Ok(None) => ControlFlow::Continue(()),
+        Ok(Some(finish)) => ControlFlow::Break(Ok(finish)),
+        Err(error) => ControlFlow::Break(Err(error)),
+    }
+}
+
+/// Whether a server that answers the question for its figures with this status has none.
+fn has_no_figures(status: u16) -> bool {
+    (400..500).contains(&status) && !FIGURES_LATER.contains(&status) || status == 501
+}
+
 /// The key that the pool's engine wants, from the environment variable that the pool names.
 fn api_key(pool: &PoolConfig) -> Result<Option<String>, EngineError> {
     let Some(name) = &pool.api_key_env else { return Ok(None) };
     let missing = |_| EngineError::Preload(format!("api_key_env: the environment has no variable {name}"));
-    std::env::var(name).map(Some).map_err(missing)
+    let key = std::env::var(name).map_err(missing)?;
+    match key.chars().position(|c| !c.is_ascii() || c.is_ascii_control()) {
+        None => Ok(Some(key)),
+        Some(at) => Err(EngineError::Preload(format!(
+            "api_key_env: character {} of the key in {name} cannot stand in a header; a line feed at its end is a usual cause",
+            at + 1
+        ))),
+    }
 }
 
 /// A command with its placeholders filled in.
@@ -246,93 +371,12 @@ fn free_ports() -> std::io::Result<Vec<u16>> {
     bound.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
 }
 
-/// What a failed exchange means for the run that it belongs to.
-pub(crate) fn lost(error: HttpError) -> EngineError {
-    match error {
-        HttpError::Connect(text) => EngineError::Unreachable(text),
-        HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text),
-        HttpError::TooLong(_) => EngineError::Refused(error.to_string()), // It would be as long again.
-        HttpError::Status { status, body } => refusal(status, &body),
-    }
-}
-
-/// What an engine's refusal means: its status, and its words where the status says little.
-pub(crate) fn refusal(status: StatusCode, body: &str) -> EngineError {
-    let said = said(body);
-    match status {
-        // It would say so again.
-        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-            EngineError::Refused(said)
-        }
-        // Busy, or still loading: it has not begun.
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => EngineError::Unreachable(said),
-        _ => EngineError::Lost(format!("status {}: {said}", status.as_u16())),
-    }
-}
-
-/// The message inside an engine's error, in whichever of their shapes it comes; else the whole text.
-pub(crate) fn said(body: &str) -> String {
-    let parsed: Option<serde_json::Value> = serde_json::from_str(body).ok();
-    let found = parsed.as_ref().and_then(|value| {
-        let error = value.get("error").or_else(|| value.get("detail")).or_else(|| value.get("message"))?;
-        error.get("message").unwrap_or(error).as_str()
-    });
-    found.unwrap_or(body).chars().take(SAID_CHARS_MAX).collect()
-}
-
-/// Longest part of an engine's error that is passed on, in characters.
-const SAID_CHARS_MAX: usize = 300;
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::core::failure::Cause;
-
-    #[test]
-    fn an_engines_refusal_is_understood_in_each_engines_shape() {
-        let cases = [
-            (
-                400,
-                r#"{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}"#,
-                Cause::Client,
-                "too long",
-            ),
-            (
-                404,
-                r#"{"error":{"message":"The model `x` does not exist.","type":"NotFoundError"}}"#,
-                Cause::Lost,
-                "does not exist",
-            ),
-            (
-                422,
-                r#"{"error":"Input validation error: `inputs` must have less than 5 tokens","error_type":"validation"}"#,
-                Cause::Client,
-                "less than 5",
-            ),
-            (
-                424,
-                r#"{"error":"Request failed during generation: CUDA out of memory","error_type":"generation"}"#,
-                Cause::OutOfVram,
-                "generation",
-            ),
-            (429, r#"{"error":"Model is overloaded","error_type":"overloaded"}"#, Cause::Unreachable, "overloaded"),
-            (
-                503,
-                r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#,
-                Cause::Unreachable,
-                "Loading",
-            ),
-            (500, r#"{"error":"in ensemble 'x', Failed to process the request"}"#, Cause::Lost, "ensemble"),
-            (500, r#"{"detail":"std::bad_alloc"}"#, Cause::OutOfMemory, "bad_alloc"),
-            (418, "tea", Cause::Lost, "tea"),
-        ];
-        for (status, body, cause, text) in cases {
-            let error = refusal(StatusCode::from_u16(status).unwrap(), body);
-            assert!(error.cause() == cause && error.to_string().contains(text), "{status} {body}: {error:?}");
-        }
-    }
 
     #[test]
     fn three_free_ports_differ() {

@@ -15,10 +15,13 @@ use tokio::time::sleep;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::config::{CTX_DEFAULT, SimConfig};
+use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, Workload};
 use crate::core::units::{Timestamp, Tokens};
 use crate::env::Env;
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::engine::{
+    Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Repeats, Telemetry, TokenOutput,
+};
 
 const WORDS: [&str; 64] = [
     " the",
@@ -115,6 +118,7 @@ pub struct SimStats {
 pub struct SimEngine {
     config: SimConfig,
     env: Env,
+    index: u16,
     model_digest: String,
     profile: String,
     kv_tokens_max: u64,
@@ -143,6 +147,7 @@ impl SimEngine {
         SimEngine {
             config,
             env: context.env.clone(),
+            index: context.replica.index,
             model_digest: digest(&context.pool.model),
             profile: context.pool.sampler_profile_version.clone(),
             kv_tokens_max: u64::from(context.pool.ctx.unwrap_or(CTX_DEFAULT)) * u64::from(context.pool.slots),
@@ -159,6 +164,26 @@ impl SimEngine {
     /// Whether a fault of this rate strikes now. Draws a number only when it could.
     fn strikes(&self, ppm: u32) -> bool {
         ppm > 0 && !self.env.engines_behave() && self.env.random() % 1_000_000 < u64::from(ppm)
+    }
+
+    /// Whether this replica is one of those that turn tasks away.
+    fn is_sick(&self) -> bool {
+        self.config.faults.only_replica.is_none_or(|index| index == self.index)
+    }
+
+    fn turn_away(&self) -> Result<(), EngineError> {
+        let faults = &self.config.faults;
+        if !self.is_sick() || !self.ready.load(Relaxed) {
+            return Ok(());
+        }
+        if self.strikes(faults.fail_fast_ppm) {
+            return Err(EngineError::Failed("the simulated engine fails everything".into()));
+        }
+        if self.strikes(faults.busy_ppm) {
+            let retry_after = (faults.busy_ms > 0).then(|| Duration::from_millis(faults.busy_ms));
+            return Err(EngineError::Busy { said: "the simulated engine is busy".into(), retry_after });
+        }
+        Ok(())
     }
 
     fn die(&self) {
@@ -327,13 +352,15 @@ impl Engine for SimEngine {
         }
         self.stats.loaded.fetch_add(1, Relaxed);
         self.ready.store(true, Relaxed);
-        Ok(EngineInfo::new(concat!("sim-", env!("CARGO_PKG_VERSION")), self.model_digest.clone()))
+        let info = EngineInfo::new(concat!("sim-", env!("CARGO_PKG_VERSION")), self.model_digest.clone());
+        Ok(EngineInfo { repeats: Repeats::Always(DeterminismClass::BatchInvariant), ..info })
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
         if self.dead.load(Relaxed) {
             return Err(EngineError::Unreachable("the simulated engine is dead".into()));
         }
+        self.turn_away()?;
         let mut occupied = Occupied::new(self, job.slot);
         let result = tokio::select! {
             biased;
@@ -354,6 +381,9 @@ impl Engine for SimEngine {
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
+        if self.is_sick() && self.strikes(self.config.faults.stall_probe_ppm) {
+            std::future::pending::<()>().await;
+        }
         if self.dead.load(Relaxed) {
             return Err(EngineError::Unreachable("the simulated engine is dead".into()));
         }

@@ -7,12 +7,16 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, Workload};
 use crate::core::units::Tokens;
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::engine::{
+    Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
+};
 use crate::gpu::figures;
+use crate::gpu::refusal::{error_event, lost};
 use crate::gpu::runs::{Run, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost};
+use crate::gpu::server::{ASK_TIMEOUT, Reading, Server};
 
 /// A TGI server.
 pub struct Tgi {
@@ -91,10 +95,7 @@ struct Event<'a> {
     token: Option<Token<'a>>,
     #[serde(borrow)]
     details: Option<Details<'a>>,
-    #[serde(borrow)]
-    error: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    error_type: Option<Cow<'a, str>>,
+    error: Option<serde::de::IgnoredAny>,
     #[serde(default)]
     generated_text: Option<serde::de::IgnoredAny>,
 }
@@ -112,22 +113,35 @@ struct Details<'a> {
     #[serde(borrow)]
     finish_reason: Cow<'a, str>,
     #[serde(default)]
+    generated_tokens: Option<u32>,
+    #[serde(default)]
     input_length: Option<u32>,
 }
 
-pub(super) struct Generating<'a, 'b>(&'a Run<'b>);
+/// Reads one streamed answer.
+pub(super) struct Generating<'a, 'b> {
+    run: &'a Run<'b>,
+    /// Tokens that were asked for, and those that have come, special ones included.
+    max_tokens: u32,
+    tokens: u32,
+}
+
+impl<'a, 'b> Generating<'a, 'b> {
+    pub(super) fn new(run: &'a Run<'b>, max_tokens: Tokens) -> Self {
+        Generating { run, max_tokens: max_tokens.0, tokens: 0 }
+    }
+}
 
 impl Reading for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let event: Event<'_> = serde_json::from_slice(data).map_err(|error| EngineError::Garbled(error.to_string()))?;
-        if let Some(error) = event.error {
-            return Err(match event.error_type.as_deref() {
-                Some("validation") => EngineError::Refused(error.into_owned()),
-                Some("overloaded") => EngineError::Unreachable(error.into_owned()),
-                _ => EngineError::Lost(error.into_owned()),
-            });
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
+        if event.error.is_some() {
+            return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
         }
-        self.0.show();
+        self.run.show();
+        self.tokens = self.tokens.saturating_add(u32::from(event.token.is_some()));
+        out.counted(self.tokens);
         if let Some(token) = event.token.filter(|token| !token.special) {
             out.push(&token.text)?;
         }
@@ -135,10 +149,15 @@ impl Reading for Generating<'_, '_> {
             let over = event.generated_text.is_some();
             return if over { Err(EngineError::Garbled("the last event has no details".into())) } else { Ok(None) };
         };
-        let reason = match &*details.finish_reason {
-            "length" => FinishReason::Length,
-            "eos_token" | "stop_sequence" => FinishReason::Stop,
-            other => return Err(EngineError::Lost(format!("the run ended by {other:?}"))),
+        out.counted(details.generated_tokens.unwrap_or(0));
+        let reason = match FinishReason::of_word(&details.finish_reason) {
+            Some(FinishReason::Length)
+                if details.generated_tokens.is_some_and(|tokens| tokens + 1 < self.max_tokens) =>
+            {
+                FinishReason::Context
+            }
+            Some(reason) => reason,
+            None => return Err(EngineError::Lost(format!("the run ended by {:?}", details.finish_reason))),
         };
         Ok(Some(Finish { reason, tokens_in: details.input_length.map(Tokens) }))
     }
@@ -175,6 +194,8 @@ impl Engine for Tgi {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         let process_id = self.server.start("/health").await?;
         let info = EngineInfo { process_id, ..self.identify().await? };
+        let info = EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info };
+        self.server.knows(&info);
         // Without them nobody could say when a cancelled run has really ended.
         self.server
             .client()?
@@ -189,9 +210,11 @@ impl Engine for Tgi {
             return Err(EngineError::Refused("TGI serves completions only".into()));
         }
         let body = Generate::new(&job)?;
+        self.server.recognise(|| self.identify()).await?;
         let run = self.runs.begin(job.slot);
-        let result =
-            self.server.stream(("/generate_stream", job.trace()), &body, || (), &mut Generating(&run), out).await;
+        let (mut reading, path) = (Generating::new(&run, job.request.max_tokens), "/generate_stream");
+        let silent = (|| (), std::future::pending);
+        let result = self.server.stream((path, job.trace()), &body, silent, &mut reading, out).await;
         run.conclude(&result);
         result
     }
@@ -202,6 +225,7 @@ impl Engine for Tgi {
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.server.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
+        self.server.recognise(|| self.identify()).await?;
         let text = self.server.figures("/metrics").await;
         Ok(Telemetry { slots_busy: text.as_deref().and_then(busy), ..Telemetry::default() })
     }
@@ -219,7 +243,7 @@ mod tests {
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
         let (runs, mut out) = (crate::gpu::runs::tests::runs(1), Pieces::default());
         let run = runs.begin(0);
-        let result = Generating(&run).event(event.as_bytes(), &mut out);
+        let result = Generating::new(&run, Tokens(2)).event(event.as_bytes(), &mut out);
         (out.0.concat(), result)
     }
 
@@ -236,7 +260,7 @@ mod tests {
     fn its_errors_are_told_apart() {
         let error = |kind: &str| read(&format!(r#"{{"error":"oops","error_type":"{kind}"}}"#)).1;
         assert!(matches!(error("validation"), Err(EngineError::Refused(_))));
-        assert!(matches!(error("overloaded"), Err(EngineError::Unreachable(_))));
+        assert!(matches!(error("overloaded"), Err(EngineError::Busy { .. })));
         assert!(matches!(error("generation"), Err(EngineError::Lost(_))));
         assert!(matches!(read(r#"{"generated_text":"x"}"#).1, Err(EngineError::Garbled(_))));
     }
@@ -244,6 +268,6 @@ mod tests {
     #[test]
     fn whatever_a_tgi_server_says_is_text_or_an_error() {
         let runs = crate::gpu::runs::tests::runs(1);
-        crate::gpu::fuzz::feed(|read| read(&mut Generating(&runs.begin(0))));
+        crate::gpu::fuzz::feed(|read| read(&mut Generating::new(&runs.begin(0), Tokens(9))));
     }
 }

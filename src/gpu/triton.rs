@@ -12,12 +12,17 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, Workload};
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::core::units::Tokens;
+use crate::gpu::engine::{
+    Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
+};
 use crate::gpu::http::HttpError;
 use crate::gpu::openai_api::Text;
+use crate::gpu::refusal::{error_event, lost, said};
 use crate::gpu::runs::{Busy, Run, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, Reading, Server, lost, said};
+use crate::gpu::server::{ASK_TIMEOUT, Reading, Server};
 
 /// A Triton server.
 pub struct Triton {
@@ -106,7 +111,7 @@ struct Count {
 struct Event<'a> {
     #[serde(borrow)]
     text_output: Option<Text<'a>>,
-    error: Option<String>,
+    error: Option<serde::de::IgnoredAny>,
 }
 
 pub(super) struct Generating<'a, 'b> {
@@ -116,11 +121,18 @@ pub(super) struct Generating<'a, 'b> {
     tokens: u32,
 }
 
+impl<'a, 'b> Generating<'a, 'b> {
+    pub(super) fn new(run: &'a Run<'b>, max_tokens: Tokens) -> Self {
+        Generating { run, max_tokens: max_tokens.0, tokens: 0 }
+    }
+}
+
 impl Reading for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let event: Event<'_> = serde_json::from_slice(data).map_err(|error| EngineError::Garbled(error.to_string()))?;
-        if let Some(error) = event.error {
-            return Err(EngineError::Lost(error));
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
+        if event.error.is_some() {
+            return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
         }
         let Some(Text(text)) = event.text_output else {
             return Err(EngineError::Garbled("an event without text_output".into()));
@@ -181,7 +193,6 @@ impl Triton {
         let what = format!("{}\0{:?}\0{}\0{config}", self.server.pool().model, model.versions, model.platform);
         let digest = format!("triton:{:016x}", xxh3_64(what.as_bytes()));
         let _ = self.inputs.set(inputs); // Loaded once.
-        self.counted.lock().ended_before = self.ended().await?;
         Ok(EngineInfo::new(format!("triton-{}", server.version), digest))
     }
 
@@ -248,7 +259,11 @@ impl Engine for Triton {
         // The server may be ready before the model is.
         let process_id = self.server.start(&self.path("/ready")).await?;
         self.server.client()?.get("/v2/health/ready", ASK_TIMEOUT).await.map_err(lost)?;
-        Ok(EngineInfo { process_id, ..self.identify().await? })
+        let info = EngineInfo { process_id, ..self.identify().await? };
+        let info = EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info };
+        self.server.knows(&info);
+        self.counted.lock().ended_before = self.ended().await?;
+        Ok(info)
     }
 
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
@@ -256,12 +271,14 @@ impl Engine for Triton {
             return Err(EngineError::Refused("Triton's generate endpoint serves completions only".into()));
         }
         let body = self.body(&job)?;
+        self.server.recognise(|| self.identify()).await?;
         let run = self.runs.begin(job.slot);
         self.counted.lock().sent += 1;
-        let mut reading = Generating { run: &run, max_tokens: job.request.max_tokens.0, tokens: 0 };
+        let mut reading = Generating::new(&run, job.request.max_tokens);
         let path = self.path("/generate_stream");
-        let result = self.server.stream((&path, job.trace()), &body, || (), &mut reading, out).await;
-        if matches!(result, Err(EngineError::Refused(_) | EngineError::Unreachable(_))) {
+        let silent = (|| (), std::future::pending);
+        let result = self.server.stream((&path, job.trace()), &body, silent, &mut reading, out).await;
+        if matches!(result, Err(EngineError::Refused(_) | EngineError::Unreachable(_) | EngineError::Busy { .. })) {
             self.counted.lock().sent -= 1; // It never reached the model, and is not counted.
         }
         run.conclude(&result);
@@ -274,11 +291,12 @@ impl Engine for Triton {
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.server.client()?.get(&self.path("/ready"), ASK_TIMEOUT).await.map_err(|error| match error {
-            HttpError::Status { status, body } if status.is_client_error() => {
+            HttpError::Status { status, body, .. } if status.is_client_error() => {
                 EngineError::Unreachable(format!("it is not ready: {}", said(&body)))
             }
             other => lost(other),
         })?;
+        self.server.recognise(|| self.identify()).await?;
         let busy = match self.busy().await {
             Busy::Runs(runs) => Some(runs.max(self.runs.counted())), // What gives text computes, whoever else has ended.
             Busy::Unknown | Busy::Gone => None,
@@ -315,6 +333,6 @@ mod tests {
     #[test]
     fn whatever_a_triton_server_says_is_text_or_an_error() {
         let runs = crate::gpu::runs::tests::runs(1);
-        crate::gpu::fuzz::feed(|read| read(&mut Generating { run: &runs.begin(0), max_tokens: 9, tokens: 0 }));
+        crate::gpu::fuzz::feed(|read| read(&mut Generating::new(&runs.begin(0), Tokens(9))));
     }
 }

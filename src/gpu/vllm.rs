@@ -3,27 +3,25 @@
 //! It has no numbered slots: a stopped run counts as left when the engine's own gauges count no more runs than ours. An event may
 //! carry several tokens, so it is asked to count them. Chat templates play no part: prompts go to `/v1/completions` as they are.
 
-use serde::Deserialize;
-
-use crate::gpu::completions::Completions;
-use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use crate::core::resume::DeterminismClass;
+use crate::gpu::completions::{Completions, Kind};
+use crate::gpu::engine::{
+    Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
+};
 use crate::gpu::figures;
+use crate::gpu::refusal::lost;
 use crate::gpu::runs::Busy;
-use crate::gpu::server::{ASK_TIMEOUT, lost};
+use crate::gpu::server::ASK_TIMEOUT;
 
 /// A vLLM server.
 pub struct Vllm(Completions);
 
-/// `/version`.
-#[derive(Deserialize)]
-struct Version {
-    version: String,
-}
+const KIND: Kind = Kind { name: "vllm", versions: &["/version"], tells_version: true, counts: true };
 
 impl Vllm {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        Vllm(Completions::new(context, true))
+        Vllm(Completions::new(context, KIND))
     }
 }
 
@@ -35,12 +33,10 @@ fn busy(text: &str) -> Option<u32> {
 
 impl Engine for Vllm {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
-        let process_id = self.0.server.start("/health").await?;
-        let Version { version } = self.0.server.ask("/version").await?;
-        let info = self.0.identify("vllm", format!("vllm-{version}")).await?;
+        let info = self.0.load("/health").await?;
         // Without them nobody could say when a cancelled run has really ended.
         match self.0.server.busy(busy).await {
-            Busy::Runs(_) => Ok(EngineInfo { process_id, ..info }),
+            Busy::Runs(_) => Ok(EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info }),
             _ => Err(EngineError::Preload("/metrics has no vllm:num_requests_running; leave its metrics on".into())),
         }
     }

@@ -156,7 +156,8 @@ impl Orchestrator {
     fn consider(&self, pool: &PoolShared, record: &TaskRecord) -> PoolConsidered {
         let client = self.runtime.clients.get(&record.request.client_id);
         let facts = facts_of(pool, &record.request, &client.policy());
-        let demand = Demand { mask: &pool.mask, affinity: record.affinity(pool), kv_tokens: record.kv_tokens() };
+        let (affinity, avoid) = record.inclinations(pool);
+        let demand = Demand { mask: &pool.mask, affinity, avoid, kv_tokens: record.kv_tokens() };
         let replica = |replica: &ReplicaShared| ReplicaConsidered {
             replica_id: replica.id.clone(),
             fit: fit(&replica.candidate(), &demand),

@@ -151,7 +151,7 @@ impl Orchestrator {
         tokio::select! {
             biased;
             () = drained => {}
-            () = ended.wait() => {}
+            () = ended.wait() => ended.mark_failure(),
         }
         if let Some(root) = self.life.root.lock().clone() {
             root.stop(Some(STOPPED.into()));
@@ -174,6 +174,12 @@ impl Orchestrator {
     /// Whether the runtime has ended, by [`Orchestrator::stop`] or because its actors failed too often.
     pub fn has_ended(&self) -> bool {
         self.life.ended.is_set()
+    }
+
+    /// Whether the runtime has ended without having been asked to, or before it was drained: its actors failed too
+    /// often, or what starts them again is gone.
+    pub fn has_failed(&self) -> bool {
+        self.life.ended.is_failure()
     }
 
     /// Waits until the runtime has ended.
@@ -220,8 +226,8 @@ impl Orchestrator {
 }
 
 fn drain(pool: &PoolShared) {
-    if pool.intent() == Intent::Serve {
-        pool.set_intent(Intent::Drain); // At once: nothing new comes in from here on.
+    // At once: nothing new comes in from here on.
+    if pool.advance_intent(Intent::Drain) {
         pool.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
     }
 }

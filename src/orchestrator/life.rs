@@ -16,10 +16,13 @@ use crate::core::lifecycle::Intent;
 use crate::core::restart::{Decision, RestartHistory};
 use crate::core::task::Terminal;
 
+/// The root that runs now, if one does.
+type CurrentRoot = Arc<Mutex<Option<ActorRef<RootMsg>>>>;
+
 /// The root and its guardian; ends with the last handle.
 pub(super) struct Life {
     runtime: Arc<RuntimeShared>,
-    pub(super) root: Arc<Mutex<Option<ActorRef<RootMsg>>>>,
+    pub(super) root: CurrentRoot,
     guardian: JoinHandle<()>,
     pub(super) ended: Arc<Ended>,
 }
@@ -28,6 +31,8 @@ pub(super) struct Life {
 #[derive(Default)]
 pub(super) struct Ended {
     flag: AtomicBool,
+    /// Nobody had asked for the end, or it came too early.
+    failed: AtomicBool,
     changed: Notify,
 }
 
@@ -41,6 +46,16 @@ impl Ended {
         self.flag.load(SeqCst)
     }
 
+    /// It ended before what it had was finished.
+    pub(super) fn mark_failure(&self) {
+        self.failed.store(true, SeqCst);
+    }
+
+    /// Whether the runtime has ended without having been asked to, or before it was drained.
+    pub(super) fn is_failure(&self) -> bool {
+        self.is_set() && self.failed.load(SeqCst)
+    }
+
     pub(super) async fn wait(&self) {
         let changed = self.changed.notified();
         tokio::pin!(changed);
@@ -48,6 +63,40 @@ impl Ended {
         if !self.is_set() {
             changed.await;
         }
+    }
+}
+
+/// Belongs to the guardian's task and announces the end with it: when it returns, when it panics, and when it is
+/// dropped.
+struct Announcement {
+    runtime: Arc<RuntimeShared>,
+    root: CurrentRoot,
+    ended: SetOnDrop,
+    /// The guardian has found that it is over because somebody asked for it.
+    was_asked: bool,
+}
+
+/// Sets it even if a step before it panics.
+struct SetOnDrop(Arc<Ended>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        if self.ended.0.is_set() {
+            return; // With the last handle.
+        }
+        if !self.was_asked {
+            self.ended.0.mark_failure();
+        }
+        if let Some(root) = self.root.lock().take() {
+            root.kill(); // Nobody would start it again; it has ended already unless the guardian was the first.
+        }
+        end_everything(&self.runtime);
     }
 }
 
@@ -69,7 +118,9 @@ impl Life {
         let current = Arc::new(Mutex::new(Some(root)));
         let (place, shared) = (current.clone(), runtime.clone());
         let ended = Arc::new(Ended::default());
-        let announce = ended.clone();
+        let set = SetOnDrop(ended.clone());
+        let mut announcement =
+            Announcement { runtime: shared.clone(), root: current.clone(), ended: set, was_asked: false };
         // Not detached: the handle belongs to `Life`, which aborts it.
         let guardian = tokio::spawn(async move {
             let mut history = RestartHistory::new(ROOT);
@@ -80,6 +131,7 @@ impl Life {
                     || runtime.pools.table().every().all(|pool| pool.intent() == Intent::Stop);
                 let decision = history.on_exit(runtime.env.now(), runtime.env.random());
                 if stopping || decision == Decision::Escalate {
+                    announcement.was_asked = stopping;
                     break;
                 }
                 match Actor::spawn(None, Root, runtime.clone()).await {
@@ -96,8 +148,7 @@ impl Life {
                     }
                 }
             }
-            end_everything(&runtime);
-            announce.set();
+            drop(announcement);
         });
         Ok(Life { runtime: shared, root: current, guardian, ended })
     }
@@ -110,7 +161,55 @@ fn end_everything(runtime: &RuntimeShared) {
         let _ = runtime.ledger.seal(&record, None, terminal);
     }
     for pool in runtime.pools.table().every() {
-        pool.set_intent(Intent::Stop);
+        pool.advance_intent(Intent::Stop);
         pool.replicas.iter().for_each(|replica| replica.discard_engine());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::event_log::Event;
+    use crate::config::PoolConfig;
+    use crate::core::task::TaskRequest;
+    use crate::gpu::SimEngine;
+    use crate::orchestrator::Orchestrator;
+
+    async fn runtime() -> Orchestrator {
+        let builder = Orchestrator::builder().pool(PoolConfig::new("a", "sim", "m"), SimEngine::new);
+        builder.start().await.expect("it starts")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guardian_that_is_gone_has_ended_the_runtime_and_every_task() {
+        let orchestrator = runtime().await;
+        let submitted = orchestrator.submit(TaskRequest::completion("x").max_tokens(1_000)).await.expect("accepted");
+        orchestrator.life.guardian.abort();
+        orchestrator.until_ended().await;
+        assert!(orchestrator.has_ended() && orchestrator.has_failed());
+        let (_, end) = submitted.stream().collect().await;
+        assert!(matches!(end, Some(Event::Error(_))), "no task is left without an end: {end:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_of_the_guardian_ends_the_runtime_before_anybody_asks() {
+        let orchestrator = runtime().await;
+        let life = orchestrator.life.clone();
+        let (runtime, root, ended) = (life.runtime.clone(), life.root.clone(), SetOnDrop(life.ended.clone()));
+        let announcement = Announcement { runtime, root, ended, was_asked: false };
+        let panicked = tokio::spawn(async move {
+            let _announcement = announcement;
+            panic!("a bug of the guardian");
+        });
+        assert!(panicked.await.is_err());
+        assert!(orchestrator.has_ended() && orchestrator.has_failed());
+        assert!(life.root.lock().is_none(), "the root is ended with it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_was_stopped_has_not_failed() {
+        let orchestrator = runtime().await;
+        orchestrator.clone().stop().await;
+        assert!(orchestrator.has_ended() && !orchestrator.has_failed());
     }
 }

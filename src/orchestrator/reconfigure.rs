@@ -59,6 +59,13 @@ impl Orchestrator {
         if faults.is_empty() { change::compare(&self.config(), config) } else { Err(faults) }
     }
 
+    /// What of a configuration without faults of its own cannot be on this host's devices, as they were found at the start. Asks no
+    /// driver, and waits for nothing.
+    pub fn device_faults(&self, config: &Config) -> Vec<ConfigError> {
+        let inventory = self.runtime.probe.as_ref().map(|probe| probe.inventory());
+        inventory.map_or_else(Vec::new, |inventory| resolve(config, &inventory).faults)
+    }
+
     /// Puts another configuration in force. New pools are started, others get a new model or a successor, those that are not named
     /// any more finish what they have. Nothing that was accepted is lost: what waits in a pool that gets a successor goes over to it,
     /// unless it asks for what the successor has not; then, as in a pool that goes, it has the pool's `drain_ms` to be served.

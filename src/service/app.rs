@@ -13,6 +13,7 @@ use crate::service::config_store::ConfigStore;
 use crate::service::glance::Glance;
 use crate::service::listener::Links;
 use crate::service::nodes::Nodes;
+use crate::service::request_guard::Refusals;
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -23,6 +24,7 @@ pub(crate) struct App {
     /// Of each listener.
     pub(crate) links: Vec<Arc<Links>>,
     pub(crate) requests: Arc<Requests>,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) glance: Arc<Glance>,
     pub(crate) nodes: Nodes,
 }

@@ -1,6 +1,6 @@
 //! The command line of `orchestratord`.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +10,9 @@ use crate::service::config_command::{self, ConfigCommand};
 use crate::service::config_file;
 use crate::service::doctor::{self, DoctorArguments};
 use crate::service::keys_command::{self, KeyCommand};
+use crate::service::log_writer::FlushAtEnd;
+use crate::service::output;
+pub(crate) use crate::service::output::{say, tell};
 use crate::service::remote::Remote;
 use crate::service::top::{self, TopArguments};
 use crate::service::{devices, serve, submit};
@@ -122,7 +125,40 @@ pub(crate) struct SubmitArguments {
 
 /// Runs the command. What goes wrong is told on standard error; the exit code says so too.
 pub fn run() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let _flush = FlushAtEnd;
+    let command = match Arguments::try_parse() {
+        Ok(arguments) => arguments.command,
+        Err(error) => return refuse(&error),
+    };
+    let outcome = match (execute(command), output::finish()) {
+        (Ok(()), finished) => finished,
+        (failed, Ok(())) => failed,
+        (Err(text), Err(lost)) => Err(format!("{text}\n{lost}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            tell(&text);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a wrong command line gets, and what `--help` and `--version` do.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(fault) if !error.use_stderr() && fault.kind() != ErrorKind::BrokenPipe => {
+            tell(&format!("standard output cannot be written to: {fault}"));
+            ExitCode::FAILURE
+        }
+        _ if error.use_stderr() => ExitCode::from(2),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn execute(command: Command) -> Result<(), String> {
+    match command {
         Command::Serve(arguments) => block_on(serve::run(arguments)),
         Command::Submit(arguments) => block_on(submit::run(arguments)),
         Command::Check { file } => check(&file),
@@ -138,17 +174,12 @@ pub fn run() -> ExitCode {
             Ok(())
         }
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "orchestratord", &mut std::io::stdout());
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "orchestratord", &mut text);
+            output::print(&String::from_utf8_lossy(&text));
             Ok(())
         }
         Command::Man => man(),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
-            tell(&text);
-            ExitCode::FAILURE
-        }
     }
 }
 
@@ -165,12 +196,12 @@ fn man() -> Result<(), String> {
         part.map_err(|error| error.to_string())?;
     }
     text.extend_from_slice(EXIT_CODES.as_bytes());
-    let _ = std::io::stdout().write_all(&text); // A closed pipe is the reader's choice.
+    output::print(&String::from_utf8_lossy(&text));
     Ok(())
 }
 
 /// What the exit codes mean, for the manual page.
-const EXIT_CODES: &str = ".SH \"EXIT STATUS\"\n.TP\n0\nDone; for serve, drained and stopped.\n.TP\n1\nWhat was wrong is said on standard error.\n.TP\n2\nThe command line is wrong.\n.TP\n101\nA bug of ours: please report what standard error says.\n";
+const EXIT_CODES: &str = ".SH \"EXIT STATUS\"\n.TP\n0\nDone; for serve, drained and stopped.\n.TP\n1\nWhat was wrong is said on standard error; output that could not be written is an error too.\n.TP\n2\nThe command line is wrong.\n.TP\n101\nA bug of ours: please report what standard error says.\n";
 
 fn block_on(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -187,14 +218,4 @@ fn check(file: &std::path::Path) -> Result<(), String> {
     let replicas: usize = config.pools.iter().map(|pool| pool.replicas.len()).sum();
     say(&format!("{}: valid, {} pools with {replicas} replicas", file.display(), config.pools.len()));
     Ok(())
-}
-
-/// A line for a person, on standard output. That nobody reads it any more is no reason for a service to end.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
-}
-
-/// A line for a person, on standard error.
-pub(crate) fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::service::cli::say;
 use crate::service::remote::Remote;
 
+/// The type of a configuration file; JSON is YAML too.
+const YAML: &str = "application/yaml";
+
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -63,10 +66,10 @@ pub(crate) async fn run(command: ConfigCommand) -> Result<(), String> {
             value["history"].as_array().into_iter().flatten().for_each(entry);
         }
         ConfigCommand::Diff { file, remote } => {
-            outcome(&remote.json(Method::POST, "/v1/config?dry_run=true", read(&file)?).await?);
+            outcome(&remote.json_for(Method::POST, "/v1/config?dry_run=true", YAML, read(&file)?).await?);
         }
         ConfigCommand::Apply { file, remote } => {
-            outcome(&remote.json(Method::POST, "/v1/config", read(&file)?).await?);
+            outcome(&remote.json_for(Method::POST, "/v1/config", YAML, read(&file)?).await?);
         }
         ConfigCommand::Rollback { to, remote } => {
             let body = json!({ "to": to }).to_string().into_bytes();

@@ -18,7 +18,7 @@ use crate::orchestrator::Orchestrator;
 use crate::service::config_diff::{Difference, differences};
 use crate::service::keys::ClientTerms;
 use crate::service::named_counts::NamedCounts;
-use crate::service::{config_file, devices, engines};
+use crate::service::{config_file, engines, executed};
 
 /// Earlier configurations that are kept.
 const HISTORY_MAX: usize = 20;
@@ -61,6 +61,24 @@ pub(crate) enum Wish {
     Compare,
     /// That it changes.
     Apply,
+}
+
+/// What a configuration that somebody sends may make the service run or load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MayRun {
+    /// What it names: whoever sends it has a key that allows everything.
+    Anything,
+    /// What is in force already.
+    WhatIsInForce,
+}
+
+/// Why a configuration that somebody sends is not taken, a line for each fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Rejected {
+    /// It is wrong.
+    Wrong(Vec<String>),
+    /// It would make the service run or load what is not in force.
+    Executed(Vec<String>),
 }
 
 /// The configuration of a running service.
@@ -129,9 +147,19 @@ impl ConfigStore {
     /// Compares a configuration that somebody sends, or puts it in force.
     ///
     /// # Errors
-    /// Every fault, a line each; nothing has changed.
-    pub(crate) fn take_text(&self, text: &str, wish: Wish) -> Result<Outcome, Vec<String>> {
-        self.take("api", wish, |_| config_file::parse(text, "configuration").map_err(|faults| faults.0))
+    /// [`Rejected`]; nothing has changed.
+    pub(crate) fn take_text(&self, text: &str, wish: Wish, may_run: MayRun) -> Result<Outcome, Rejected> {
+        let mut is_executed = false;
+        let outcome = self.take("api", wish, |_| {
+            let config = config_file::parse(text, "configuration").map_err(|faults| faults.0)?;
+            let faults = match may_run {
+                MayRun::Anything => Vec::new(),
+                MayRun::WhatIsInForce => executed::faults(&self.orchestrator.config(), &config),
+            };
+            is_executed = !faults.is_empty();
+            if is_executed { Err(faults) } else { Ok(config) }
+        });
+        outcome.map_err(|faults| if is_executed { Rejected::Executed(faults) } else { Rejected::Wrong(faults) })
     }
 
     /// Goes back to an earlier configuration: the one before, or the one with this number.
@@ -208,9 +236,9 @@ impl ConfigStore {
         let config = merged(&given, &state.clients);
         let lines =
             |faults: Vec<crate::config::ConfigError>| faults.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let on_host = devices::faults(&config).map_err(|fault| vec![fault])?;
+        let on_host = self.orchestrator.device_faults(&config);
         if !on_host.is_empty() {
-            return Err(on_host);
+            return Err(lines(on_host));
         }
         let before = self.orchestrator.config();
         let found = differences(&before, &config);

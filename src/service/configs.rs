@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::service::app::App;
-use crate::service::config_store::Wish;
+use crate::service::config_store::{MayRun, Rejected, Wish};
 use crate::service::error::ApiError;
 use crate::service::http::{body_of, json_body};
+use crate::service::request_guard::Asker;
 
 /// The configuration that is in force, and those before it.
 #[utoipa::path(get, path = "/v1/config", responses((status = 200, description = "The configuration and its history.")))]
@@ -30,10 +31,15 @@ pub(crate) struct ApplyQuery {
 }
 
 /// Put another configuration in force: YAML or JSON, the whole of it.
+///
+/// Where requests need no key, pools with a `command` or an `api_key_env`, and `gpu.library`, must be as they are in
+/// force.
 #[utoipa::path(post, path = "/v1/config", params(("dry_run" = Option<bool>, Query)),
     request_body(content = String, content_type = "application/yaml"), responses(
     (status = 200, description = "What has changed, or would."),
     (status = 400, description = "Every fault of it; nothing has changed.", body = crate::service::api::ErrorBody),
+    (status = 403, description = "Not with this key; or not without keys, since it names what is to be run or loaded.",
+        body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn apply(
     State(app): State<App>,
@@ -41,10 +47,15 @@ pub(crate) async fn apply(
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|rejection| ApiError::invalid(format!("query: {}", rejection.body_text())))?;
+    let asker = Asker::of(&request);
     let body = body_of(&app.orchestrator, request).await?;
     let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the configuration is not UTF-8"))?;
     let wish = if query.dry_run { Wish::Compare } else { Wish::Apply };
-    let outcome = app.store.take_text(text, wish).map_err(|faults| ApiError::invalid(faults.join("\n")))?;
+    let may_run = if app.access.is_on() { MayRun::Anything } else { MayRun::WhatIsInForce };
+    let outcome = app.store.take_text(text, wish, may_run).map_err(|rejected| match rejected {
+        Rejected::Wrong(faults) => ApiError::invalid(faults.join("\n")),
+        Rejected::Executed(faults) => app.refusals.refuse_executed(&asker, faults.join("\n")),
+    })?;
     Ok(Json(outcome).into_response())
 }
 

@@ -35,9 +35,10 @@ fn answer(kind: &'static str, text: &'static str) -> Response {
     response
 }
 
-/// Whoever comes with a browser wants the dashboard.
+/// Whoever comes with a browser wants the dashboard. As every link of the page, this one is relative: a proxy may have a
+/// path in front.
 pub(crate) async fn front() -> Redirect {
-    Redirect::to("/dashboard")
+    Redirect::to("dashboard")
 }
 
 /// The page.

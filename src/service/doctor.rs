@@ -143,16 +143,33 @@ fn limits(config: &Config, findings: &mut Vec<Finding>) {
         ),
         _ => Well(format!("enough files may be open for {} connections", config.http.connections_max)),
     });
-    let wanted: u64 = config.pools.iter().filter_map(|pool| pool.memory.host_bytes).sum();
-    if wanted > 0 {
-        findings.push(match crate::gpu::host::check_memory(wanted) {
-            Ok(()) => Well(format!("the host has the {wanted} bytes that the pools ask for")),
+    memory(config, findings);
+}
+
+/// Host memory that loads ask for.
+fn memory(config: &Config, findings: &mut Vec<Finding>) {
+    use crate::gpu::host::{check_memory, never_fits};
+    let asked: Vec<(&str, u64)> =
+        config.pools.iter().filter_map(|pool| Some((pool.id.as_str(), pool.memory.host_bytes?))).collect();
+    let never = asked.iter().filter_map(|(pool, wanted)| {
+        let text = format!("pool {pool}: memory.host_bytes: {}", never_fits(*wanted)?);
+        Some(Wrong(
+            text,
+            "raise the limit (MemoryMax= of the unit, --memory of the container), or lower it in the pool",
+        ))
+    });
+    let never: Vec<Finding> = never.collect();
+    let wanted = asked.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    if never.is_empty() && wanted > 0 {
+        findings.push(match check_memory(wanted) {
+            Ok(()) => Well(format!("there are the {wanted} bytes of host memory that the pools ask for")),
             Err(error) => Note(
                 error.to_string(),
                 "pools may have to wait for memory; end what else uses it, or lower memory.host_bytes",
             ),
         });
     }
+    findings.extend(never);
 }
 
 /// Keys end by the wall clock.

@@ -74,8 +74,15 @@ fn check_command(pool: &PoolConfig, command: &[String], fault: &mut impl FnMut(&
 
 /// A server that runs already, somewhere.
 fn check_url(pool: &PoolConfig, url: &str, fault: &mut impl FnMut(&str, String)) {
-    if !url.starts_with("http://") || url.replace("{index}", "0").parse::<hyper::Uri>().is_err() {
-        fault("url", format!("{url:?} is not of the form http://host:port"));
+    let parsed = url.replace("{index}", "0").parse::<hyper::Uri>().ok().filter(|_| url.starts_with("http://"));
+    let Some(parsed) = parsed.filter(|parsed| parsed.host().is_some_and(|host| !host.is_empty())) else {
+        return fault("url", format!("{url:?} is not of the form http://host:port"));
+    };
+    let has_user = parsed.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    if has_user && pool.api_key_env.is_some() {
+        fault("url", "it has a user in it, and api_key_env names a key: one of them has to go".into());
+    } else if url.contains('#') {
+        fault("url", format!("{url:?} has a fragment, which is no part of a request; leave it out"));
     } else if pool.replicas.len() > 1 && !url.contains("{index}") {
         fault("url", "several replicas need several servers: put {index} into the url".into());
     }

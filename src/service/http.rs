@@ -78,12 +78,14 @@ pub fn openapi() -> String {
 }
 
 /// What every operation may answer besides its own.
-const EVERYWHERE: [(&str, &str); 6] = [
+const EVERYWHERE: [(&str, &str); 8] = [
     ("400", "Something of the request is wrong; the message says what and where."),
     ("401", "A valid API key is needed."),
-    ("403", "The key does not reach so far."),
+    ("403", "The key does not reach so far, or another site's page asks."),
     ("408", "The body did not come in time."),
     ("413", "The body is too large."),
+    ("415", "The body is announced as something that is not taken; the message says as what it is."),
+    ("421", "The request is for another host; `http.hosts` names those that are served here."),
     ("429", "Too much: of tasks, or of wrong keys; it says when to come back."),
 ];
 

@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq;
 use crate::config::ClientConfig;
 use crate::core::hash::hex;
 use crate::core::id::{ClientId, PoolId};
+use crate::service::file_write;
 
 /// What a key begins with, so that scanners for leaked secrets know it.
 const PREFIX: &str = "oc_";
@@ -210,41 +211,13 @@ impl KeyFile {
         Ok(())
     }
 
-    /// Writes the file in one step, for its owner alone.
+    /// Writes the file; one that was not there before is for its owner alone.
     ///
     /// # Errors
     /// One line that says why it could not be written; what was there is still there.
     pub fn save(&self, path: &Path) -> Result<(), String> {
-        use std::io::Write;
-        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-        let fault = |error: std::io::Error| format!("{}: it cannot be written: {error}", path.display());
         let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
-        let beside = path.with_extension("new");
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)
-            .map_err(fault)?;
-        if let Ok(before) = std::fs::metadata(path) {
-            // The service reads it under its own name.
-            let same = |owner: std::fs::Metadata| (owner.uid(), owner.gid()) == (before.uid(), before.gid());
-            let owned = file.metadata().is_ok_and(same)
-                || std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid())).is_ok();
-            if !owned {
-                let _ = std::fs::remove_file(&beside); // Nobody reads it.
-                return Err(format!(
-                    "{}: it is another user's, who could not read it any more; run this as that user",
-                    path.display()
-                ));
-            }
-        }
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.write_all(b"\n"))
-            .and_then(|()| file.sync_all())
-            .map_err(fault)?;
-        std::fs::rename(&beside, path).map_err(fault)
+        file_write::replace(path, format!("{text}\n").as_bytes())
     }
 }
 

@@ -7,8 +7,10 @@ use rustix::fs::FlockOperation;
 
 use crate::core::id::{ClientId, PoolId};
 use crate::service::access::unix_s;
-use crate::service::cli::say;
+use crate::service::cli::{say, tell};
+use crate::service::file_write;
 use crate::service::keys::{Key, KeyFile, Scope};
+use crate::service::output;
 
 /// What to do with the keys.
 #[derive(Debug, Subcommand)]
@@ -82,17 +84,25 @@ pub(crate) fn run(command: KeyCommand) -> Result<(), String> {
     }
 }
 
-/// Changes the file while nobody else does.
-fn change<T>(file: &Path, change: impl FnOnce(&mut KeyFile) -> Result<T, String>) -> Result<T, String> {
+/// Keeps others from changing the file, until it is dropped.
+fn hold(file: &Path) -> Result<std::fs::File, String> {
+    let file = file_write::target(file);
     let lock = file.with_extension("lock");
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", lock.display());
-    let held = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock)
-        .map_err(|error| fault(&error))?;
+    let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
+    // It may be written to where nothing can be put beside it.
+    let held = opened.or_else(|error| match file.exists() {
+        true => std::fs::File::open(file_write::folder(&file)),
+        false => Err(error),
+    });
+    let held = held.map_err(|error| fault(&error))?;
     rustix::fs::flock(&held, FlockOperation::LockExclusive).map_err(|error| fault(&error))?;
+    Ok(held)
+}
+
+/// Changes the file while nobody else does.
+fn change<T>(file: &Path, change: impl FnOnce(&mut KeyFile) -> Result<T, String>) -> Result<T, String> {
+    let _held = hold(file)?;
     let mut keys = KeyFile::load(file)?;
     let outcome = change(&mut keys)?;
     keys.save(file)?;
@@ -108,29 +118,48 @@ fn make(new: NewKey) -> Result<(), String> {
     scopes.sort();
     scopes.dedup();
     let expires_at = new.expires.as_deref().map(seconds).transpose()?.map(|seconds| now.saturating_add(seconds));
-    let text = change(&new.file, |keys| {
-        let text = keys.add(&new.client, scopes, now, expires_at)?;
-        if let Some(key) = keys.keys.last_mut() {
-            key.pools = new.pools.clone();
-        }
-        let limits = [
-            new.weight.is_some(),
-            new.quota_running.is_some(),
-            new.quota_queued.is_some(),
-            new.requests_per_s.is_some(),
-        ];
-        if limits.contains(&true) {
-            let client = keys.clients.entry(new.client.clone()).or_default();
-            client.weight = new.weight.or(client.weight);
-            client.running = new.quota_running.or(client.running);
-            client.queued = new.quota_queued.or(client.queued);
-            client.requests_per_s = new.requests_per_s.or(client.requests_per_s);
-        }
-        Ok(text)
-    })?;
-    say(&text);
-    crate::service::cli::tell("This is the only time that it is shown; the file has its SHA-256.");
+    if output::leads_nowhere() {
+        return Err("standard output is /dev/null, and the key is shown there and nowhere else".into());
+    }
+    let _held = hold(&new.file)?;
+    let before = new.file.exists().then(|| KeyFile::load(&new.file)).transpose()?;
+    let mut keys = before.clone().unwrap_or_default();
+    let text = keys.add(&new.client, scopes, now, expires_at)?;
+    if let Some(key) = keys.keys.last_mut() {
+        key.pools = new.pools.clone();
+    }
+    set_terms(&mut keys, &new);
+    keys.save(&new.file)?;
+    if let Err(error) = output::try_print(&format!("{text}\n")) {
+        let lost = format!("standard output cannot be written to: {error}; nobody has seen the key");
+        return Err(match take_back(&new.file, before) {
+            Ok(()) => format!("{lost}, and it was taken back"),
+            Err(fault) => format!("{lost}, and it cannot be taken back: {fault}; revoke the newest one"),
+        });
+    }
+    tell("This is the only time that it is shown; the file has its SHA-256.");
     Ok(())
+}
+
+/// Puts what is said of the client into the file.
+fn set_terms(keys: &mut KeyFile, new: &NewKey) {
+    let limits =
+        [new.weight.is_some(), new.quota_running.is_some(), new.quota_queued.is_some(), new.requests_per_s.is_some()];
+    if limits.contains(&true) {
+        let client = keys.clients.entry(new.client.clone()).or_default();
+        client.weight = new.weight.or(client.weight);
+        client.running = new.quota_running.or(client.running);
+        client.queued = new.quota_queued.or(client.queued);
+        client.requests_per_s = new.requests_per_s.or(client.requests_per_s);
+    }
+}
+
+/// Gives the file what it had before; one that was not there goes again.
+fn take_back(file: &Path, before: Option<KeyFile>) -> Result<(), String> {
+    match before {
+        Some(keys) => keys.save(file),
+        None => std::fs::remove_file(file_write::target(file)).map_err(|error| error.to_string()),
+    }
 }
 
 fn revoke(id: &str, file: &Path) -> Result<(), String> {

@@ -6,7 +6,7 @@
 //! Spec: ORCH-3035.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -34,6 +34,7 @@ use crate::config::HttpConfig;
 use crate::env::Env;
 use crate::service::access::Peer;
 use crate::service::named_counts::NamedCounts;
+use crate::service::shortage::Shortage;
 use crate::service::tls::Tls;
 
 /// Most headers of a request.
@@ -44,13 +45,25 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time that what was sent may stay unread, in milliseconds.
 const STALL_MS: u32 = 60_000;
-/// Wait when the system has no more files for us; meanwhile idle connections are closed.
+/// Wait when the system has no more files for us; meanwhile an idle connection is closed.
 const NO_FILES_WAIT: Duration = Duration::from_millis(20);
 /// How long clients may take to close their connections when everything has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why connections were closed by us, for counting.
-pub(crate) const CLOSED: [&str; 4] = ["idle", "full", "head", "handshake"];
+pub(crate) const CLOSED: [&str; 5] = ["idle", "full", "head", "handshake", "files"];
+
+/// Where a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local {
+    /// The service's own address of the connection.
+    pub(crate) address: IpAddr,
+    /// The address that its listener is bound to.
+    pub(crate) bound: IpAddr,
+}
+
+/// Both ends of a connection.
+type Ends = (Peer, Local);
 
 /// One connection, as the others see it.
 struct Link {
@@ -208,7 +221,8 @@ pub(crate) async fn serve(
     http: HttpConfig,
     links: Arc<Links>,
 ) {
-    let mut connections = JoinSet::new();
+    let bound = listener.local_addr().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip());
+    let (mut connections, mut shortage) = (JoinSet::new(), Shortage::new());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -218,11 +232,13 @@ pub(crate) async fn serve(
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
+            Err(error) if is_one_connections(&error) => continue,
             Err(error) => {
-                if !is_one_connections(&error) {
-                    links.evict(&mut links.table.lock());
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(NO_FILES_WAIT).await;
+                shortage.note(&error, links.env.now());
+                let is_room_made = links.evict(&mut links.table.lock());
+                match !is_room_made && shortage.turn_away(&listener).await {
+                    true => links.closed.count("files"),
+                    false => tokio::time::sleep(NO_FILES_WAIT).await,
                 }
                 continue;
             }
@@ -231,6 +247,8 @@ pub(crate) async fn serve(
             links.closed.count("full");
             continue; // Every connection has a request under way.
         };
+        let address = stream.local_addr().map_or(bound, |address| address.ip());
+        let ends = (Peer(peer.ip()), Local { address, bound });
         // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
         let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
         // Whoever takes nothing for so long, or is not there any more, does not hold its place for ever.
@@ -243,8 +261,8 @@ pub(crate) async fn serve(
             }
             // Behind a pointer, so that a connection which says nothing takes little.
             match tls {
-                None => Box::pin(converse(TokioIo::new(stream), router, head, peer, entered)).await,
-                Some(tls) => Box::pin(encrypted(stream, &tls, router, head, peer, entered)).await,
+                None => Box::pin(converse(TokioIo::new(stream), router, head, ends, entered)).await,
+                Some(tls) => Box::pin(encrypted(stream, &tls, router, head, ends, entered)).await,
             }
         });
     }
@@ -271,7 +289,7 @@ async fn has_spoken(stream: &TcpStream, limit: Duration, entered: &Entered) -> b
 }
 
 /// A connection that begins with a handshake.
-async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration, peer: SocketAddr, entered: Entered) {
+async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration, ends: Ends, entered: Entered) {
     let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
     let handshake = tokio::select! {
         biased;
@@ -279,7 +297,7 @@ async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration,
         () = entered.link.close.notified() => return,
     };
     match handshake {
-        Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, peer, entered).await,
+        Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, ends, entered).await,
         _ => entered.links.closed.count("handshake"),
     }
 }
@@ -291,7 +309,7 @@ fn is_one_connections(error: &std::io::Error) -> bool {
 }
 
 /// One connection from its first request to its end.
-async fn converse<S>(io: TokioIo<S>, router: Router, head: Duration, peer: SocketAddr, entered: Entered)
+async fn converse<S>(io: TokioIo<S>, router: Router, head: Duration, ends: Ends, entered: Entered)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -302,7 +320,8 @@ where
         let mut router = router.clone();
         async move {
             let mut request = request.map(axum::body::Body::new);
-            request.extensions_mut().insert(Peer(peer.ip()));
+            request.extensions_mut().insert(ends.0);
+            request.extensions_mut().insert(ends.1);
             let response: Response = match router.call(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},

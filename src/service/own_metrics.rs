@@ -7,6 +7,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use crate::core::objectives::{SloView, Window};
 use crate::service::app::App;
 use crate::service::listener::CLOSED;
+use crate::service::log_writer;
 use crate::service::metrics::{Labels, counter, gauge};
 
 fn labels(pairs: &[(&'static str, &str)]) -> Labels {
@@ -55,6 +56,8 @@ pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Re
     let closed = reasons(&closed, "reason");
     counter(encoder, "http_connections_closed", "Connections that the service closed or did not take", closed)?;
     counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied.all(), "reason"))?;
+    let refused = reasons(&app.refusals.counts.all(), "reason");
+    counter(encoder, "http_requests_refused", "Requests that are refused whoever sends them", refused)?;
     let generation = app.orchestrator.config_generation() as f64;
     gauge(encoder, "config_generation", "Number of the configuration that is in force", [(vec![], generation)])?;
     let reloads = reasons(&app.store.counts.all(), "outcome");
@@ -80,6 +83,8 @@ pub(super) fn process(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         "When the process began, since 1970",
         started_at().map(|at| (vec![], at)),
     )?;
+    let lost = [(vec![], log_writer::lost())];
+    counter(encoder, "log_lines_lost", "Lines of the log that were not read in time, or could not be written", lost)?;
     let version = labels(&[("version", env!("CARGO_PKG_VERSION"))]);
     gauge(encoder, "orchestrator_build_info", "The program; always 1", [(version, 1.0)])
 }

@@ -11,8 +11,11 @@ use crate::core::lifecycle::PoolState;
 use crate::core::model::ModelChange;
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Principal;
+use crate::service::app::App;
 use crate::service::error::ApiError;
+use crate::service::executed;
 use crate::service::http::{body_of, json_body};
+use crate::service::request_guard::Asker;
 use crate::views::{PoolView, ReplicaSetView};
 
 fn parse_pool(id: &str) -> Result<PoolId, ApiError> {
@@ -63,23 +66,36 @@ pub(crate) async fn drain(
 
 /// Reload a pool with another model, or the same anew: replica by replica, and undone when the new model does not prove itself.
 ///
-/// The answer says that it has begun; `GET /v1/pools` shows under `reload` how it goes and ends. Waiting tasks keep their places.
+/// The answer says that it has begun; `GET /v1/pools` shows under `reload` how it goes and ends. Waiting tasks keep their
+/// places. Where requests need no key, the model of a pool with a command may have letters, digits and `. _ / : @ + -`
+/// alone.
 #[utoipa::path(post, path = "/v1/pools/{id}/reload", params(("id" = String, Path)), request_body = ModelChange, responses(
     (status = 202, description = "The reload is under way."),
     (status = 400, description = "The change cannot be.", body = crate::service::api::ErrorBody),
+    (status = 403, description = "Not with this key; or not without keys, since the model is no plain word.",
+        body = crate::service::api::ErrorBody),
     (status = 404, description = "No such pool.", body = crate::service::api::ErrorBody),
     (status = 503, description = "The pool drains, has stopped, or is being reloaded.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn reload(
-    State(orchestrator): State<Orchestrator>,
+    State(app): State<App>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let orchestrator = &app.orchestrator;
     let id = parse_pool(&id)?;
-    orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
-    let body = body_of(&orchestrator, request).await?;
+    orchestrator.pool(&id).ok_or_else(|| unknown_pool(orchestrator, &id))?;
+    let asker = Asker::of(&request);
+    let body = body_of(orchestrator, request).await?;
     // No body is no change: the same model, loaded anew.
     let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
+    if !app.access.is_on() {
+        let config = orchestrator.config();
+        let pool = config.pools.iter().find(|pool| pool.id == id.as_str());
+        if let Some(fault) = pool.and_then(|pool| executed::model_fault(pool, &change)) {
+            return Err(app.refusals.refuse_executed(&asker, fault));
+        }
+    }
     let view = orchestrator.reload(&id, &change)?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "pool_id": id, "reload": view }))).into_response())
 }

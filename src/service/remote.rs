@@ -14,15 +14,17 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::gpu::dial::dial;
 use crate::gpu::http::whole;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where Debian and its kin keep the CAs that they trust.
 const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// The type of a body, unless another is said.
+const JSON: &str = "application/json";
 
 /// Where the service is, and who asks.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,7 +41,7 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// Sends one request on a connection of its own.
+    /// Sends one request on a connection of its own. A body is JSON unless the headers say otherwise.
     ///
     /// # Errors
     /// One line: nobody is there, or the connection broke.
@@ -54,19 +56,24 @@ impl Remote {
         let fault = |error: String| format!("{base}: {error}; is orchestratord running there?");
         let uri: Uri = base.parse().map_err(|_| format!("--url: {base:?} is not of the form http://host:port"))?;
         let host = uri.host().ok_or_else(|| format!("--url: {base:?} names no host"))?.to_owned();
+        no_lost_parts(&uri, base)?;
         let is_tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             _ => return Err(format!("--url: {base:?} must begin with http:// or https://")),
         };
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let connect = timeout(CONNECT_TIMEOUT, TcpStream::connect((host.trim_matches(['[', ']']), port))).await;
-        let stream =
-            connect.map_err(|_| fault("no connection in time".into()))?.map_err(|error| fault(error.to_string()))?;
+        let stream = dial(host.trim_matches(['[', ']']), port, CONNECT_TIMEOUT).await.map_err(fault)?;
         let _ = stream.set_nodelay(true); // It only makes waits shorter.
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, format!("{host}:{port}"));
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", uri.path().trim_end_matches('/')))
+            .header(header::HOST, format!("{host}:{port}"));
         if let Some(key) = &self.key {
             request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
+        if !body.is_empty() && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            request = request.header(header::CONTENT_TYPE, JSON);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -97,12 +104,28 @@ impl Remote {
         Ok(builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
     }
 
-    /// Asks for JSON.
+    /// Asks for JSON, with JSON.
     ///
     /// # Errors
     /// One line: what went wrong, or the envelope of the refusal.
     pub(crate) async fn json(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value, String> {
-        let answer = self.send(method, path, &[], body).await?;
+        self.json_for(method, path, JSON, body).await
+    }
+
+    /// Asks for JSON, with a body of this type.
+    ///
+    /// # Errors
+    /// One line: what went wrong, or the envelope of the refusal.
+    pub(crate) async fn json_for(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<Value, String> {
+        let announced = [("content-type", content_type)];
+        let headers: &[(&str, &str)] = if body.is_empty() { &[] } else { &announced };
+        let answer = self.send(method, path, headers, body).await?;
         let (status, body) = (answer.status(), answer);
         if !status.is_success() {
             return Err(refusal(body).await);
@@ -110,6 +133,17 @@ impl Remote {
         let text = whole(body).await.map_err(|error| error.to_string())?;
         serde_json::from_slice(&text).map_err(|error| format!("{}: the answer is not JSON: {error}", self.url))
     }
+}
+
+/// A URL of the service may have a path, below which a proxy keeps it, and nothing more: what else it has would be left out.
+fn no_lost_parts(uri: &Uri, base: &str) -> Result<(), String> {
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("--url: it has a user or a password in it; the service wants a key: give --key".into());
+    }
+    if uri.query().is_some() || base.contains('#') {
+        return Err(format!("--url: {base:?} has a query or a fragment, which no request could keep; leave it out"));
+    }
+    Ok(())
 }
 
 async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String>
@@ -126,7 +160,7 @@ where
 pub(crate) async fn refusal(answer: Response<Incoming>) -> String {
     use crate::gpu::http::HttpError;
     match whole(answer).await {
-        Err(HttpError::Status { status, body }) => {
+        Err(HttpError::Status { status, body, .. }) => {
             let envelope: Value = serde_json::from_str(&body).unwrap_or_default();
             match (envelope["code"].as_str(), envelope["message"].as_str()) {
                 (Some(code), Some(message)) => {

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 
 use crate::core::error::ErrorCode;
 use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::keys::Scope::{self, Admin, Read, Submit};
-use crate::service::{configs, dashboard, devices, glance, http, metrics, nodes, pools, rollouts, tasks};
+use crate::service::{
+    configs, dashboard, devices, glance, http, metrics, nodes, pools, request_guard, rollouts, tasks,
+};
 
 /// Who is served by a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,52 +105,64 @@ pub fn routes() -> Vec<Route> {
     ]
 }
 
-/// The router of a listener: its own routes and the open ones.
+/// The router of a listener: its own routes and the open ones. Every request passes [`enter`], whatever it asks for.
 pub(crate) fn router(app: App, serves: impl Fn(Face) -> bool) -> Router {
     let mut router = Router::new();
     for Route { path, face, needs, handler } in routes() {
         if face != Face::Open && !serves(face) {
             continue;
         }
-        let needs: Arc<[(Method, Needs)]> = needs.into();
-        let state = (app.clone(), path, needs);
-        let handler = handler.fallback(unknown_method);
-        router = router.route(
-            path,
-            match face {
-                Face::Open => handler.layer(from_fn_with_state(state, count)),
-                Face::Public | Face::Operator => handler.layer(from_fn_with_state(state, guard)),
-            },
-        );
+        let gate = Gate { app: app.clone(), path, face, needs: needs.into() };
+        router = router.route(path, handler.fallback(unknown_method).layer(from_fn_with_state(gate, enter)));
     }
-    let unknown = (app.clone(), "unknown", Arc::from([]));
-    let fallback = get(unknown_path).fallback(unknown_path).layer(from_fn_with_state(unknown, guard));
+    let gate = Gate { app: app.clone(), path: "unknown", face: Face::Public, needs: Arc::from([]) };
+    let fallback = get(unknown_path).fallback(unknown_path).layer(from_fn_with_state(gate, enter));
     router.fallback_service(fallback.with_state(app.clone())).layer(from_fn(secure)).with_state(app)
 }
 
-type Guarded = (App, &'static str, Arc<[(Method, Needs)]>);
+/// What stands in front of a route.
+#[derive(Clone)]
+struct Gate {
+    app: App,
+    path: &'static str,
+    face: Face,
+    needs: Arc<[(Method, Needs)]>,
+}
 
-async fn guard(State((app, path, needs)): State<Guarded>, request: Request, next: Next) -> Response {
+/// Lets a request in to a route: first whether it may be served at all, then whether its key reaches so far.
+async fn enter(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let Gate { app, path, face, needs } = gate;
     let method = request.method().clone();
-    let asked = if method == Method::HEAD { &Method::GET } else { &method };
-    let needed = needs.iter().find(|(known, _)| known == asked).map_or(&[] as Needs, |(_, scopes)| *scopes);
-    let response = app.access.guard(needed, request, next).await;
+    let verdict = request_guard::check(&app, path, face, &request);
+    let response = match verdict {
+        Err(refusal) => refusal.into_response(),
+        Ok(()) if face == Face::Open => next.run(request).await,
+        Ok(()) => {
+            let asked = if method == Method::HEAD { &Method::GET } else { &method };
+            let needed = needs.iter().find(|(known, _)| known == asked).map_or(&[] as Needs, |(_, scopes)| *scopes);
+            app.access.guard(needed, request, next).await
+        }
+    };
     app.requests.count(path, &method, response.status());
     response
 }
 
-async fn count(State((app, path, _)): State<Guarded>, request: Request, next: Next) -> Response {
-    let method = request.method().clone();
-    let response = next.run(request).await;
-    app.requests.count(path, &method, response.status());
-    response
-}
+/// What every answer says to browsers: it is for the service's own page, in nobody's frame, and depends on who asks.
+const SECURE: [(&str, &str); 4] = [
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("vary", "origin, sec-fetch-site, sec-fetch-mode, sec-fetch-dest"),
+];
 
-/// What every answer says to browsers.
 async fn secure(request: Request, next: Next) -> Response {
-    use axum::http::HeaderValue;
     let mut response = next.run(request).await;
-    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    let headers = response.headers_mut();
+    for (name, value) in SECURE {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // A page that has a policy of its own says this in it.
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static("frame-ancestors 'none'"));
     response
 }
 

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -12,22 +11,24 @@ use crate::config::Config;
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
 use crate::service::app::{App, Requests};
-use crate::service::cli::{ServeArguments, say};
+use crate::service::cli::ServeArguments;
 use crate::service::config_store::{ConfigStore, merged};
 use crate::service::glance::Glance;
 use crate::service::keys::KeyFile;
 use crate::service::listener::{self, Links};
 use crate::service::nodes::Nodes;
 use crate::service::notify::Notifier;
+use crate::service::request_guard::Refusals;
 use crate::service::routes::{Face, router};
+use crate::service::signals::{Signals, Wish};
 use crate::service::tls::Tls;
-use crate::service::{config_file, devices, engines, logging, watch};
+use crate::service::{config_file, devices, engines, file_limit, logging, output, reaper, watch};
 
 /// How often the runtime is asked whether it lives when a service manager wants to know.
 const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Serves until a signal comes. SIGTERM and SIGINT drain first; a second one ends at once. SIGHUP reads the configuration again; without
-/// one it drains, since the terminal is gone.
+/// Serves until a signal comes. SIGTERM and SIGINT drain first; one that comes a second or more behind the first ends
+/// at once. SIGHUP reads the configuration again; without one it drains, since the terminal is gone.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let _telemetry = logging::start(arguments.log_format)?;
     let mut marks = watch::Marks::default();
@@ -42,7 +43,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
         given.access.keys_file.as_ref().map(|file| KeyFile::load(file.as_ref())).transpose()?.unwrap_or_default();
     let config = merged(&given, &keys.clients);
     let tls = config.http.tls.clone().map(Tls::load).transpose()?;
-    raise_file_limit();
+    file_limit::raise();
     let listener = bind(&config.http.listen, &config, &arguments).await?;
     let admin = match &config.http.admin_listen {
         Some(address) => Some(bind(address, &config, &arguments).await?),
@@ -61,15 +62,17 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let orchestrator = builder.start().await.map_err(|error| error.to_string())?;
     let nodes = Nodes::start(config.cluster.as_ref(), &orchestrator).await?;
     let env = orchestrator.env().clone();
-    let links = Links::new(env.clone(), config.http.connections_max);
-    let admin_links = Links::new(env.clone(), config.http.connections_max);
+    let connections_max = file_limit::connections_max(&config, if admin.is_some() { 2 } else { 1 });
+    let links = Links::new(env.clone(), connections_max);
+    let admin_links = Links::new(env.clone(), connections_max);
     let from = (arguments.config.clone(), [arguments.listen.clone(), arguments.admin_listen.clone()]);
     let app = App {
-        access: Arc::new(Access::new(&config.access, env)?),
+        access: Arc::new(Access::new(&config.access, env.clone())?),
         store: Arc::new(ConfigStore::new(orchestrator.clone(), from, given, keys.clients)),
         orchestrator: orchestrator.clone(),
         links: vec![links.clone(), admin_links.clone()],
         requests: Arc::new(Requests::default()),
+        refusals: Arc::new(Refusals::new(env.clone())),
         glance: Arc::new(Glance::default()),
         nodes: nodes.clone(),
     };
@@ -86,6 +89,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     beside.spawn(watch::watch(app.clone(), tls, arguments.watch, marks));
     let notifier = Arc::new(Notifier::from_env());
     beside.spawn(keep_alive(notifier.clone(), orchestrator.clone()));
+    beside.spawn(reaper::run());
     notifier.tell("READY=1");
     loop {
         tokio::select! {
@@ -101,14 +105,18 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
             () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
         }
     }
-    tracing::info!("draining; a second signal ends at once");
+    let first = env.now();
+    tracing::info!("draining; another signal, a second from now or later, ends at once");
     notifier.tell("STOPPING=1");
     drop(app);
     nodes.drain();
     tokio::select! {
         biased;
-        () = signals.until_end() => return Err("ended at once by a second signal".into()),
-        () = drain(orchestrator, [&links, &admin_links], work) => {}
+        () = signals.until_another_end(&env, first) => return Err("ended at once by a second signal".into()),
+        () = drain(orchestrator.clone(), [&links, &admin_links], work) => {}
+    }
+    if orchestrator.has_failed() {
+        return Err("the actors failed while tasks were drained, see the log".into());
     }
     tracing::info!("drained and stopped");
     Ok(())
@@ -135,15 +143,6 @@ async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Resu
     Ok(listener)
 }
 
-/// Ten thousand streams need as many files; the soft limit is often 1,024.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }); // It goes on with what it has.
-    }
-}
-
 /// Tells the service manager that the runtime lives, as long as it does.
 async fn keep_alive(notifier: Arc<Notifier>, orchestrator: Orchestrator) {
     let Some(period) = notifier.watchdog_period() else { return };
@@ -156,40 +155,7 @@ async fn keep_alive(notifier: Arc<Notifier>, orchestrator: Orchestrator) {
     }
 }
 
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    End,
-    Reload,
-}
-
-/// SIGTERM, SIGINT and SIGHUP.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup: signal(SignalKind::hangup())? })
-    }
-
-    async fn next(&mut self) -> Wish {
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => Wish::End,
-            _ = self.interrupt.recv() => Wish::End,
-            _ = self.hangup.recv() => Wish::Reload,
-        }
-    }
-
-    async fn until_end(&mut self) {
-        while self.next().await != Wish::End {}
-    }
-}
-
+/// Says what is served and where. Nobody has to read it.
 fn greet(
     arguments: &ServeArguments,
     config: &Config,
@@ -197,6 +163,8 @@ fn greet(
     address: SocketAddr,
     admin: Option<SocketAddr>,
 ) {
+    let mut text = String::new();
+    let mut say = |line: &str| text.extend([line, "\n"]);
     if arguments.config.is_none() {
         say("No configuration was given: serving SIMULATED text from two simulated GPUs. No model, no real GPU.");
         say("Serve your own engines with: orchestratord serve --config FILE");
@@ -218,6 +186,8 @@ fn greet(
     let key = if config.access.keys_file.is_some() { " -H 'Authorization: Bearer KEY'" } else { "" };
     say("try:");
     say(&format!(
-        "  curl -N {scheme}://{address}/v1/tasks{key} -H 'Accept: text/event-stream' -d '{{\"prompt\":\"The sky is\",\"max_tokens\":16}}'"
+        "  curl -N {scheme}://{address}/v1/tasks{key} -H 'Content-Type: application/json' \
+         -H 'Accept: text/event-stream' -d '{{\"prompt\":\"The sky is\",\"max_tokens\":16}}'"
     ));
+    output::greet(text);
 }

@@ -10,8 +10,9 @@ use hyper::{Method, Response};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::gpu::sse::SseParser;
+use crate::gpu::sse::{Said, SseParser};
 use crate::service::cli::{SubmitArguments, tell};
+use crate::service::output;
 use crate::service::remote::refusal;
 
 /// How often the waiting line is written anew.
@@ -69,11 +70,16 @@ impl Terminal {
                     let Some(frame) = frame else { break };
                     let frame = frame.map_err(|error| format!("the stream broke: {error}"))?;
                     let Ok(bytes) = frame.into_data() else { continue };
-                    let show = |data: &[u8]| {
-                        self.event(data);
+                    let show = |said: Said<'_>| {
+                        if let Said::Event { data, .. } = said {
+                            self.event(data);
+                        }
                         ControlFlow::<()>::Continue(())
                     };
                     let _ = parser.push(&bytes, show).map_err(|error| error.to_string())?; // It never breaks.
+                    if output::is_lost() {
+                        return Ok(()); // Nobody reads on: the service hears of it by the connection.
+                    }
                 }
                 _ = tick.tick(), if !self.begun => self.wait(),
             }
@@ -85,10 +91,9 @@ impl Terminal {
         self.waited += TICK;
         if self.animate {
             let (position, predicted) = (&self.position, &self.predicted_ms);
-            write_now(
-                std::io::stderr(),
-                &format!("\rwaiting {:.1?}, {position} ahead, about {predicted} ms ", self.waited),
-            );
+            let line = format!("\rwaiting {:.1?}, {position} ahead, about {predicted} ms ", self.waited);
+            let mut terminal = std::io::stderr();
+            let _ = terminal.write_all(line.as_bytes()).and_then(|()| terminal.flush()); // A closed one waits for nothing.
         }
     }
 
@@ -96,7 +101,7 @@ impl Terminal {
     fn event(&mut self, data: &[u8]) {
         let event: Value = serde_json::from_slice(data).unwrap_or_default();
         if let Some(text) = event["t"].as_str() {
-            write_now(std::io::stdout(), text);
+            output::print(text);
         } else if let Some(replica) = event["replica_id"].as_str() {
             self.begun = true;
             let line = format!("started on {replica}, seed {}, attempt {}", event["seed"], event["attempt"]);
@@ -107,7 +112,7 @@ impl Terminal {
         } else if let Some(tokens) = event["tokens_out"].as_u64() {
             let first = event["first_token_ms"].as_f64().unwrap_or_default();
             let decode = event["decode_ms"].as_f64().unwrap_or_default();
-            write_now(std::io::stdout(), "\n");
+            output::print("\n");
             tell(&format!(
                 "{tokens} tokens, first after {first:.0} ms, all in {:.0} ms, {}",
                 first + decode,
@@ -116,9 +121,4 @@ impl Terminal {
             self.outcome = Some(Ok(()));
         }
     }
-}
-
-/// Writes without waiting for a line's end. A closed pipe is the reader's choice.
-fn write_now(mut output: impl Write, text: &str) {
-    let _ = output.write_all(text.as_bytes()).and_then(|()| output.flush());
 }

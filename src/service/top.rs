@@ -13,7 +13,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::gpu::sse::SseParser;
+use crate::gpu::sse::{Said, SseParser};
 use crate::service::cli::say;
 use crate::service::remote::{Remote, refusal};
 use crate::service::top_view::{Screen, draw};
@@ -53,9 +53,9 @@ pub(crate) async fn run(arguments: TopArguments) -> Result<(), String> {
         return Err("standard output is no terminal; for one picture say --once".into());
     }
     let mut body = Some(watch(&remote).await?); // Before the screen is taken: what is wrong is said plainly.
-    let mut terminal = ratatui::init();
+    let mut terminal = ratatui::try_init().map_err(|error| format!("the terminal cannot be used: {error}"))?;
     let outcome = show(&mut terminal, &remote, &mut body).await;
-    ratatui::restore();
+    let _ = ratatui::try_restore(); // A terminal that is gone needs none.
     outcome
 }
 
@@ -110,8 +110,10 @@ async fn show(
             frame = next => match frame {
                 Some(Ok(frame)) => {
                     let Ok(bytes) = frame.into_data() else { continue };
-                    let take = |data: &[u8]| {
-                        if let Ok(overview) = serde_json::from_slice(data) {
+                    let take = |said: Said<'_>| {
+                        if let Said::Event { data, .. } = said
+                            && let Ok(overview) = serde_json::from_slice(data)
+                        {
                             screen.take(overview);
                         }
                         ControlFlow::<()>::Continue(())

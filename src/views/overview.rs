@@ -123,10 +123,15 @@ impl PoolView {
         rows
     }
 
-    /// Why no replica is Ready, in words: what the last one died of.
+    /// Why no replica is Ready, in words: what an engine was last heard to say, else what the last one died of.
     fn reason(&self) -> Option<String> {
         if self.replicas.iter().any(|replica| replica.state.is_ready()) {
             return None;
+        }
+        if let Some((replica, heard)) =
+            self.replicas.iter().find_map(|replica| Some((replica, replica.heard.as_ref()?)))
+        {
+            return Some(format!("replica {}: not ready yet: {heard}", replica.replica_id));
         }
         let died = self.replicas.iter().filter_map(|replica| Some((replica, replica.last_death.as_ref()?)));
         let newest = died.min_by_key(|(_, death)| death.ago_ms);

@@ -3,8 +3,8 @@
 use orchestrator_core::service::keys::Scope;
 use orchestrator_core::service::routes::{Face, routes};
 
-use crate::support::{exchange, status_of};
-use crate::{bearer, guarded, key, keys, orchestratord, with_key};
+use super::{bearer, guarded, key, keys, orchestratord, with_key};
+use crate::support::{alone_blocking, exchange, status_of};
 
 /// A path of a route that leads to something, and one to nothing.
 fn concrete(path: &str, id: &str) -> String {
@@ -144,6 +144,7 @@ fn a_key_submits_for_its_client_to_its_pools_and_sees_only_its_own() {
 
 #[test]
 fn a_revoked_key_opens_nothing_within_a_second_and_a_new_one_opens() {
+    let _alone = alone_blocking();
     let file = keys("revoke.json");
     let first = key(&file, "alice", "read", &[]);
     let service = guarded("revoke.yaml", &file, "");

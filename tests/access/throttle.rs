@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{guarded, key, keys, with_key};
+use super::{guarded, key, keys, with_key};
 
 #[test]
 fn guesses_are_slowed_down_and_a_good_key_from_the_same_address_still_opens() {
@@ -64,6 +64,7 @@ fn p99(port: u16, good: &str, guesses_per_s: u32, requests: usize) -> (Duration,
 
 #[test]
 fn a_flood_of_guesses_does_not_lock_out_a_good_key() {
+    let _alone = crate::support::alone_blocking();
     let file = keys("flood.json");
     let good = key(&file, "alice", "read", &[]);
     let service = guarded("flood.yaml", &file, "");

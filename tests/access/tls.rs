@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
+use super::{file, key, keys, orchestratord};
 use crate::support::Service;
-use crate::{file, key, keys, orchestratord};
 
 /// A CA and what it has signed, in PEM files and ready for a client.
 struct Certificates {
@@ -92,7 +92,7 @@ fn connections_are_encrypted_and_with_a_ca_only_certified_clients_come_in() {
     let mutual = Service::start(&["--config", &configuration("mtls.yaml", &keys, &certificates.files, true)]);
     assert!(ask(mutual.port, &certificates, true, &good).unwrap().starts_with("HTTP/1.1 200"));
     assert!(ask(mutual.port, &certificates, false, &good).is_err(), "no certificate");
-    let stranger = crate::tls::certificates("tls-stranger");
+    let stranger = super::tls::certificates("tls-stranger");
     let posing = Certificates { client: stranger.client, ..certificates };
     assert!(ask(mutual.port, &posing, true, &good).is_err(), "another CA's certificate");
 }

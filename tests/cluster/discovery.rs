@@ -8,8 +8,8 @@ use orchestrator_core::Env;
 use orchestrator_core::core::node::PROTOCOLS;
 
 use super::network::Wires;
-use super::support::{millisecond, pool};
 use super::world::{Living, config, node_name, start_node_with, until};
+use crate::support::{millisecond, pool};
 
 /// A node that knows nothing but the name.
 async fn start(wires: &Arc<Wires>, number: u64, name: &str) -> Living {

@@ -209,7 +209,7 @@ impl Host {
     fn get(&self, path: &str) -> Option<Value> {
         self.inside(|| {
             let mut stream = TcpStream::connect(API).ok()?;
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;
             serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
@@ -304,7 +304,7 @@ pub fn stream(id: &str, prompt: &str, seed: u64, tokens: u32) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     write!(
         stream,
-        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\ncontent-type: application/json\r\n\
+        "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )

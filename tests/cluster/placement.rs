@@ -11,8 +11,8 @@ use orchestrator_core::gpu::SimEngine;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use super::network::Wires;
-use super::support::{client, millisecond, pool, read_whole};
 use super::world::{Living, config, node_name, start_node, start_node_with, until};
+use crate::support::{client, millisecond, pool, read_whole};
 
 fn engine() -> Vec<PoolConfig> {
     vec![pool("chat", 1, 4, millisecond())]

@@ -9,8 +9,8 @@ use orchestrator_core::core::node::PROTOCOLS;
 use orchestrator_core::{Config, Env, Event, TaskRequest};
 
 use super::network::Wires;
-use super::support::{client, millisecond, pool};
 use super::world::{Living, node_name, start_node_with};
+use crate::support::{client, millisecond, pool};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const RUNNING: i64 = 6;

@@ -12,7 +12,7 @@ use orchestrator_core::gpu::sim::SimStats;
 use orchestrator_core::{Config, Env, Orchestrator};
 
 use super::network::{Port, Wires};
-use super::support::{World, start_with};
+use crate::support::{World, start_with};
 
 pub fn node_name(text: &str) -> NodeName {
     NodeName::parse(text).unwrap()

@@ -1,7 +1,7 @@
 //! Bad input gets a clear error that says what, where and what would be right, and the service goes on.
 
+use super::{config_file, json, quick_service, stream};
 use crate::support::{Service, exchange};
-use crate::{config_file, json, quick_service, stream};
 
 /// Method, path, headers, body; status, code, and a part of the message.
 type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16, &'a str);

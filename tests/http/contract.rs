@@ -1,7 +1,7 @@
 //! What the API promises: statuses, fields, framing, metrics.
 
+use super::{events, get, json, post, quick_service, stream};
 use crate::support::exchange;
-use crate::{events, get, json, post, quick_service, stream};
 
 const TASK: &str = "{\"prompt\":\"the sky\",\"model_ref\":\"m\",\"max_tokens\":12,\"seed\":3}";
 

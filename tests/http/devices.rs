@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
+use super::{config_file, get, stream};
 use crate::support::nvml::{FakeDriver, uuid};
 use crate::support::{Service, exchange};
-use crate::{config_file, get, stream};
 
 #[test]
 fn devices_are_seen_with_their_figures_and_who_uses_them() {
@@ -58,7 +58,7 @@ fn texts_are_embedded_and_ranked_where_a_pool_says_that_it_does() {
     assert!(vectors.len() == 3 && vectors[0] == vectors[2] && vectors[0] != vectors[1], "{vectors:?}");
     let scores = tokens("{\"workload\":\"rerank\",\"prompt\":\"q\",\"inputs\":[\"one\",\"two\"]}");
     assert!(scores[1]["index"] == 1 && scores[1]["score"].is_f64(), "{scores:?}");
-    let (status, _, error) = crate::post(service.port, "{\"prompt\":\"x\"}");
+    let (status, _, error) = super::post(service.port, "{\"prompt\":\"x\"}");
     assert_eq!(status, 400);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("nothing serves \"completion\"; there is embedding, rerank"), "{message}");

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
+use super::{get, post, quick_service};
 use crate::support::{Service, exchange};
-use crate::{get, post, quick_service};
 
 fn orchestratord(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(arguments).output().unwrap();
@@ -30,7 +30,7 @@ fn sigterm_drains_then_stops() {
     let mut service = quick_service("sigterm.yaml");
     let body = "{\"prompt\":\"x\",\"model_ref\":\"n\",\"max_tokens\":40}";
     let port = service.port;
-    let reader = std::thread::Builder::new().spawn(move || crate::stream(port, body)).unwrap();
+    let reader = std::thread::Builder::new().spawn(move || super::stream(port, body)).unwrap();
     while get(port, "/v1/pools/c/health").1["slots_used"] != 1 {}
     service.signal("-TERM");
     // New tasks are refused while the old one goes on.
@@ -69,6 +69,6 @@ fn a_port_that_is_taken_is_said_so_and_nothing_is_started() {
 #[test]
 fn a_valid_configuration_is_told_so() {
     let text = "pools: [{id: a, engine: sim, model: m, replicas: [{devices: [0]}, {devices: [1]}]}]\n";
-    let (ok, out, _) = orchestratord(&["check", &crate::config_file("valid.yaml", text)]);
+    let (ok, out, _) = orchestratord(&["check", &super::config_file("valid.yaml", text)]);
     assert!(ok && out.contains("valid, 1 pools with 2 replicas"), "{out}");
 }

@@ -39,12 +39,12 @@ fn a_task_ends_with_one_log_line_that_has_every_required_field() {
     let listening = lines.map(Result::unwrap).find(|line| line.starts_with("listening")).unwrap();
     let port = listening.rsplit(':').next().unwrap().parse().unwrap();
     let task = "{\"prompt\":\"secret prompt\",\"max_tokens\":3,\"task_id\":\"job-1\",\"session_id\":\"s-1\"}";
-    crate::stream(port, task);
+    super::stream(port, task);
     let log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let line = log.into_iter().find(|line| line.contains("task ended")).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    let event = crate::json(&line);
+    let event = super::json(&line);
     for field in FIELDS {
         assert!(!event[field].is_null(), "{field} in {line}");
     }

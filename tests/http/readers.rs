@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::support::{Service, eventually, exchange};
-use crate::{config_file, json};
+use super::{config_file, json};
+use crate::support::{Service, alone, eventually, exchange};
 
 fn submit(port: u16, body: &str) -> String {
     let (status, _, answer) = exchange(port, "POST", "/v1/tasks", &[], body.as_bytes());
@@ -94,6 +94,7 @@ fn gaps(port: u16, ids: &[String]) -> Vec<Duration> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_readers_that_never_read_cost_bounded_memory_and_the_others_nothing() {
+    let _alone = alone().await;
     let text = format!(
         "pools:
   - {{id: a, engine: sim, model: m, ctx: 32768, slots: 200, sim: {{first_token_us: 0, token_us: {GAP_US}, preload_us: 0}}}}

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
+use super::{file, orchestratord, slots, write};
 use crate::support::{Service, exchange};
-use crate::{file, orchestratord, slots, write};
 
 #[test]
 fn top_shows_the_service_once_and_live_in_a_terminal() {

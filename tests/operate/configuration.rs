@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use super::{orchestratord, slots, write};
 use crate::support::{Service, exchange};
-use crate::{orchestratord, slots, write};
 
 fn config(service: &Service) -> Value {
     let (_, _, body) = exchange(service.port, "GET", "/v1/config", &[], b"");

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 
-use crate::support::{Service, exchange};
-use crate::{file, write};
+use super::{file, write};
+use crate::support::{Service, alone_blocking, exchange};
 
 fn root() -> &'static std::path::Path {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -129,6 +129,7 @@ fn names(expression: &str) -> Vec<String> {
 
 #[test]
 fn a_real_prometheus_scrapes_it_and_its_alert_fires_in_an_outage() {
+    let _alone = alone_blocking();
     let rules = root().join("ops/prometheus");
     for arguments in
         [["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"], ["check", "config", "prometheus.yml"]]

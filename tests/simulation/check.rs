@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use orchestrator_core::Priority;
 use orchestrator_core::core::trace::{TraceEvent, TraceKind};
-use orchestrator_core::core::{ClientId, Epoch, TaskSeq};
+use orchestrator_core::core::{ClientId, Epoch, TaskSeq, Timestamp};
 
 /// What a run was told, as far as the rules need it.
 pub struct Law {
@@ -35,6 +35,8 @@ struct Task {
     attempts: u32,
     /// The step at which it last left its queue.
     sent: usize,
+    /// Where its newest attempt runs.
+    at: (u16, u16),
     /// Tokens of the newest attempt, and of all.
     tokens: [u32; 2],
     lane: Option<Lane>,
@@ -52,8 +54,19 @@ pub struct Checker<'a> {
     room: Vec<usize>,
     /// Which model each pool serves since which step, in order; the first of each since ever.
     served: Vec<(usize, u16, u64)>,
+    /// Replicas that attempts have failed on, or that were busy, by pool and position.
+    conduct: BTreeMap<(u16, u16), Conduct>,
     /// Steps so far.
     steps: usize,
+}
+
+/// What a replica's attempts have said of it.
+#[derive(Default)]
+struct Conduct {
+    /// It gets no task before.
+    until: Timestamp,
+    /// So many may run at once, until one shows that it works.
+    allowed: Option<usize>,
 }
 
 impl<'a> Checker<'a> {
@@ -61,16 +74,18 @@ impl<'a> Checker<'a> {
     pub fn check(law: &'a Law, trace: &[TraceEvent]) -> Result<(), (usize, String)> {
         let room = law.capacity.iter().map(|capacity| *capacity as usize).collect();
         let served = (0..law.capacity.len() as u16).map(|pool| (0, pool, 0)).collect();
-        let mut checker = Checker { law, tasks: BTreeMap::new(), arrivals: 0, room, served, steps: 0 };
+        let mut checker =
+            Checker { law, tasks: BTreeMap::new(), arrivals: 0, room, served, conduct: BTreeMap::new(), steps: 0 };
         for (step, event) in trace.iter().enumerate() {
             checker.steps = step;
-            checker.step(&event.kind).map_err(|broken| (step, broken))?;
+            checker.step(event).map_err(|broken| (step, broken))?;
         }
         let open = checker.tasks.iter().find(|(_, task)| task.phase != Phase::Over);
         open.map_or(Ok(()), |(seq, task)| Err((trace.len(), format!("task {} is {:?} for ever", seq.0, task.phase))))
     }
 
-    fn step(&mut self, kind: &TraceKind) -> Result<(), String> {
+    fn step(&mut self, event: &TraceEvent) -> Result<(), String> {
+        let kind = &event.kind;
         match kind {
             TraceKind::Submitted { seq } => {
                 let task = Task {
@@ -78,6 +93,7 @@ impl<'a> Checker<'a> {
                     epoch: Epoch(0),
                     attempts: 0,
                     sent: 0,
+                    at: (0, 0),
                     tokens: [0; 2],
                     lane: None,
                     in_session: false,
@@ -89,8 +105,9 @@ impl<'a> Checker<'a> {
                 self.queued(*seq, (*pool, *class, client.clone()), *in_session)
             }
             TraceKind::Assigned { seq, epoch } => self.assigned(*seq, *epoch),
-            TraceKind::Begun { seq, pool, generation, .. } => {
+            TraceKind::Begun { seq, pool, generation, replica } => {
                 self.served_while_sent(*seq, *pool, *generation)?;
+                self.begins_where_it_may(event.at, *seq, (*pool, *replica))?;
                 let most = self.law.attempts_max;
                 let task = self.task(*seq, &[Phase::Assigned], kind)?;
                 (task.phase, task.tokens[0], task.attempts) = (Phase::Running, 0, task.attempts + 1);
@@ -98,9 +115,21 @@ impl<'a> Checker<'a> {
             }
             TraceKind::Token { seq, index } => {
                 let task = self.task(*seq, &[Phase::Running], kind)?;
-                let expected = task.tokens[0];
+                let (expected, at) = (task.tokens[0], task.at);
                 task.tokens = [index + 1, task.tokens[1].max(index + 1)];
+                self.works(at);
                 hold(*index == expected, || format!("token {index} of task {} comes where {expected} was due", seq.0))
+            }
+            TraceKind::Forgiven { seq } => {
+                let task = self.task(*seq, &[Phase::Running], kind)?;
+                task.attempts = task.attempts.saturating_sub(1);
+                Ok(())
+            }
+            TraceKind::LeftOut { pool, replica, until, allowed } => {
+                let conduct = self.conduct.entry((*pool, *replica)).or_default();
+                conduct.until = conduct.until.max(*until);
+                conduct.allowed = Some(conduct.allowed.unwrap_or(usize::MAX).min(*allowed as usize));
+                Ok(())
             }
             TraceKind::Returned { seq } => {
                 let task = self.task(*seq, &[Phase::Assigned, Phase::Running], kind)?;
@@ -108,6 +137,10 @@ impl<'a> Checker<'a> {
                 Ok(())
             }
             TraceKind::Ended { seq, .. } | TraceKind::Failed { seq, .. } => {
+                if let (TraceKind::Ended { .. }, Some(task)) = (kind, self.tasks.get(seq)) {
+                    let at = task.at;
+                    self.works(at);
+                }
                 let live = [Phase::Submitted, Phase::Waiting, Phase::Assigned, Phase::Running, Phase::Returning];
                 self.task(*seq, &live, kind)?.phase = Phase::Over;
                 Ok(())
@@ -116,7 +149,17 @@ impl<'a> Checker<'a> {
                 self.served.push((self.steps, *pool, *generation));
                 Ok(())
             }
-            TraceKind::ActorStarted { .. } | TraceKind::ActorDied { .. } => Ok(()),
+            TraceKind::ActorStarted { actor } | TraceKind::ActorDied { actor } => {
+                // Its engine is another one, or is about to be.
+                let mut parts = actor.split('/').skip_while(|part| *part != "worker").skip(1).map(str::parse);
+                if let (Some(Ok(pool)), Some(Ok(replica))) = (parts.next(), parts.next()) {
+                    self.conduct.remove(&(pool, replica));
+                }
+                if !actor.starts_with("worker") {
+                    self.conduct.clear(); // Supervisors take their workers along.
+                }
+                Ok(())
+            }
         }
     }
 
@@ -136,6 +179,27 @@ impl<'a> Checker<'a> {
             |(index, (_, _, known)): (usize, &&(usize, u16, u64))| *known == generation && until(index) >= sent;
         let is_served = of_pool.iter().enumerate().any(served);
         hold(is_served, || format!("task {} begins on model {generation} of pool {pool}, which serves another", seq.0))
+    }
+
+    /// A replica that was left out gets nothing before its time, and then as many as it may have.
+    fn begins_where_it_may(&mut self, now: Timestamp, seq: TaskSeq, at: (u16, u16)) -> Result<(), String> {
+        let running = self.tasks.values().filter(|task| task.phase == Phase::Running && task.at == at).count();
+        if let Some(conduct) = self.conduct.get(&at) {
+            hold(now >= conduct.until, || format!("task {} begins at {at:?}, which is left out", seq.0))?;
+            let allowed = conduct.allowed.unwrap_or(usize::MAX);
+            hold(running < allowed, || format!("task {} begins at {at:?} beside {running}, of {allowed}", seq.0))?;
+        }
+        if let Some(task) = self.tasks.get_mut(&seq) {
+            task.at = at;
+        }
+        Ok(())
+    }
+
+    /// A replica has shown that it works.
+    fn works(&mut self, at: (u16, u16)) {
+        if let Some(conduct) = self.conduct.get_mut(&at) {
+            conduct.allowed = None;
+        }
     }
 
     fn waiting(&self) -> impl Iterator<Item = (&TaskSeq, &Task)> {

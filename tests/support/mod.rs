@@ -19,6 +19,22 @@ mod sim;
 #[allow(unused_imports)] // Each program uses its part.
 pub use sim::*;
 
+/// Held by a test that runs alone among those of its kind.
+pub type Alone = tokio::sync::MutexGuard<'static, ()>;
+
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// For a test that measures real time, or keeps every core busy: of these, one runs at a time in a program. Beside it run those that do
+/// neither.
+pub async fn alone() -> Alone {
+    ALONE.lock().await
+}
+
+/// The same for a test that is not asynchronous.
+pub fn alone_blocking() -> Alone {
+    ALONE.blocking_lock()
+}
+
 /// Waits until something outside is so. Only for other processes: they do not tell us.
 pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);

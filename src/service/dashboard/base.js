@@ -196,7 +196,10 @@ export class RequestError extends Error {
   }
 }
 
-/** Sends a request with the key, if there is one. Throws RequestError for any answer but success. */
+/**
+ * Sends a request with the key, if there is one. Throws RequestError for any answer but success.
+ * The path has no slash in front: it stands beside the page, below whatever path a proxy has put before both.
+ */
 export async function request(path, options = {}) {
   const headers = new Headers(options.headers);
   const secret = key.get();

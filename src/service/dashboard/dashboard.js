@@ -164,7 +164,7 @@ async function readStream() {
   link.openedAt = Date.now();
   const { signal } = link.abort;
   try {
-    const answer = await request("/v1/events", { headers: { accept: "text/event-stream" }, signal });
+    const answer = await request("v1/events", { headers: { accept: "text/event-stream" }, signal });
     await readEvents(answer, (type, data) => {
       if (type !== "overview" || signal.aborted) return;
       link.lastEventAt = Date.now();

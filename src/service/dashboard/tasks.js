@@ -84,7 +84,7 @@ class PromptRun {
     this.output.dataset.state = "sending";
     this.status("Submitting.");
     try {
-      const answer = await request("/v1/tasks", {
+      const answer = await request("v1/tasks", {
         method: "POST",
         headers: { accept: "text/event-stream", "content-type": "application/json" },
         body: JSON.stringify(body),
@@ -117,7 +117,7 @@ class PromptRun {
       const headers = { accept: "text/event-stream" };
       if (this.lastEvent !== null) headers["last-event-id"] = this.lastEvent;
       try {
-        answer = await request(`/v1/tasks/${encodeURIComponent(this.taskId)}/stream`, { headers, signal: this.abort.signal });
+        answer = await request(`v1/tasks/${encodeURIComponent(this.taskId)}/stream`, { headers, signal: this.abort.signal });
       } catch (error) {
         if (error instanceof RequestError) throw error;
         answer = { body: new ReadableStream({ start: (control) => control.close() }) };
@@ -168,7 +168,7 @@ class PromptRun {
       await sleep(LOOK_MS);
       if (this.started || this.ended || !this.taskId) return;
       try {
-        const explain = await getJson(`/v1/tasks/${encodeURIComponent(this.taskId)}/explain`, this.abort.signal);
+        const explain = await getJson(`v1/tasks/${encodeURIComponent(this.taskId)}/explain`, this.abort.signal);
         if (this.started || this.ended) return;
         if (explain.standing) this.waiting(explain.standing.queue_position, explain.predicted_start_ms, explain.why);
       } catch {
@@ -184,7 +184,7 @@ class PromptRun {
     }
     this.status("Cancelling.");
     try {
-      await request(`/v1/tasks/${encodeURIComponent(this.taskId)}/cancel`, { method: "POST" });
+      await request(`v1/tasks/${encodeURIComponent(this.taskId)}/cancel`, { method: "POST" });
     } catch (error) {
       this.status("");
       byId("prompt-status").replaceChildren(errorBox(error));
@@ -249,7 +249,7 @@ export function makeTimeline() {
     byId("task-timeline").dataset.task = id;
     let shown = "";
     for (;;) {
-      const path = `/v1/tasks/${encodeURIComponent(id)}`;
+      const path = `v1/tasks/${encodeURIComponent(id)}`;
       const [explain, task] = await Promise.allSettled([getJson(`${path}/explain`), getJson(path)]);
       if (mine !== look) return;
       const phase = task.value?.phase ?? explain.value?.phase;

@@ -1,0 +1,16 @@
+//! The service from outside: its API, its access, its commands, its documents.
+
+mod support;
+
+mod access;
+mod dashboard;
+mod documents;
+mod fuzz;
+mod http;
+mod impossible;
+mod limits;
+mod operate;
+mod orphans;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod specs;
