@@ -101,8 +101,6 @@ pub enum Bug {
     BusyCosts,
     /// A replica that was left out gets as many tasks as it has slots when it comes back.
     NoSlowStart,
-    /// A task that was lost goes to the same replica again.
-    NoOtherFirst,
     /// A health page that is late ends an engine that gives tokens.
     LateProbeKills,
     // ---- between nodes
@@ -135,14 +133,8 @@ impl Bug {
         Bug::RunStopped,
     ];
     /// Every bug of outlier detection.
-    pub const OUTLIERS: [Bug; 6] = [
-        Bug::NeverLeaveOut,
-        Bug::IgnoreRetryAfter,
-        Bug::BusyCosts,
-        Bug::NoSlowStart,
-        Bug::NoOtherFirst,
-        Bug::LateProbeKills,
-    ];
+    pub const OUTLIERS: [Bug; 5] =
+        [Bug::NeverLeaveOut, Bug::IgnoreRetryAfter, Bug::BusyCosts, Bug::NoSlowStart, Bug::LateProbeKills];
     /// Every bug of one node.
     pub const ALL: [Bug; 23] = [
         Bug::LeakSlot,

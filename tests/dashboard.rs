@@ -52,8 +52,9 @@ impl Browser {
             "--js-flags=--expose-gc",
             "--enable-precise-memory-info",
         ];
+        let arguments = [arguments.as_slice(), more].concat();
         let options = json!({ "capabilities": { "alwaysMatch": {
-            "goog:chromeOptions": { "args": [arguments.as_slice(), more].concat() }, "goog:loggingPrefs": { "browser": "ALL" },
+            "goog:chromeOptions": { "args": arguments }, "goog:loggingPrefs": { "browser": "ALL" },
         } } });
         let answer = browser.call("POST", "/session", &options);
         browser.session = answer["sessionId"].as_str().unwrap_or_else(|| panic!("no session: {answer}")).to_owned();

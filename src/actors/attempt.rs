@@ -221,7 +221,12 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             None => return,
         },
     };
+    let is_well = matches!(&terminal, Terminal::End { .. });
     if let Ok(sealed) = attempt.runtime.ledger.seal(record, Some(epoch), terminal) {
+        if is_well && attempt.place().outlier.is_in_trouble() && attempt.place().note_well(attempt.pool.env.now(), true)
+        {
+            attempt.pool.nudge_manager();
+        }
         if diverges {
             attempt.pool.counters.diverged.fetch_add(1, Relaxed);
             attempt.place().lower_class();
@@ -233,9 +238,6 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
 /// Tells the pool manager and the sessions actor about a task that ran to an end.
 fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     let timing = sealed.timing;
-    if attempt.place().outlier.is_in_trouble() && attempt.place().note_well(attempt.pool.env.now(), true) {
-        attempt.pool.nudge_manager();
-    }
     {
         let mut sum = attempt.pool.held.lock();
         *sum = (sum.0.saturating_add((timing.total - timing.queue).as_micros() as u64), sum.1 + 1);
@@ -272,6 +274,8 @@ impl Attempt {
                     || matches!(error, EngineError::Replaced(_))
             }
         };
+        // What has tokens was begun, whatever the engine says of it now: it runs again if its own rule says so.
+        let is_none = is_none && record.may_begin_again();
         if is_none && record.forget_attempt(epoch) {
             self.pool.env.trace(|| TraceKind::Forgiven { seq: record.seq });
             self.give_back(record, epoch);
@@ -338,7 +342,7 @@ impl Attempt {
             let now = self.pool.env.now();
             let verdict = self.place().note_failure(now, self.begun, record.seq);
             let wait = Duration::from_millis(self.pool.config.resume.failure_wait_ms);
-            self.leave_out(verdict.until, now.after(wait));
+            self.leave_out(verdict.until, now.after(wait).min(verdict.until));
             is_the_replicas = verdict.is_the_replicas;
         }
         if self.place().suspect(&self.engine) {

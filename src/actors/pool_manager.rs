@@ -179,7 +179,6 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
 }
 
 fn choose(pool: &PoolShared, (affinity, avoid): (Option<u16>, Option<u16>), kv_tokens: u64) -> Option<u16> {
-    let avoid = avoid.filter(|_| !planted!(NoOtherFirst));
     let demand = Demand { mask: &pool.mask, affinity, avoid, kv_tokens };
     let candidates = pool.replicas.iter().map(ReplicaShared::candidate).map(|mut candidate| {
         candidate.ready |= planted!(PlaceUnready);

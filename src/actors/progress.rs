@@ -38,6 +38,12 @@ impl TaskRecord {
         self.pool().map(|home| home.loss_rule(&self.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
     }
 
+    /// Whether the task, had it another attempt, could run again: it has no token yet, or its rule says so.
+    pub(crate) fn may_begin_again(&self) -> bool {
+        let (_, tokens) = self.progress();
+        tokens == 0 || self.pool().is_some_and(|home| home.loss_rule(&self.request).runs_again(0, tokens))
+    }
+
     /// When the newest attempt last made progress.
     pub(crate) fn progress_at(&self) -> Timestamp {
         self.state.lock().progress_at

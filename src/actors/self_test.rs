@@ -42,11 +42,14 @@ pub struct SelfTest {
     pub repeats_alone: bool,
     /// Tokens of long runs that were compared, alone and in a crowd.
     pub tokens_compared: u64,
+    /// Other tokens were seen than an earlier run gave: what long runs still show does not raise the class any more.
+    pub has_diverged: bool,
 }
 
 impl SelfTest {
     /// A run gave other tokens than an earlier one: less is to be relied upon.
     pub(crate) fn lower(&mut self) {
+        self.has_diverged = true;
         self.determinism_class = match self.determinism_class {
             DeterminismClass::BatchInvariant => DeterminismClass::SingleSlot,
             DeterminismClass::SingleSlot | DeterminismClass::None => DeterminismClass::None,
@@ -95,7 +98,14 @@ pub(crate) async fn self_test(
         (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, crowd.or(Some(true)))),
         (None, Repeats::UpTo(_) | Repeats::Unknowable) => DeterminismClass::None,
     };
-    Ok(SelfTest { decode_ms, stop_ms, determinism_class, repeats_alone: alone, tokens_compared: 0 })
+    Ok(SelfTest {
+        decode_ms,
+        stop_ms,
+        determinism_class,
+        repeats_alone: alone,
+        tokens_compared: 0,
+        has_diverged: false,
+    })
 }
 
 /// Keeps what an engine says, up to its budget, and tells of the first token.

@@ -29,6 +29,7 @@ use crate::actors::shared::PoolShared;
 use crate::actors::study::Study;
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::env::timeout_awake;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Repeats};
@@ -241,6 +242,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.place().slots.set_limit(slots);
     *state.place().self_test.lock() = None;
     state.place().forget_conduct(edition.config.resume.outlier_policy());
+    state.pool.env.trace(|| TraceKind::Renewed { pool: state.pool.position, replica: state.index });
     state.edition = Some(edition.clone());
     let context = EngineContext {
         replica: state.place().id.clone(),

@@ -79,7 +79,7 @@ impl Outlier {
         let allowed = beside.saturating_add(1);
         // An engine that fails takes all its runs along: what was begun before the last failure says nothing more.
         if self.failures > 0 && begun <= self.last {
-            self.allowed = self.allowed.map(|before| before.min(allowed));
+            self.allowed = Some(self.allowed.map_or(allowed, |before| before.min(allowed)));
             return Verdict { until: self.until, is_the_replicas: false };
         }
         let is_the_replicas = self.first.is_some_and(|first| first != task);

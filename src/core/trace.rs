@@ -88,6 +88,13 @@ pub enum TraceKind {
         /// Tasks that it may run at once from then on, until one shows that it works.
         allowed: u32,
     },
+    /// A replica's engine is started anew: what an earlier one did says nothing of it.
+    Renewed {
+        /// In which pool, by position.
+        pool: u16,
+        /// Which of its replicas.
+        replica: u16,
+    },
     /// A pool serves another model from here on.
     ChangedOver {
         /// Which, by position.

@@ -137,6 +137,9 @@ struct Piece<'a> {
     stop: bool,
     #[serde(default, borrow)]
     stop_type: Cow<'a, str>,
+    /// Older builds say so instead of naming a type.
+    #[serde(default)]
+    stopped_limit: bool,
     /// The context was full before the budget was used up.
     #[serde(default)]
     truncated: bool,
@@ -330,10 +333,10 @@ impl Reading for Completing<'_> {
         if !piece.stop {
             return Ok(None);
         }
-        let reason = match (&*piece.stop_type, piece.truncated) {
-            ("limit", true) => FinishReason::Context,
-            ("limit", false) => FinishReason::Length,
-            _ => FinishReason::Stop,
+        let reason = match (piece.stop_type == "limit" || piece.stopped_limit, piece.truncated) {
+            (true, true) => FinishReason::Context,
+            (true, false) => FinishReason::Length,
+            (false, _) => FinishReason::Stop,
         };
         Ok(Some(Finish { reason, tokens_in: piece.tokens_evaluated.map(Tokens) }))
     }

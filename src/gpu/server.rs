@@ -376,7 +376,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::core::failure::Cause;
 
     #[test]
     fn three_free_ports_differ() {

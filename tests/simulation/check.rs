@@ -149,17 +149,11 @@ impl<'a> Checker<'a> {
                 self.served.push((self.steps, *pool, *generation));
                 Ok(())
             }
-            TraceKind::ActorStarted { actor } | TraceKind::ActorDied { actor } => {
-                // Its engine is another one, or is about to be.
-                let mut parts = actor.split('/').skip_while(|part| *part != "worker").skip(1).map(str::parse);
-                if let (Some(Ok(pool)), Some(Ok(replica))) = (parts.next(), parts.next()) {
-                    self.conduct.remove(&(pool, replica));
-                }
-                if !actor.starts_with("worker") {
-                    self.conduct.clear(); // Supervisors take their workers along.
-                }
+            TraceKind::Renewed { pool, replica } => {
+                self.conduct.remove(&(*pool, *replica));
                 Ok(())
             }
+            TraceKind::ActorStarted { .. } | TraceKind::ActorDied { .. } => Ok(()),
         }
     }
 

@@ -54,6 +54,7 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
         die_ppm: dice.one_of(&[0, 500, 2_000, 10_000, 50_000]),
         garble_ppm: dice.one_of(&[0, 0, 0, 2_000, 50_000]),
         stick_ppm: dice.one_of(&[0, 0, 20_000, 200_000]),
+        ..SimFaults::default()
     };
     let sim = SimConfig {
         first_token_us: dice.one_of(&[0, 500, 20_000]),
