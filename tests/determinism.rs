@@ -11,7 +11,7 @@ use orchestrator_core::core::resume::DeterminismClass;
 use orchestrator_core::{Event, Orchestrator};
 
 use crate::support::real::{self, request};
-use crate::support::{alone, read_whole};
+use crate::support::{alone, eventually, read_whole};
 
 const PROMPTS: u64 = 50;
 /// Tasks that are submitted at once.
@@ -35,7 +35,6 @@ async fn two_replicas_say_the_same(pools: [PoolConfig; 2]) {
     // Each in a runtime of its own, so that it is known which replica gave which text.
     let replicas = tokio::join!(real::start(first), real::start(second));
     let replicas = [replicas.0, replicas.1];
-    let class = replicas[0].pools()[0].replicas[0].self_test.unwrap().determinism_class;
     let wanted = texts(&replicas[0], 1).await;
     let distinct: std::collections::BTreeSet<&String> = wanted.values().collect();
     assert!(distinct.len() as u64 > PROMPTS / 2, "the prompts say different things: {}", distinct.len());
@@ -49,9 +48,12 @@ async fn two_replicas_say_the_same(pools: [PoolConfig; 2]) {
         }
     }
     let pool = replicas[0].pools()[0].clone();
-    println!("{}: {equal} of {all} equal, {} slots, class {class:?}", pool.engine, pool.slots_total);
+    println!("{}: {equal} of {all} equal, {} slots", pool.engine, pool.slots_total);
     assert_eq!(equal, all, "byte for byte");
-    assert!(class >= DeterminismClass::SingleSlot);
+    // Nothing is claimed at the start; long runs show it while the replica is idle.
+    let class = || replicas[0].pools()[0].replicas[0].self_test.unwrap().determinism_class;
+    eventually("long runs have shown a class", || class() >= DeterminismClass::SingleSlot).await;
+    println!("{}: class {:?} behind long runs", pool.engine, class());
     for replica in replicas {
         replica.stop().await;
     }

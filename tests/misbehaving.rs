@@ -29,11 +29,15 @@ async fn run(orchestrator: &Orchestrator) -> (String, Event) {
     read_whole(submitted.stream()).await
 }
 
+/// How long a task may run, and wait for an engine that says that it is busy, in milliseconds.
+const WALL_MS: u64 = 3_000;
+
 async fn every_way_of(kind: Kind) {
     let server = Server::start(kind).await;
     let mut pool = kind.pool(&[&server]);
     (pool.timeouts.idle_ms, pool.resume.on_loss, pool.restart.intensity) = (IDLE_MS, Some(OnLoss::Fail), 1_000);
     pool.restart.backoff_ms = 1;
+    (pool.resume.failure_wait_ms, pool.resume.failure_wait_max_ms, pool.timeouts.wall_ms) = (1, 50, WALL_MS);
     let config = Config { pools: vec![pool], ..Config::default() };
     let orchestrator = engines::builder(config).start().await.unwrap();
     orchestrator.until_ready().await;

@@ -55,6 +55,7 @@ pub(crate) mod shared;
 mod study;
 pub(crate) mod submission;
 pub(crate) mod supervise;
+mod suspicion;
 mod task_log;
 pub mod task_view;
 pub(crate) mod worker;

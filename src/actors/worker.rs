@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 use crate::actors::attempt::{self, Attempt};
-use crate::actors::engine_watch::{Attempts, adopt, measure, probe};
+use crate::actors::engine_watch::{Attempts, adopt, measure};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::identity::check_identity;
 use crate::actors::lease::{Assignment, SlotLease};
@@ -27,17 +26,17 @@ use crate::actors::replica::ReplicaShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::study::Study;
+use crate::actors::suspicion::{on_left_out, on_probed, on_stuck, on_suspected, on_unstuck};
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::env::timeout_awake;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Repeats};
-use crate::planted::planted;
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
 /// It gets no task meanwhile.
-const OWN_WORD_GRACE: Duration = Duration::from_secs(1);
+pub(super) const OWN_WORD_GRACE: Duration = Duration::from_secs(1);
 
 /// How long beyond its wait a failed device may stay out before those who wait for its pool are turned out.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(300);
@@ -82,23 +81,23 @@ pub(crate) struct Worker;
 
 /// Its state.
 pub(crate) struct WorkerState {
-    runtime: Arc<RuntimeShared>,
-    pool: Arc<PoolShared>,
-    index: u16,
-    engine: Option<Arc<dyn AnyEngine>>,
+    pub(super) runtime: Arc<RuntimeShared>,
+    pub(super) pool: Arc<PoolShared>,
+    pub(super) index: u16,
+    pub(super) engine: Option<Arc<dyn AnyEngine>>,
     /// What the engine was started with.
-    edition: Option<Arc<Edition>>,
+    pub(super) edition: Option<Arc<Edition>>,
     /// Set while tasks may be run.
-    identity: Option<Arc<ReplicaIdentity>>,
+    pub(super) identity: Option<Arc<ReplicaIdentity>>,
     /// What is known of its determinism; `None` when it was taken over from an earlier worker.
-    repeats: Option<Repeats>,
+    pub(super) repeats: Option<Repeats>,
     /// A look at the engine is under way.
-    suspected: bool,
+    pub(super) suspected: bool,
     /// Slots for which it gets no more tasks: it is restarted when its last task has ended.
-    stuck: u32,
-    attempts: Attempts,
+    pub(super) stuck: u32,
+    pub(super) attempts: Attempts,
     /// Background tasks; aborted with the worker.
-    tasks: JoinSet<()>,
+    pub(super) tasks: JoinSet<()>,
 }
 
 impl Actor for Worker {
@@ -330,75 +329,9 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<
     Ok(())
 }
 
-fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {
-    if state.identity.is_none() || std::mem::replace(&mut state.suspected, true) {
-        return; // It is not in service, or is being looked at already.
-    }
-    let Some(engine) = state.engine.clone() else { return };
-    tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
-    state.set(ReplicaState::Suspect);
-    let (pool, index, begun) = (state.pool.clone(), state.index, state.pool.env.now());
-    state.tasks.spawn(async move {
-        let result = match probe(&*engine).await {
-            // Whoever gives tokens lives, however late it answers questions.
-            Err(error) if !matches!(error, EngineError::Replaced(_)) => {
-                let is_alive = pool.replicas[index as usize].outlier.was_alive_since(begun);
-                if is_alive && !planted!(LateProbeKills) { Ok(()) } else { Err(error) }
-            }
-            result => result.map(drop),
-        };
-        if result.is_err() {
-            sleep(OWN_WORD_GRACE).await; // `EngineFailed` comes first, if the engine has a word of its own.
-        }
-        let _ = myself.cast(WorkerMsg::Probed(result));
-    });
-}
-
-/// Looks again when the wait is over, in which the replica gets no task.
-fn on_left_out(state: &mut WorkerState, until: Timestamp) {
-    while state.tasks.try_join_next().is_some() {} // Those that have ended, such as earlier waits.
-    let (pool, index) = (state.pool.clone(), state.index);
-    state.tasks.spawn(async move {
-        let mut next = Some(until);
-        while let Some(until) = next {
-            pool.env.sleep_until(until).await;
-            next = pool.replicas[index as usize].look_at_conduct(pool.env.now());
-        }
-        pool.nudge_manager();
-    });
-}
-
-/// Takes the replica out of service until it is restarted: what runs on it may end, nothing new begins.
-fn on_stuck(state: &mut WorkerState, cause: &EngineError) {
-    if state.identity.is_some() {
-        tracing::warn!(replica_id = %state.place().id, %cause, "an engine is given no more tasks");
-        state.stuck += 1;
-        state.set(ReplicaState::Suspect);
-    }
-}
-
-/// Puts the replica back into service when no slot of it is stuck any more.
-fn on_unstuck(state: &mut WorkerState) {
-    state.stuck = state.stuck.saturating_sub(1);
-    if state.stuck == 0 && !state.suspected && state.identity.is_some() {
-        state.set(ReplicaState::Ready);
-    }
-}
-
-fn on_probed(state: &mut WorkerState, result: Result<(), EngineError>) -> Result<(), ActorProcessingErr> {
-    if let Err(cause) = result {
-        return state.fail(cause);
-    }
-    state.suspected = false;
-    if state.stuck == 0 {
-        state.set(ReplicaState::Ready);
-    }
-    Ok(())
-}
-
 impl WorkerState {
     /// Fails, and leaves word why: ractor passes nothing on but a text.
-    fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
+    pub(super) fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
         if cause.cause() == Cause::OutOfVram {
             // Now, while the attempts still hold their slots.
             let running = self.identity.as_ref().map(|_| self.place().slots.used());
@@ -408,11 +341,11 @@ impl WorkerState {
         Err(cause.into())
     }
 
-    fn place(&self) -> &ReplicaShared {
+    pub(super) fn place(&self) -> &ReplicaShared {
         &self.pool.replicas[self.index as usize]
     }
 
-    fn set(&self, to: ReplicaState) {
+    pub(super) fn set(&self, to: ReplicaState) {
         self.pool.set_replica_state(self.index, to);
     }
 }

@@ -85,8 +85,8 @@ pub struct PoolConfig {
     /// Deadlines.
     #[serde(default)]
     pub timeouts: TimeoutConfig,
-    /// What its engines make of the same seed: an engine that the self-test finds to be worse does not become Ready. Left out, it is
-    /// what the self-test finds.
+    /// What its engines make of the same prompt, parameters and seed: an engine that the self-test finds to be worse does not become Ready.
+    /// Left out, nothing is claimed before long runs, made while a replica is idle, have shown it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub determinism_class: Option<DeterminismClass>,
     /// Whether an engine must show what it can before it gets a task: decode twice, stop, be measured (ORCH-3049).

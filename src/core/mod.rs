@@ -9,6 +9,7 @@ mod class;
 mod cost;
 pub mod device;
 pub mod dividing;
+pub mod end;
 pub mod error;
 pub mod failure;
 pub mod fairness;

@@ -93,7 +93,8 @@ impl Outlier {
     /// The engine has turned a request away, and asks to be left alone for so long, if it says so. `beside` tasks run on it.
     pub fn on_busy(&mut self, now: Timestamp, asked: Option<Duration>, beside: u32) -> Timestamp {
         let wait = match asked {
-            Some(asked) => asked,
+            // One that asks for no wait at all is not asked again at once.
+            Some(asked) => asked.max(self.policy.wait / 5),
             None => self.backoff(self.turned_away),
         };
         if now >= self.until {

@@ -14,7 +14,7 @@ use crate::gpu::openai_api;
 use crate::gpu::runs::tests::runs;
 use crate::gpu::server::{Reading, take};
 use crate::gpu::sse::{Said, SseParser};
-use crate::gpu::{llamacpp, tgi, triton};
+use crate::gpu::{llamacpp_api, tgi, triton};
 
 #[derive(Deserialize)]
 struct Stream {
@@ -73,7 +73,7 @@ fn hear_as(stream: &Stream, pieces: &[&[u8]]) -> Heard {
     let (run, max_tokens) = (runs.begin(0), Tokens(stream.max_tokens));
     match stream.reader.as_str() {
         "openai" | "vllm" => hear(&mut openai_api::Completing::new((&run, &tells), max_tokens), pieces, stream.framed),
-        "llamacpp" => hear(&mut llamacpp::Completing::default(), pieces, stream.framed),
+        "llamacpp" => hear(&mut llamacpp_api::Completing::default(), pieces, stream.framed),
         "tgi" => hear(&mut tgi::Generating::new(&run, max_tokens), pieces, stream.framed),
         "triton" => hear(&mut triton::Generating::new(&run, max_tokens), pieces, stream.framed),
         other => panic!("{}: no reader is called {other}", stream.name),

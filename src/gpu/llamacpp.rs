@@ -4,26 +4,24 @@
 //! slot really computes nothing any more. Runs that must be repeatable do not reuse a prompt's cache, since a partly
 //! cached prompt is evaluated in other batches and may round otherwise.
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::core::resume::DeterminismClass;
-use crate::core::task::{Determinism, FinishReason, KvHint, Workload};
+use crate::core::task::Workload;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{
     Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
 };
 use crate::gpu::figures;
 use crate::gpu::http::HttpError;
-use crate::gpu::openai_api::Text;
-use crate::gpu::refusal::{error_event, lost};
+use crate::gpu::llamacpp_api::{Completing, Completion, HAS_TEXT, Models, NOT_OF_THE_FILE, Props, Slot, is_idle};
+use crate::gpu::refusal::lost;
 use crate::gpu::runs::{Busy, Runs};
-use crate::gpu::server::{ASK_TIMEOUT, Reading, Server};
+use crate::gpu::server::{ASK_TIMEOUT, Server};
 use crate::gpu::vectors;
 
 /// Time between the first looks at a slot that is being left.
@@ -55,98 +53,6 @@ pub struct LlamaCpp {
     ctx: AtomicU32,
     /// The server has said that its slots share one context.
     shares_context: AtomicBool,
-}
-
-/// `/props`, as far as it matters.
-#[derive(Deserialize)]
-struct Props {
-    /// `router` where it serves several models, each by a server of its own.
-    role: Option<String>,
-    total_slots: Option<u32>,
-    #[serde(default)]
-    build_info: String,
-    #[serde(default)]
-    model_path: String,
-    #[serde(default)]
-    chat_template: String,
-    default_generation_settings: Option<Settings>,
-}
-
-#[derive(Deserialize)]
-struct Settings {
-    n_ctx: u32,
-}
-
-/// One entry of `/slots`.
-#[derive(Deserialize)]
-struct Slot {
-    id: u32,
-    is_processing: bool,
-    /// Tokens of the prompt that have been evaluated.
-    #[serde(default)]
-    n_prompt_tokens_processed: u64,
-    #[serde(default)]
-    next_token: serde_json::Value,
-}
-
-/// `/v1/models`, as far as it matters: what the loaded file is made of.
-#[derive(Deserialize)]
-struct Models {
-    data: Vec<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    #[serde(default)]
-    id: String,
-    meta: Option<serde_json::Map<String, serde_json::Value>>,
-}
-
-/// What `/v1/models` says of how a file is served, and not of the file.
-const NOT_OF_THE_FILE: [&str; 1] = ["n_ctx"];
-
-/// What we send to `/completion`.
-#[derive(Serialize)]
-struct Completion<'a> {
-    prompt: &'a str,
-    n_predict: u32,
-    seed: u64,
-    stream: bool,
-    cache_prompt: bool,
-    id_slot: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    min_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    repeat_penalty: Option<f32>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    stop: &'a [String],
-}
-
-/// One event of the answer.
-#[derive(Deserialize)]
-struct Piece<'a> {
-    #[serde(borrow)]
-    content: Option<Text<'a>>,
-    #[serde(default)]
-    stop: bool,
-    #[serde(default, borrow)]
-    stop_type: Cow<'a, str>,
-    /// Older builds say so instead of naming a type.
-    #[serde(default)]
-    stopped_limit: bool,
-    /// The context was full before the budget was used up.
-    #[serde(default)]
-    truncated: bool,
-    /// Tokens of this run so far: an event may carry several, or none that has text.
-    tokens_predicted: Option<u32>,
-    tokens_evaluated: Option<u32>,
-    error: Option<serde::de::IgnoredAny>,
 }
 
 impl LlamaCpp {
@@ -243,25 +149,6 @@ impl LlamaCpp {
         let tokens = u64::from(self.ctx.load(Relaxed));
         (self.shares_context.load(Relaxed) && tokens > 0).then_some(tokens)
     }
-
-    fn body<'a>(job: &'a Job<'a>) -> Completion<'a> {
-        let request = job.request;
-        let repeatable = request.determinism == Determinism::Strict || request.kv_hint == KvHint::Cold;
-        Completion {
-            prompt: &request.prompt,
-            n_predict: request.max_tokens.0,
-            seed: job.seed,
-            stream: true,
-            cache_prompt: !repeatable,
-            id_slot: job.slot,
-            temperature: request.parameters.temperature,
-            top_p: request.parameters.top_p,
-            top_k: request.parameters.top_k,
-            min_p: request.parameters.min_p,
-            repeat_penalty: request.parameters.repeat_penalty,
-            stop: &request.parameters.stop,
-        }
-    }
 }
 
 impl LlamaCpp {
@@ -281,15 +168,6 @@ impl LlamaCpp {
     }
 }
 
-/// Whether the server says that this slot computes nothing.
-fn is_idle(slots: &[u8], slot: u32) -> bool {
-    let slots: Option<Vec<Slot>> = serde_json::from_slice(slots).ok();
-    slots.is_some_and(|slots| slots.iter().all(|known| known.id != slot || !known.is_processing))
-}
-
-/// What stands for progress in a prompt once text has come.
-const HAS_TEXT: u64 = u64::MAX;
-
 /// Counts a run while it lasts.
 struct Counted<'a>(&'a AtomicU32);
 
@@ -303,42 +181,6 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Reads one streamed completion.
-#[derive(Default)]
-pub(super) struct Completing<'a> {
-    /// Set to [`HAS_TEXT`] with the first text.
-    progress: Option<&'a AtomicU64>,
-}
-
-impl Reading for Completing<'_> {
-    fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
-        let piece: Piece<'_> = serde_json::from_slice(data).map_err(garbled)?;
-        if piece.error.is_some() {
-            return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
-        }
-        out.counted(piece.tokens_predicted.unwrap_or(0));
-        match piece.content.as_ref().filter(|text| !text.0.is_empty()) {
-            Some(text) => {
-                if let Some(progress) = self.progress.take() {
-                    progress.store(HAS_TEXT, Relaxed);
-                }
-                out.push(&text.0)?;
-            }
-            None => out.is_alive(),
-        }
-        if !piece.stop {
-            return Ok(None);
-        }
-        let reason = match (piece.stop_type == "limit" || piece.stopped_limit, piece.truncated) {
-            (true, true) => FinishReason::Context,
-            (true, false) => FinishReason::Length,
-            (false, _) => FinishReason::Stop,
-        };
-        Ok(Some(Finish { reason, tokens_in: piece.tokens_evaluated.map(Tokens) }))
     }
 }
 
@@ -365,7 +207,7 @@ impl Engine for LlamaCpp {
         unanswered.store(true, Relaxed);
         let answered = || unanswered.store(false, Relaxed);
         let progress = AtomicU64::new(0);
-        let (mut reading, body) = (Completing { progress: Some(&progress) }, Self::body(&job));
+        let (mut reading, body) = (Completing { progress: Some(&progress) }, Completion::new(&job));
         let signs = (answered, || self.progress(job.slot, &progress));
         let result = self.server.stream(("/completion", job.trace()), &body, signs, &mut reading, out).await;
         result.map_err(|error| self.full(error))
@@ -408,40 +250,5 @@ impl Engine for LlamaCpp {
 
     async fn failure(&self) -> EngineError {
         self.server.failure().await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gpu::engine::Pieces;
-
-    fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
-        let mut out = Pieces::default();
-        let result = Completing::default().event(event.as_bytes(), &mut out);
-        (out.0.concat(), result)
-    }
-
-    #[test]
-    fn each_event_of_the_server_is_understood() {
-        let text = r#"{"index":0,"content":" think","tokens":[348],"stop":false,"id_slot":-1,"tokens_predicted":2}"#;
-        assert_eq!(read(text), (" think".into(), Ok(None)));
-        let last = r#"{"content":"","stop":true,"tokens_evaluated":15,"stop_type":"limit"}"#;
-        let finish = Finish { reason: FinishReason::Length, tokens_in: Some(Tokens(15)) };
-        assert_eq!(read(last), (String::new(), Ok(Some(finish))));
-    }
-
-    #[test]
-    fn its_errors_are_told_apart() {
-        let client = r#"{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}"#;
-        assert!(matches!(read(client).1, Err(EngineError::Refused(text)) if text == "too long"));
-        let server = r#"{"error":{"code":500,"message":"oops"}}"#;
-        assert!(matches!(read(server).1, Err(EngineError::Lost(_))));
-        assert!(matches!(read("{]").1, Err(EngineError::Garbled(_))));
-    }
-
-    #[test]
-    fn whatever_a_llamacpp_server_says_is_text_or_an_error() {
-        crate::gpu::fuzz::feed(|read| read(&mut Completing::default()));
     }
 }

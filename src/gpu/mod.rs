@@ -6,10 +6,12 @@
 pub(crate) mod cgroup;
 pub mod devices;
 pub mod engine;
+mod engine_error;
 pub(crate) mod host;
 #[cfg(feature = "nvml")]
 pub mod nvml;
 pub mod sim;
+mod sim_text;
 #[cfg(any(feature = "engines-http", feature = "nvml"))]
 pub(crate) mod threads;
 
@@ -44,6 +46,8 @@ pub(crate) mod figures;
 mod fuzz;
 #[cfg(feature = "engines-http")]
 pub(crate) mod http;
+#[cfg(feature = "engines-http")]
+pub(crate) mod llamacpp_api;
 #[cfg(feature = "engines-http")]
 pub(crate) mod memory_kills;
 #[cfg(feature = "engines-http")]

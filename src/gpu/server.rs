@@ -1,5 +1,6 @@
 //! What all engines behind HTTP share: a server that is reached or started, waited for, asked, streamed from and watched.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -43,6 +44,8 @@ pub(crate) struct Server {
     client: OnceLock<HttpClient>,
     /// What the server said that it is when it was loaded.
     known: OnceLock<(String, String)>,
+    /// The ports that its process was told.
+    ports: parking_lot::Mutex<Option<Ports>>,
     /// The process that we started; `None` for a server at a URL. An async lock, since waiting for its end holds it.
     process: Mutex<Option<EngineProcess>>,
 }
@@ -72,7 +75,13 @@ pub(crate) trait Reading: Send {
 
 impl Server {
     pub(crate) fn new(context: &EngineContext) -> Self {
-        Server { context: context.clone(), client: OnceLock::new(), known: OnceLock::new(), process: Mutex::new(None) }
+        Server {
+            context: context.clone(),
+            client: OnceLock::new(),
+            known: OnceLock::new(),
+            ports: parking_lot::Mutex::new(None),
+            process: Mutex::new(None),
+        }
     }
 
     pub(crate) fn pool(&self) -> &PoolConfig {
@@ -85,17 +94,17 @@ impl Server {
     }
 
     /// Where the server listens, and the process if we start it.
-    fn launch(&self) -> Result<(String, Option<EngineProcess>), EngineError> {
+    fn launch(&self) -> Result<(String, Option<(EngineProcess, Ports)>), EngineError> {
         let pool = self.pool();
         if let Some(url) = &pool.url {
             return Ok((url.replace("{index}", &self.context.replica.index.to_string()), None));
         }
         let command = pool.command.as_ref().ok_or_else(|| EngineError::Preload("neither url nor command".into()))?;
-        let ports = free_ports().map_err(|error| EngineError::Preload(format!("no free port: {error}")))?;
-        let command = filled(command, &self.context, &ports);
+        let ports = Ports::free().map_err(|error| EngineError::Preload(format!("no free port: {error}")))?;
+        let command = filled(command, &self.context, &ports.0);
         let process = EngineProcess::start(&command, &self.context)
             .map_err(|error| EngineError::Preload(format!("{:?} cannot be started: {error}", command[0])))?;
-        Ok((format!("http://127.0.0.1:{}", ports[0]), Some(process)))
+        Ok((format!("http://127.0.0.1:{}", ports.0[0]), Some((process, ports))))
     }
 
     /// Starts the server, if it is ours to start, and waits until `ready` is answered with success. Returns its process.
@@ -103,7 +112,9 @@ impl Server {
     /// # Errors
     /// [`EngineError`] when it cannot be started, or has ended.
     pub(crate) async fn start(&self, ready: &str) -> Result<Option<u32>, EngineError> {
-        let (base, process) = self.launch()?;
+        let (base, launched) = self.launch()?;
+        let (process, ports) = launched.unzip();
+        *self.ports.lock() = ports;
         let client = HttpClient::new(&base, api_key(self.pool())?);
         let process_id = process.as_ref().and_then(EngineProcess::id);
         let mut place = self.process.lock().await;
@@ -363,12 +374,42 @@ fn filled(command: &[String], context: &EngineContext, ports: &[u16]) -> Vec<Str
     command.iter().map(fill).collect()
 }
 
-/// Ports that were free a moment ago. Whoever takes one in between makes the start fail, and the next start takes others.
-fn free_ports() -> std::io::Result<Vec<u16>> {
-    // All at once, so that they differ.
-    let bound: Vec<TcpListener> =
-        PORTS.iter().map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    bound.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
+/// Ports that servers of ours have been told. A server takes its time to bind its own, and meanwhile the system would give it to another:
+/// whoever then answers there is taken for both.
+static TOLD: parking_lot::Mutex<BTreeSet<u16>> = parking_lot::Mutex::new(BTreeSet::new());
+
+/// Most ports that are looked at for those that no server of ours has.
+const PORTS_TRIED_MAX: usize = 64;
+
+/// Ports of one server, which no other of ours is told while it has them.
+struct Ports(Vec<u16>);
+
+impl Ports {
+    /// Ports that were free a moment ago. A stranger who takes one in between makes the start fail, and the next start takes others.
+    fn free() -> std::io::Result<Ports> {
+        let mut told = TOLD.lock();
+        let (mut found, mut bound) = (Vec::new(), Vec::new());
+        while found.len() < PORTS.len() && bound.len() < PORTS_TRIED_MAX {
+            let listener = TcpListener::bind(("127.0.0.1", 0))?;
+            let port = listener.local_addr()?.port();
+            bound.push(listener); // All are held until the last is found, so that they differ.
+            if told.insert(port) {
+                found.push(port);
+            }
+        }
+        let ports = Ports(found);
+        drop(told);
+        if ports.0.len() < PORTS.len() { Err(std::io::ErrorKind::AddrInUse.into()) } else { Ok(ports) }
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        let mut told = TOLD.lock();
+        for port in &self.0 {
+            told.remove(port);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -378,9 +419,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_free_ports_differ() {
-        let ports = free_ports().unwrap();
-        assert!(ports.len() == 3 && ports[0] != ports[1] && ports[1] != ports[2] && ports[0] != ports[2], "{ports:?}");
+    fn no_two_servers_are_told_one_port() {
+        let servers: Vec<Ports> = (0..20).map(|_| Ports::free().unwrap()).collect();
+        let all: BTreeSet<u16> = servers.iter().flat_map(|ports| ports.0.clone()).collect();
+        assert_eq!(all.len(), 60);
+        drop(servers);
+        assert!(all.is_disjoint(&TOLD.lock()), "they are given back");
     }
 
     /// A server that gives one answer to everything, and ours that speaks to it.

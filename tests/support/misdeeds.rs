@@ -22,7 +22,7 @@ pub enum Outcome {
     Fails(ErrorCode),
 }
 
-use ErrorCode::{DecodeTimeout, InvalidParams, WorkerReset};
+use ErrorCode::{DecodeTimeout, InvalidParams, ReplicaExhausted, WorkerReset};
 use Outcome::{Budget, Fails, Whole};
 
 /// Every way, and its outcome for a task that is not to be run again.
@@ -41,8 +41,8 @@ pub const WAYS: [(&str, Outcome); 26] = [
     ("closes without the last event", Fails(WorkerReset)),
     ("closes at once", Fails(WorkerReset)),
     ("status 500", Fails(WorkerReset)),
-    ("status 503", Fails(WorkerReset)),
-    ("status 429", Fails(WorkerReset)),
+    ("status 503", Fails(ReplicaExhausted)),
+    ("status 429", Fails(ReplicaExhausted)),
     ("status 400", Fails(InvalidParams)),
     ("status 422", Fails(InvalidParams)),
     ("out of device memory", Fails(WorkerReset)),

@@ -1,0 +1,123 @@
+//! What goes wrong in an engine, told apart by whose fault it is and what may follow.
+
+use std::time::Duration;
+
+use crate::core::failure::Cause;
+use crate::gpu::engine::Stopped;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody can say.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+            Exit::Unknown => f.write_str("its end cannot be known"),
+        }
+    }
+}
+
+fn said_last(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!("; it said last: {said}") }
+}
+
+impl EngineError {
+    /// What an attempt was lost to, or a worker died of.
+    pub fn cause(&self) -> Cause {
+        match self {
+            EngineError::Preload(text) => Cause::of_words(text).unwrap_or(Cause::Load),
+            EngineError::Unreachable(_) | EngineError::Recalled => Cause::Unreachable,
+            EngineError::Lost(text) | EngineError::Failed(text) => Cause::of_words(text).unwrap_or(Cause::Lost),
+            EngineError::Garbled(_) => Cause::Garbled,
+            EngineError::Refused(_) | EngineError::Stopped(_) => Cause::Client,
+            EngineError::Busy { .. } => Cause::Busy,
+            EngineError::ContextFull { .. } => Cause::ContextFull,
+            EngineError::Replaced(_) => Cause::Load,
+            EngineError::OutOfMemory(_) => Cause::OutOfMemory,
+            EngineError::OutOfVram(_) => Cause::OutOfVram,
+            EngineError::DeviceLost(_) => Cause::DeviceLost,
+            EngineError::Hung(_) => Cause::Hung,
+            EngineError::Exited { how, said } => Cause::of_words(said).unwrap_or(match how {
+                Exit::Signal(_) => Cause::Signal,
+                Exit::Code(_) | Exit::Unknown => Cause::ExitCode,
+            }),
+        }
+    }
+}
+
+/// What went wrong in an engine, told apart by whose fault it is and what may follow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// It could not be loaded.
+    #[error("preload failed: {0}")]
+    Preload(String),
+    /// It could not be reached: nothing of the run has happened.
+    #[error("the engine cannot be reached: {0}")]
+    Unreachable(String),
+    /// It was lost in the middle of a run.
+    #[error("the engine was lost: {0}")]
+    Lost(String),
+    /// It has answered that it failed, and nothing of the run has come.
+    #[error("the engine failed the request: {0}")]
+    Failed(String),
+    /// It says something that its protocol does not have.
+    #[error("the engine's answer makes no sense: {0}")]
+    Garbled(String),
+    /// It does not take this request, and would not take it again.
+    #[error("the engine refuses the request: {0}")]
+    Refused(String),
+    /// It has too much to do, or is not ready yet: nothing of the run has happened, and it takes requests again later.
+    #[error("the engine is busy: {said}")]
+    Busy {
+        /// In its words.
+        said: String,
+        /// How long it asks to be left alone, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// The context that its runs share is full: each may have room alone, and together they have none.
+    #[error("the context that the engine's runs share is full: {said}")]
+    ContextFull {
+        /// In its words.
+        said: String,
+        /// Tokens that it holds, when that is known.
+        tokens: Option<u64>,
+    },
+    /// It serves another model, or another engine answers in its place.
+    #[error("the engine is another one now: {0}")]
+    Replaced(String),
+    /// The host has no memory left for it.
+    #[error("the engine is out of memory: {0}")]
+    OutOfMemory(String),
+    /// Its device has no memory left for it.
+    #[error("the engine is out of device memory: {0}")]
+    OutOfVram(String),
+    /// Its device is lost.
+    #[error("the engine's device is lost: {0}")]
+    DeviceLost(String),
+    /// It does not go on, or does not stop.
+    #[error("the engine hangs: {0}")]
+    Hung(String),
+    /// Its process has ended.
+    #[error("the engine's process has ended: {how}{}", said_last(.said))]
+    Exited {
+        /// With an exit code, or by a signal.
+        how: Exit,
+        /// The last lines that it wrote.
+        said: String,
+    },
+    /// It waited at another node and has not begun: there is a place elsewhere.
+    #[error("it waited at another node, and there is a place elsewhere")]
+    Recalled,
+    /// The output wanted no more.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
