@@ -295,7 +295,7 @@ impl Attempt {
         let until = self.place().note_busy(now, asked);
         self.leave_out(until, asked.map_or(now, |asked| now.after(asked)));
         let wall = Duration::from_millis(self.pool.config.timeouts.wall_ms);
-        let is_over = record.first_begun_at().is_some_and(|begun| now >= begun.after(wall));
+        let is_over = now.since(record.note_turned_away(now)) >= wall;
         is_over.then(|| {
             let text = format!("every engine was busy for {wall:?}; the last one said: {said}");
             let error = self.error(ErrorCode::ReplicaExhausted, text);

@@ -46,9 +46,9 @@ impl OutlierDetection {
         self.alive_at.store(now.as_micros(), Relaxed);
     }
 
-    /// Whether it has shown that it lives since this moment.
+    /// Whether it has shown that it lives behind this moment.
     pub(crate) fn was_alive_since(&self, moment: Timestamp) -> bool {
-        self.alive_at.load(Relaxed) >= moment.as_micros().max(1)
+        self.alive_at.load(Relaxed) > moment.as_micros()
     }
 
     /// Whether a first token, or a good end, has to be told.

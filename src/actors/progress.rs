@@ -13,7 +13,21 @@ impl TaskRecord {
         let mut state = self.state.lock();
         let is_newest = state.fence(epoch).is_ok();
         state.attempts -= u32::from(is_newest && state.attempts > 0);
+        if is_newest && state.attempts == 0 {
+            state.first_begun_at = None; // It has not run yet: nothing counts against its time.
+        }
         is_newest
+    }
+
+    /// An engine has turned it away. Returns since when that happens to it, without a token in between.
+    pub(crate) fn note_turned_away(&self, now: Timestamp) -> Timestamp {
+        let mut state = self.state.lock();
+        let has_gone_on =
+            state.first_token_at.is_some_and(|first| state.turned_away_since.is_none_or(|since| since < first));
+        if has_gone_on {
+            state.turned_away_since = None;
+        }
+        *state.turned_away_since.get_or_insert(now)
     }
 
     /// The attempt of this epoch goes on, though it has no token yet.

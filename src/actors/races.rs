@@ -13,7 +13,7 @@ use crate::actors::record::TaskRecord;
 use crate::actors::shared::PoolShared;
 use crate::core::error::ErrorCode;
 use crate::core::id::{Epoch, PoolId, ReplicaId, TaskId, TaskSeq};
-use crate::core::lifecycle::ReplicaState;
+use crate::core::lifecycle::{Intent, ReplicaState};
 use crate::core::task::{FinishReason, TaskRequest, Terminal};
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
@@ -191,4 +191,29 @@ fn a_late_word_of_an_engine_that_is_gone_takes_its_successor_out_of_no_service()
     assert!(place.suspect(&second) && place.state() == ReplicaState::Suspect);
     place.discard_engine();
     assert!(!place.suspect(&second));
+}
+
+/// Whoever drains, stops or lets a pool leave, and in whatever order they come: what has stopped stays so.
+#[tokio::test(start_paused = true)]
+async fn no_order_of_drains_and_stops_takes_a_pool_back() {
+    let factory: EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
+    for order in 0..4_usize.pow(4) {
+        let config = crate::config::PoolConfig::new("p", "sim", "m");
+        let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory.clone());
+        let mut furthest = Intent::Serve;
+        for step in (0..4).map(|at| order / 4_usize.pow(at) % 4) {
+            let wanted = match step {
+                0 => Intent::Drain,
+                1 => Intent::Stop,
+                2 => {
+                    pool.leave(None, 1); // It drains.
+                    Intent::Drain
+                }
+                _ => Intent::Serve,
+            };
+            pool.advance_intent(wanted);
+            furthest = if wanted as u8 > furthest as u8 { wanted } else { furthest };
+            assert_eq!(pool.intent(), furthest, "order {order}");
+        }
+    }
 }

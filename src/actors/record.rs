@@ -72,6 +72,8 @@ pub(super) struct State {
     pub(super) predicted_start: Duration,
     /// Begin of the first attempt, from which on the task may run for so long.
     pub(super) first_begun_at: Option<Timestamp>,
+    /// Since when engines turn it away.
+    pub(super) turned_away_since: Option<Timestamp>,
     /// Begin of the attempt that gave the first token, or of the newest while there is none.
     pub(super) begun_at: Option<Timestamp>,
     pub(super) first_token_at: Option<Timestamp>,
@@ -122,6 +124,7 @@ impl TaskRecord {
             queue_position: 0,
             predicted_start: Duration::ZERO,
             first_begun_at: None,
+            turned_away_since: None,
             begun_at: None,
             first_token_at: None,
             progress_at: now,

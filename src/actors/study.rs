@@ -53,7 +53,10 @@ impl Study<'_> {
         let Repeats::UpTo(most) = self.repeats else { return };
         let config = &self.pool.config;
         let completes = config.workloads.first().copied().unwrap_or_default() == Workload::Completion;
-        if config.determinism_class.is_some() || !completes || !self.shown(|shown| shown.repeats_alone) {
+        // Where nobody may wait, a task that finds its slot in use is refused.
+        let may_wait = config.queue.capacity > 0;
+        let is_open = config.determinism_class.is_none() && self.shown(|shown| shown.repeats_alone);
+        if !(completes && may_wait && is_open) {
             return;
         }
         let slots = self.pool.replicas[self.index as usize].slots.limit();

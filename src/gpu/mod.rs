@@ -53,6 +53,8 @@ pub(crate) mod memory_kills;
 #[cfg(feature = "engines-http")]
 pub(crate) mod openai_api;
 #[cfg(feature = "engines-http")]
+pub(crate) mod ports;
+#[cfg(feature = "engines-http")]
 pub(crate) mod process;
 #[cfg(feature = "engines-http")]
 pub(crate) mod refusal;

@@ -1,7 +1,5 @@
 //! What all engines behind HTTP share: a server that is reached or started, waited for, asked, streamed from and watched.
 
-use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::OnceLock;
@@ -17,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, TokenOutput};
 use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
+use crate::gpu::ports::{PORTS, Ports};
 use crate::gpu::process::EngineProcess;
 use crate::gpu::refusal::{error_event, lost};
 use crate::gpu::runs::Busy;
@@ -34,8 +33,6 @@ const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
 const FIGURES_LATER: [u16; 3] = [408, 425, 429];
 /// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the body.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
-const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
 
 /// An engine's server, at the pool's `url` or from its `command`.
 pub(crate) struct Server {
@@ -374,58 +371,11 @@ fn filled(command: &[String], context: &EngineContext, ports: &[u16]) -> Vec<Str
     command.iter().map(fill).collect()
 }
 
-/// Ports that servers of ours have been told. A server takes its time to bind its own, and meanwhile the system would give it to another:
-/// whoever then answers there is taken for both.
-static TOLD: parking_lot::Mutex<BTreeSet<u16>> = parking_lot::Mutex::new(BTreeSet::new());
-
-/// Most ports that are looked at for those that no server of ours has.
-const PORTS_TRIED_MAX: usize = 64;
-
-/// Ports of one server, which no other of ours is told while it has them.
-struct Ports(Vec<u16>);
-
-impl Ports {
-    /// Ports that were free a moment ago. A stranger who takes one in between makes the start fail, and the next start takes others.
-    fn free() -> std::io::Result<Ports> {
-        let mut told = TOLD.lock();
-        let (mut found, mut bound) = (Vec::new(), Vec::new());
-        while found.len() < PORTS.len() && bound.len() < PORTS_TRIED_MAX {
-            let listener = TcpListener::bind(("127.0.0.1", 0))?;
-            let port = listener.local_addr()?.port();
-            bound.push(listener); // All are held until the last is found, so that they differ.
-            if told.insert(port) {
-                found.push(port);
-            }
-        }
-        let ports = Ports(found);
-        drop(told);
-        if ports.0.len() < PORTS.len() { Err(std::io::ErrorKind::AddrInUse.into()) } else { Ok(ports) }
-    }
-}
-
-impl Drop for Ports {
-    fn drop(&mut self) {
-        let mut told = TOLD.lock();
-        for port in &self.0 {
-            told.remove(port);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    #[test]
-    fn no_two_servers_are_told_one_port() {
-        let servers: Vec<Ports> = (0..20).map(|_| Ports::free().unwrap()).collect();
-        let all: BTreeSet<u16> = servers.iter().flat_map(|ports| ports.0.clone()).collect();
-        assert_eq!(all.len(), 60);
-        drop(servers);
-        assert!(all.is_disjoint(&TOLD.lock()), "they are given back");
-    }
 
     /// A server that gives one answer to everything, and ours that speaks to it.
     async fn answering(answer: &'static str) -> Server {

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{orchestratord, slots, write};
+use crate::support::nvml::{FakeDriver, uuid};
 use crate::support::{Service, exchange};
 
 fn config(service: &Service) -> Value {
@@ -112,4 +113,30 @@ fn a_new_model_comes_by_percentage_and_goes_back_when_it_fails() {
     assert!(state.contains("rolled_back") && state.contains("\"share_percent\":0"), "{state}");
     println!("after {} tasks: {state}", number - 1_000);
     assert!((50_000..50_040).all(|number| ask(number).2.contains("\"pool_id\":\"old\"")), "everything goes back");
+}
+
+/// The driver is opened when the service starts; a change is held against what it said then.
+#[test]
+fn a_change_is_checked_against_the_devices_without_asking_the_driver_again() {
+    let driver = FakeDriver::new("asked-once", 1);
+    let of = |device: &str, slots: u32| {
+        let pool = format!("{{id: a, engine: sim, model: m, slots: {slots}, replicas: [{{devices: [\"{device}\"]}}]}}");
+        format!("gpu: {{driver: required, library: {:?}}}\npools: [{pool}]\n", driver.library)
+    };
+    let file = write("asked-once.yaml", &of(&uuid(0), 2));
+    let service = Service::start(&["--config", &file]);
+    // Whoever opened it now would not find it, and one that is required would be missing.
+    std::fs::remove_file(&driver.library).unwrap();
+    let apply = |text: &str, how: &str| {
+        let headers = [("content-type", "application/yaml")];
+        let (status, _, body) = exchange(service.port, "POST", &format!("/v1/config{how}"), &headers, text.as_bytes());
+        (status, body)
+    };
+    let (status, body) = apply(&of(&uuid(0), 3), "?dry_run=true");
+    assert_eq!(status, 200, "{body}");
+    let (status, body) = apply(&of(&uuid(7), 3), "?dry_run=true");
+    assert!(status == 400 && body.contains(&uuid(7)), "a device that is not there is said: {status} {body}");
+    let (status, body) = apply(&of(&uuid(0), 3), "");
+    assert_eq!(status, 200, "{body}");
+    until_generation(&service, 2);
 }

@@ -90,7 +90,7 @@ impl Guest {
     /// A counter without labels, as `/metrics` has it.
     fn counter(&self, name: &str) -> u64 {
         let metrics = self.get("/metrics").1;
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("{} "));
         line.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
     }
 }

@@ -7,7 +7,7 @@ use orchestrator_core::config::{PoolConfig, SimFaults};
 use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::core::resume::DeterminismClass;
 use orchestrator_core::core::task::FinishReason;
-use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
+use orchestrator_core::gpu::{Engine, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput};
 use orchestrator_core::{Env, Event, Orchestrator};
 
 use crate::support::{World, faulty, millisecond, pool, pool_id, read_whole, request, start};
@@ -54,11 +54,15 @@ struct Odd {
     stops: bool,
     busy: u32,
     said: AtomicU32,
+    /// Tokens in front of those in which it differs.
+    alike: u32,
+    /// What it says of itself.
+    repeats: Repeats,
 }
 
 impl Engine for Odd {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
-        Ok(EngineInfo::new("1", "d"))
+        Ok(EngineInfo { repeats: self.repeats, ..EngineInfo::new("1", "d") })
     }
     async fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Result<Finish, EngineError> {
         let said = self.said.fetch_add(1, Relaxed);
@@ -69,6 +73,7 @@ impl Engine for Odd {
                 DeterminismClass::SingleSlot => self.active.load(Relaxed),
                 DeterminismClass::BatchInvariant => 0,
             };
+            let other = if index < self.alike { 0 } else { other };
             out.push(&format!(" {}", index + other))?;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -90,8 +95,18 @@ async fn load(stops: bool, busy: u32) -> Orchestrator {
 }
 
 async fn load_of_class(class: DeterminismClass, stops: bool, busy: u32, pool: PoolConfig) -> Orchestrator {
+    load_odd(class, (stops, busy), (0, Repeats::Unknowable), pool).await
+}
+
+async fn load_odd(
+    class: DeterminismClass,
+    (stops, busy): (bool, u32),
+    (alike, repeats): (u32, Repeats),
+    pool: PoolConfig,
+) -> Orchestrator {
     let pool = PoolConfig { engine: "odd".into(), sim: None, ..pool };
-    let factory = move |_: &_| Odd { class, active: AtomicU32::new(0), stops, busy, said: Default::default() };
+    let factory =
+        move |_: &_| Odd { class, active: AtomicU32::new(0), stops, busy, said: Default::default(), alike, repeats };
     let builder = Orchestrator::builder().env(Env::simulated(1)).pool(pool, factory);
     builder.start().await.unwrap()
 }
@@ -101,7 +116,6 @@ async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against
     use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
     for class in [Never, SingleSlot, BatchInvariant] {
         for slots in [1, 2, 8] {
-            let shown = if class == BatchInvariant && slots == 1 { SingleSlot } else { class };
             for stated in [None, Some(Never), Some(SingleSlot), Some(BatchInvariant)] {
                 let mut config = tested(pool("a", 1, slots, millisecond()));
                 config.determinism_class = stated;
@@ -112,11 +126,49 @@ async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against
                 orchestrator.until_pool(&pool_id("a"), |state| state == want).await;
                 let replica = orchestrator.pools()[0].replicas[0].clone();
                 let found = replica.self_test.map(|shown| shown.determinism_class);
-                assert_eq!(found, is_true.then_some(shown), "{class:?} with {slots} slots, stated {stated:?}");
+                // A short test refutes what is stated, and claims nothing by itself.
+                let claimed = is_true.then_some(stated.unwrap_or(Never));
+                assert_eq!(found, claimed, "{class:?} with {slots} slots, stated {stated:?}");
                 let says = replica.last_death.map(|death| death.message).unwrap_or_default();
                 assert_eq!(says.contains("determinism_class"), !is_true, "{says}");
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_long_runs_show_a_class_and_a_task_goes_before_them() {
+    use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
+    let up_to = Repeats::UpTo(BatchInvariant);
+    // What the engine is; from which token on it differs; what it says of itself; its slots; what is claimed in the end.
+    let cases = [
+        (BatchInvariant, 0, up_to, 4, BatchInvariant),
+        (BatchInvariant, 0, up_to, 1, SingleSlot),
+        (BatchInvariant, 0, Repeats::UpTo(SingleSlot), 4, SingleSlot),
+        (BatchInvariant, 0, Repeats::Unknowable, 4, Never),
+        (BatchInvariant, 0, Repeats::Always(BatchInvariant), 1, BatchInvariant),
+        (SingleSlot, 200, up_to, 4, SingleSlot),
+        (Never, 200, up_to, 4, Never),
+        (Never, 0, up_to, 2, Never),
+    ];
+    for (class, alike, repeats, slots, want) in cases {
+        let case = format!("{class:?} from token {alike} on, {repeats:?}, {slots} slots");
+        let config = tested(pool("a", 1, slots, millisecond()));
+        let orchestrator = load_odd(class, (true, 0), (alike, repeats), config).await;
+        orchestrator.until_ready().await;
+        let shown = || orchestrator.pools()[0].replicas[0].self_test.unwrap();
+        let at_start = if matches!(repeats, Repeats::Always(_)) { want } else { Never };
+        assert_eq!(shown().determinism_class, at_start, "{case}: nothing is claimed at once");
+        // In the middle of a long run a task comes: it does not wait for it.
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        let begun = orchestrator.env().now();
+        assert!(matches!(
+            read_whole(orchestrator.submit(request("t", 3)).await.unwrap().stream()).await.1,
+            Event::End(_)
+        ));
+        assert!(orchestrator.env().now().since(begun) < Duration::from_millis(100), "{case}: a task goes first");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!((shown().determinism_class, orchestrator.pools()[0].slots_used), (want, 0), "{case}");
     }
 }
 
