@@ -79,8 +79,11 @@ impl TaskRecord {
     /// those that its log has.
     pub(super) fn tokens_out(&self, state: &State) -> u32 {
         match self.counted.load(Relaxed) {
-            0 => state.pieces(),
-            counted => counted.min(self.request.max_tokens.0),
+            // Whoever counts fewer than there were pieces has not stopped at its budget; we did.
+            counted if counted > 0 && state.pieces() < self.request.max_tokens.0 => {
+                counted.min(self.request.max_tokens.0)
+            }
+            _ => state.pieces(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Streams as servers send them, each with what it means, cut at every byte: `tests/data/streams` says where they come from.
 
+#![expect(clippy::print_stdout, reason = "a test that says how much it looked at")]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

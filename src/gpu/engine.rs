@@ -50,7 +50,7 @@ impl EngineSite {
     }
 
     /// Notes what an engine that is not ready yet was last heard to say, and logs it when that is something new.
-    pub(crate) fn hear(&self, replica: &ReplicaId, said: String) {
+    pub fn hear(&self, replica: &ReplicaId, said: String) {
         let mut heard = self.heard.lock();
         if heard.as_ref() != Some(&said) {
             tracing::warn!(replica_id = %replica, %said, "an engine is not ready yet");
@@ -58,8 +58,8 @@ impl EngineSite {
         }
     }
 
-    /// It is ready.
-    pub(crate) fn hear_nothing(&self) {
+    /// It is ready: nothing is to be said of it.
+    pub fn hear_nothing(&self) {
         *self.heard.lock() = None;
     }
 

@@ -208,7 +208,8 @@ impl Engine for LlamaCpp {
         let answered = || unanswered.store(false, Relaxed);
         let progress = AtomicU64::new(0);
         let (mut reading, body) = (Completing { progress: Some(&progress) }, Completion::new(&job));
-        let signs = (answered, || self.progress(job.slot, &progress));
+        // In a box: it is polled now and then, and would make every run larger.
+        let signs = (answered, || Box::pin(self.progress(job.slot, &progress)));
         let result = self.server.stream(("/completion", job.trace()), &body, signs, &mut reading, out).await;
         result.map_err(|error| self.full(error))
     }

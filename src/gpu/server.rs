@@ -339,7 +339,7 @@ fn has_no_figures(status: u16) -> bool {
 }
 
 /// The key that the pool's engine wants, from the environment variable that the pool names.
-fn api_key(pool: &PoolConfig) -> Result<Option<String>, EngineError> {
+pub(crate) fn api_key(pool: &PoolConfig) -> Result<Option<String>, EngineError> {
     let Some(name) = &pool.api_key_env else { return Ok(None) };
     let missing = |_| EngineError::Preload(format!("api_key_env: the environment has no variable {name}"));
     let key = std::env::var(name).map_err(missing)?;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::core::device::Origin;
+use crate::gpu::http::{HttpClient, HttpError};
+use crate::gpu::server::api_key;
 use crate::service::cli::say;
 use crate::service::{config_file, devices, engines};
 
@@ -14,6 +16,9 @@ pub(crate) struct DoctorArguments {
     #[arg(long)]
     config: Option<PathBuf>,
 }
+
+/// How long a server may take to say whether it is ready.
+const SERVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What one look has found.
 enum Finding {
@@ -35,6 +40,7 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<(), String> {
     let config = configuration(arguments, &mut findings);
     driver(&config, &mut findings);
     programs(&config, &mut findings);
+    servers(&config, &mut findings);
     ports(&config, &mut findings);
     limits(&config, &mut findings);
     clock(&mut findings);
@@ -117,6 +123,37 @@ fn programs(config: &Config, findings: &mut Vec<Finding>) {
                 let text = format!("pool {}: there is no file {:?}", pool.id, file.path);
                 findings.push(Wrong(text, "fetch the model, or correct `model_files`"));
             }
+        }
+    }
+}
+
+/// The servers that run elsewhere already.
+fn servers(config: &Config, findings: &mut Vec<Finding>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime.inspect_err(|error| findings.push(Wrong(error.to_string(), "end what uses up the host")))
+    else {
+        return;
+    };
+    for pool in &config.pools {
+        let (Some(url), Some(path)) = (&pool.url, engines::ready_path(pool)) else { continue };
+        let key = match api_key(pool) {
+            Ok(key) => key,
+            Err(error) => {
+                findings.push(Wrong(format!("pool {}: {error}", pool.id), "set the variable that api_key_env names"));
+                continue;
+            }
+        };
+        for index in 0..pool.replicas.len() {
+            let client = HttpClient::new(&url.replace("{index}", &index.to_string()), key.clone());
+            let name = format!("pool {}, replica {index}", pool.id);
+            findings.push(match runtime.block_on(client.get(&path, SERVER_TIMEOUT)) {
+                Ok(_) => Well(format!("{name}: {path} is answered")),
+                Err(error @ HttpError::Status { .. }) => Wrong(
+                    format!("{name}: {path}: {error}"),
+                    "401 and 403: mend the key; 404: `url` is what stands before the engine's own paths; a redirect: name its target",
+                ),
+                Err(error) => Note(format!("{name}: {path}: {error}"), "start the engine, or correct `url`"),
+            });
         }
     }
 }

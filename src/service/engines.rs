@@ -88,6 +88,16 @@ fn check_url(pool: &PoolConfig, url: &str, fault: &mut impl FnMut(&str, String))
     }
 }
 
+/// What a server of this pool answers with success when it is ready; `None` for an engine without a server.
+pub(crate) fn ready_path(pool: &PoolConfig) -> Option<String> {
+    match pool.engine.as_str() {
+        "llamacpp" | "vllm" | "tgi" => Some("/health".into()),
+        "triton" => Some(format!("/v2/models/{}/ready", pool.model)),
+        "openai" => Some("/v1/models".into()),
+        _ => None,
+    }
+}
+
 /// A runtime of these pools, ready to be started. `config` must have no faults.
 pub fn builder(config: Config) -> Builder {
     let mut builder = Orchestrator::builder().config(config.clone());
