@@ -11,6 +11,10 @@ mod figures;
 mod guest;
 #[path = "operate/host.rs"]
 mod host;
+#[path = "operate/standing_still.rs"]
+mod standing_still;
+#[path = "operate/why.rs"]
+mod why;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! The service from outside: its API, its access, its commands, its documents.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 mod support;
 

@@ -132,7 +132,7 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Ref
 async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> Outcome {
     let request = rest.as_ref().unwrap_or(&record.request);
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot };
-    let behind = rest.as_ref().map_or(0, |_| record.progress().1);
+    let behind = rest.as_ref().map_or(0, |_| record.progress().1.max(record.counted()));
     let mut output = LogOutput::new(attempt, (record, epoch), behind);
     let outcome = {
         let mut run = pin!(attempt.engine.generate(job, &mut output));
@@ -275,7 +275,7 @@ impl Attempt {
             }
         };
         // What has tokens was begun, whatever the engine says of it now: it runs again if its own rule says so.
-        let is_none = is_none && record.may_begin_again();
+        let is_none = is_none && record.may_begin_again() && !self.has_gone_round(record);
         if is_none && record.forget_attempt(epoch) {
             self.pool.env.trace(|| TraceKind::Forgiven { seq: record.seq });
             self.give_back(record, epoch);
@@ -291,12 +291,12 @@ impl Attempt {
     /// Its engine has too much to do: it is left alone for a while. The task waits for it, or for another; at most as long as it may run.
     fn turned_away(&self, record: &TaskRecord, asked: Option<Duration>, said: &str) -> Option<Terminal> {
         let now = self.pool.env.now();
+        let wall = Duration::from_millis(self.pool.config.timeouts.wall_ms);
+        let asked = asked.map(|asked| asked.min(wall)); // Nobody waits longer for it.
         self.note_failed(record, Cause::Busy);
         let until = self.place().note_busy(now, asked);
         self.leave_out(until, asked.map_or(now, |asked| now.after(asked)));
-        let wall = Duration::from_millis(self.pool.config.timeouts.wall_ms);
-        let is_over = now.since(record.note_turned_away(now)) >= wall;
-        is_over.then(|| {
+        self.has_gone_round(record).then(|| {
             let text = format!("every engine was busy for {wall:?}; the last one said: {said}");
             let error = self.error(ErrorCode::ReplicaExhausted, text);
             Terminal::Error(error.retry_after(until.since(now)))
@@ -308,19 +308,28 @@ impl Attempt {
     fn crowded_out(&self, record: &TaskRecord, tokens: Option<u64>) -> bool {
         let (now, place) = (self.pool.env.now(), self.place());
         self.note_failed(record, Cause::ContextFull);
-        let others_took_it = place.note_context_full(now) | (place.slots.used() > 1);
+        let is_of_a_batch = place.note_context_full(now, record.seq);
+        let others_took_it = is_of_a_batch || place.slots.used() > 1;
         match tokens {
             // How much there is in all was not known: from now on tasks are placed by it.
             Some(tokens) if place.kv.capacity().is_none() => place.kv.set_capacity(tokens),
-            _ => place.note_out_of_vram(now, Some(place.slots.used())),
+            _ if !is_of_a_batch => place.note_out_of_vram(now, Some(place.slots.used())),
+            _ => {} // What the first of them said is known already.
         }
         others_took_it
     }
 
-    /// Whether another replica of its pool is in service.
+    /// Whether another replica of its pool is in service and has failed nothing since it last worked.
     fn has_another(&self) -> bool {
+        let now = self.pool.env.now();
         let others = self.pool.replicas.iter().filter(|other| other.id.index != self.lease.replica);
-        others.into_iter().any(|other| other.state().is_ready())
+        others.into_iter().any(|other| other.state().is_ready() && other.outlier.view(now) == (None, 0))
+    }
+
+    /// Whether the task has gone from engine to engine for as long as it may run: nothing more is forgiven then.
+    fn has_gone_round(&self, record: &TaskRecord) -> bool {
+        let now = self.pool.env.now();
+        now.since(record.note_turned_away(now)) >= Duration::from_millis(self.pool.config.timeouts.wall_ms)
     }
 
     /// The replica gets no task before `until`: its worker looks again then. `law` is the least that must hold.

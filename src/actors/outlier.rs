@@ -24,8 +24,8 @@ pub(crate) struct OutlierDetection {
     is_in_trouble: AtomicBool,
     /// When it last gave a token or another sign of life, in microseconds. Written by its attempts.
     alive_at: AtomicU64,
-    /// When the context that its runs share was last full, in microseconds.
-    context_full_at: AtomicU64,
+    /// When the context that its runs share was last full, and for whom.
+    context_full: Mutex<Option<(Timestamp, TaskSeq)>>,
     /// Times that it was left out.
     pub(crate) left_out: AtomicU64,
 }
@@ -36,7 +36,7 @@ impl OutlierDetection {
             record: Mutex::new(Outlier::new(policy)),
             is_in_trouble: AtomicBool::new(false),
             alive_at: AtomicU64::new(0),
-            context_full_at: AtomicU64::new(0),
+            context_full: Mutex::new(None),
             left_out: AtomicU64::new(0),
         }
     }
@@ -120,10 +120,10 @@ impl ReplicaShared {
         self.slots.set_ceiling(if planted!(NoSlowStart) && allowance > 0 { self.slots.total() } else { allowance });
     }
 
-    /// The context that its runs share was full. Returns whether that was so a moment ago already: a whole batch is lost at once, task by
-    /// task.
-    pub(crate) fn note_context_full(&self, now: Timestamp) -> bool {
-        let before = self.outlier.context_full_at.swap(now.as_micros().max(1), Relaxed);
-        before > 0 && now.since(Timestamp::from_micros(before)) < SETTLE
+    /// The context that its runs share was full for this task. Returns whether that was so a moment ago for another one: a whole batch is
+    /// lost at once, task by task.
+    pub(crate) fn note_context_full(&self, now: Timestamp, task: TaskSeq) -> bool {
+        let before = self.outlier.context_full.lock().replace((now, task));
+        before.is_some_and(|(at, other)| other != task && now.since(at) < SETTLE)
     }
 }

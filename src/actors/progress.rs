@@ -45,6 +45,11 @@ impl TaskRecord {
         }
     }
 
+    /// The engines' highest count of its tokens; 0 while none has counted them.
+    pub(super) fn counted(&self) -> u32 {
+        self.counted.load(Relaxed)
+    }
+
     /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a sibling.
     pub(crate) fn runs_again(&self) -> bool {
         let (attempts, tokens) = self.progress();

@@ -257,7 +257,7 @@ impl TaskRecord {
         }
         state.step(Step::Begin)?;
         state.attempts += 1;
-        let rest = state.rest(&self.request);
+        let rest = state.rest(&self.request, self.counted.load(Relaxed));
         state.progress_at = now;
         state.replay = if rest.is_some() { state.log.behind_all() } else { Replay::default() };
         state.first_begun_at.get_or_insert(now);
@@ -358,14 +358,14 @@ impl State {
         self.log.tokens() - self.rests
     }
 
-    /// What is left of a task that goes on behind its tokens without repeating them.
-    fn rest(&self, request: &TaskRequest) -> Option<TaskRequest> {
+    /// What is left of a task that goes on behind its tokens without repeating them: by its engine's count, where that is higher.
+    fn rest(&self, request: &TaskRequest, counted: u32) -> Option<TaskRequest> {
         let tokens = self.log.tokens();
         let home = self.route.as_ref().filter(|_| tokens > 0).map(|route| &route.pool)?;
         let continues = home.loss_rule(request).continues(tokens);
         continues.then(|| TaskRequest {
             prompt: request.prompt.clone() + self.log.text(),
-            max_tokens: Tokens(request.max_tokens.0.saturating_sub(self.pieces())),
+            max_tokens: Tokens(request.max_tokens.0.saturating_sub(self.pieces().max(counted))),
             ..request.clone()
         })
     }

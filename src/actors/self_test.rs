@@ -128,6 +128,11 @@ impl Heard {
     pub(super) fn up_to(tokens: u32) -> Self {
         Heard { text: String::new(), left: tokens, first: Arc::default() }
     }
+
+    /// Pieces that came, of so many that were allowed.
+    pub(super) fn tokens(&self, most: u32) -> u32 {
+        most - self.left
+    }
 }
 
 /// What is tested: an engine, by the first kind of work that its pool serves.

@@ -2,7 +2,8 @@
 //!
 //! A few tokens refute a class and show none: servers that repeat sixteen tokens differ behind a hundred. So an idle replica decodes texts
 //! of hundreds of tokens twice alone, and once with all its slots in use, and what differed decides. A task that comes goes first: what
-//! runs is dropped, and begun again when the replica is idle. All of it is bounded; what it does not come to is not claimed.
+//! runs is dropped, and begun again when the replica is idle. All of it is bounded; what it does not come to is not claimed, and an engine
+//! whose texts end early has shown nothing.
 //!
 //! Spec: ORCH-3045, ORCH-3049.
 
@@ -20,8 +21,13 @@ use crate::core::resume::DeterminismClass;
 use crate::core::task::Workload;
 use crate::gpu::engine::{AnyEngine, EngineError, Repeats};
 
+/// A text, and the pieces that it came in: at most as many as its tokens.
+type Decoded = (String, u32);
+
 /// Tokens of each text.
 const TOKENS: u32 = 400;
+/// A text of fewer tokens shows nothing; more than half of them must be longer.
+const TOKENS_LEAST: u32 = 300;
 /// Texts that are compared; in a crowd each slot has one, several the same.
 const TEXTS: usize = 8;
 /// How long a replica must have been idle before its slots are used.
@@ -63,56 +69,59 @@ impl Study<'_> {
         let one = vec![0_u32];
         let Some(first) = self.texts(&one).await else { return };
         let Some(second) = self.texts(&one).await else { return };
-        if first != second {
-            return self.note(DeterminismClass::None, false);
+        if !is_alike(&first, &second) {
+            return self.note(&second, DeterminismClass::None, false);
         }
-        self.note(DeterminismClass::SingleSlot.min(most), true);
+        if first.iter().filter(|(_, tokens)| *tokens >= TOKENS_LEAST).count() * 2 <= TEXTS {
+            return self.note(&second, DeterminismClass::None, true); // They end too early to show anything.
+        }
+        self.note(&second, DeterminismClass::SingleSlot.min(most), true);
         if !(2..=CROWD_MAX).contains(&slots) || most < DeterminismClass::BatchInvariant {
             return;
         }
         let crowd: Vec<u32> = (0..slots).collect();
         let Some(third) = self.texts(&crowd).await else { return };
-        let has_repeated = third.iter().enumerate().all(|(at, text)| *text == first[at % TEXTS]);
-        self.note(if has_repeated { most } else { DeterminismClass::SingleSlot }, has_repeated);
+        let has_repeated = is_alike(&third, &first);
+        self.note(&third, if has_repeated { most } else { DeterminismClass::SingleSlot }, has_repeated);
     }
 
     fn shown<T: Default>(&self, read: impl Fn(&crate::actors::self_test::SelfTest) -> T) -> T {
         self.pool.replicas[self.index as usize].self_test.lock().as_ref().map_or_else(T::default, read)
     }
 
-    fn note(&self, class: DeterminismClass, has_repeated: bool) {
+    fn note(&self, texts: &[Decoded], class: DeterminismClass, has_repeated: bool) {
         let place = &self.pool.replicas[self.index as usize];
         if let Some(shown) = &mut *place.self_test.lock() {
             if !shown.has_diverged {
                 shown.determinism_class = class;
             }
-            shown.tokens_compared += TEXTS as u64 * u64::from(TOKENS);
+            shown.tokens_compared += texts.iter().map(|(_, tokens)| u64::from(*tokens)).sum::<u64>();
         }
         tracing::info!(replica_id = %place.id, ?class, has_repeated, "long runs have shown a determinism class");
     }
 
     /// All texts, as many at once as there are slots; `None` when it comes to nothing.
-    async fn texts(&self, slots: &[u32]) -> Option<Vec<String>> {
+    async fn texts(&self, slots: &[u32]) -> Option<Vec<Decoded>> {
         for _ in 0..DROPPED_MAX {
             let leases = self.until_idle(slots.len()).await?;
             let numbers: Vec<u32> = leases.iter().map(|lease| lease.slot).collect();
-            let begun = self.pool.env.now();
             let work = timeout(STEP_TIMEOUT, self.decode_all(&numbers));
             let texts = tokio::select! {
                 biased;
-                texts = work => Some(texts),
-                () = self.until_wanted() => None,
+                texts = work => Some(texts.ok().and_then(Result::ok)),
+                () = self.until_wanted(slots.len()) => None,
             };
-            let Some(texts) = texts else {
-                // Each slot is held until the engine has left it, as behind any run that is stopped.
-                let limit = Duration::from_millis(self.pool.config.timeouts.stop_ms);
-                let released = join_all(numbers.iter().map(|slot| self.engine.released(*slot)));
-                timeout(limit, released).await.ok()?;
-                drop(leases);
-                continue;
-            };
-            self.pool.replicas[self.index as usize].outlier.note_alive(begun);
-            return texts.ok()?.ok();
+            if let Some(Some(texts)) = texts {
+                return Some(texts);
+            }
+            // Each slot is held until the engine has left it, as behind any run that is stopped.
+            let limit = Duration::from_millis(self.pool.config.timeouts.stop_ms);
+            let released = join_all(numbers.iter().map(|slot| self.engine.released(*slot)));
+            let is_free = timeout(limit, released).await.is_ok();
+            drop(leases);
+            if texts.is_some() || !is_free {
+                return None; // It has failed; what comes next finds out why.
+            }
         }
         None
     }
@@ -123,7 +132,8 @@ impl Study<'_> {
         let mut idle_since = None;
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
-            if self.pool.intent() != Intent::Serve {
+            // With fewer slots than are asked for, by its memory, there is no crowd to be shown.
+            if self.pool.intent() != Intent::Serve || (place.slots.limit() as usize) < slots {
                 return None;
             }
             let now = self.pool.env.now();
@@ -143,14 +153,17 @@ impl Study<'_> {
         self.pool.depth_total() > 0 || self.pool.is_wanted_by_siblings()
     }
 
-    async fn until_wanted(&self) {
-        while !self.is_wanted() && self.pool.intent() == Intent::Serve {
+    /// Returns when the replica has something better to do than this, in so many of its slots.
+    async fn until_wanted(&self, slots: usize) {
+        let place = &self.pool.replicas[self.index as usize];
+        let is_alone = || place.state().is_ready() && place.slots.used() as usize <= slots;
+        while is_alone() && !self.is_wanted() && self.pool.intent() == Intent::Serve {
             tokio::time::sleep(LOOK_PERIOD / 10).await;
         }
     }
 
     /// Decodes every text, and in each slot at least one, one after another in each; they come back in order.
-    async fn decode_all(&self, slots: &[u32]) -> Result<Vec<String>, EngineError> {
+    async fn decode_all(&self, slots: &[u32]) -> Result<Vec<Decoded>, EngineError> {
         let lanes = slots.iter().enumerate().map(async |(lane, slot)| {
             let mut said = Vec::new();
             for text in (0..TEXTS.max(slots.len())).filter(|text| text % slots.len() == lane) {
@@ -158,7 +171,7 @@ impl Study<'_> {
             }
             Ok::<_, EngineError>(said)
         });
-        let mut all: Vec<(usize, String)> = Vec::new();
+        let mut all: Vec<(usize, Decoded)> = Vec::new();
         for lane in join_all(lanes).await {
             all.extend(lane?);
         }
@@ -166,12 +179,18 @@ impl Study<'_> {
         Ok(all.into_iter().map(|(_, said)| said).collect())
     }
 
-    async fn decode(&self, text: usize, slot: u32) -> Result<String, EngineError> {
+    async fn decode(&self, text: usize, slot: u32) -> Result<Decoded, EngineError> {
         let mut heard = Heard::up_to(TOKENS);
         // Texts that begin alike meet in prompt caches, and differ in length.
         let prompt = format!("{}number {text}", "the sun is red and the sea is wide ".repeat(1 + text % 3));
         let subject = Subject { engine: self.engine, workload: Workload::Completion };
         generate(subject, (&prompt, slot), TOKENS, &mut heard).await?;
-        Ok(heard.text)
+        let tokens = heard.tokens(TOKENS);
+        Ok((heard.text, tokens))
     }
+}
+
+/// Whether each text is the one of its number, of as many as there are.
+fn is_alike(these: &[Decoded], those: &[Decoded]) -> bool {
+    these.iter().enumerate().all(|(at, (text, _))| *text == those[at % TEXTS].0)
 }

@@ -240,6 +240,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     state.place().slots_started.store(slots, Relaxed);
     state.place().slots.set_limit(slots);
     *state.place().self_test.lock() = None;
+    state.place().kv.set_capacity(edition.config.memory.kv_tokens.unwrap_or(0)); // What an earlier one said of itself is not its own.
     state.place().forget_conduct(edition.config.resume.outlier_policy());
     state.pool.env.trace(|| TraceKind::Renewed { pool: state.pool.position, replica: state.index });
     state.edition = Some(edition.clone());

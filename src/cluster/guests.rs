@@ -22,6 +22,7 @@ use crate::cluster::words::{
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
 use crate::core::task::{Phase, TaskRequest};
+use crate::core::units::Timestamp;
 use crate::orchestrator::Submitted;
 use crate::planted::planted;
 
@@ -127,13 +128,14 @@ fn end(shared: &ClusterShared, guest: &Guest) {
     guest.more_credit.notify_waiters();
 }
 
-/// Speaks of the guests that have not begun.
-pub(crate) fn say_who_waits(link: &LinkShared) {
+/// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their gateways count
+/// time by what they hear.
+pub(crate) fn say_who_waits(link: &LinkShared, since: Timestamp) {
     let waits = |guest: &Guest| {
         let record = guest.record.lock();
-        record
-            .as_ref()
-            .is_none_or(|record| matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned))
+        record.as_ref().is_none_or(|record| {
+            matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned) || record.progress_at() > since
+        })
     };
     let waiting: Vec<GuestNo> =
         link.guests.lock().iter().filter(|(_, guest)| waits(guest)).map(|(number, _)| *number).collect();

@@ -362,8 +362,8 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         state.link.say(Word::Warm(warm));
     }
     if now.since(state.waits_said_at) >= WAITS_PERIOD {
-        state.waits_said_at = now;
-        guests::say_who_waits(&state.link);
+        let since = std::mem::replace(&mut state.waits_said_at, now);
+        guests::say_who_waits(&state.link, since);
     }
     on_flush(state)?;
     if state.line.is_beat_due(now) {

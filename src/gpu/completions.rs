@@ -74,19 +74,20 @@ impl Completions {
     async fn identify(&self) -> Result<(String, EngineInfo), EngineError> {
         let mut version = None;
         for path in self.kind.versions {
-            let answer: Result<serde_json::Value, EngineError> = self.server.ask(path).await;
-            let told = answer.as_ref().ok().and_then(|answer| answer.get("version")?.as_str());
+            let answer: Option<serde_json::Value> = match self.kind.tells_version {
+                true => Some(self.server.ask(path).await?),
+                false => self.server.ask_if_any(path).await?,
+            };
+            let told = answer.as_ref().and_then(|answer| answer.get("version")?.as_str());
             version = told.map(|told| (*path, told.to_owned()));
-            match answer {
-                Err(error) if self.kind.tells_version => return Err(error),
-                _ if version.is_some() => break,
-                _ => {}
+            if version.is_some() {
+                break;
             }
         }
         let models: Models = self.server.ask("/v1/models").await?;
         let model = models.find(&self.server.pool().model)?;
         let digest = match version {
-            Some((OLLAMA_VERSION, _)) => self.digest(&model.id).await,
+            Some((OLLAMA_VERSION, _)) => self.digest(&model.id).await?,
             _ => None,
         };
         // The server knows no digest of its files, or does not tell it: what it says of the model's content stands in for it. How much
@@ -101,14 +102,14 @@ impl Completions {
     }
 
     /// The digest of the model's files, where the server tells it.
-    async fn digest(&self, id: &str) -> Option<String> {
-        let files: Files = self.server.ask("/api/tags").await.ok()?;
-        files.models.into_iter().find(|file| file.name == id)?.digest
+    async fn digest(&self, id: &str) -> Result<Option<String>, EngineError> {
+        let files: Option<Files> = self.server.ask_if_any("/api/tags").await?;
+        Ok(files.and_then(|files| files.models.into_iter().find(|file| file.name == id)?.digest))
     }
 
-    /// Makes sure that the model is still the one that was loaded, where another server may have come.
+    /// Makes sure, before a run, that the model is still the one that was loaded.
     async fn recognise(&self) -> Result<(), EngineError> {
-        self.server.recognise(async || Ok(self.identify().await?.1)).await
+        self.server.recognise_for_run(async || Ok(self.identify().await?.1)).await
     }
 
     fn model(&self) -> &str {
@@ -120,7 +121,7 @@ impl Completions {
     /// # Errors
     /// [`EngineError`] when it is not, or the server does not answer.
     pub(crate) async fn probe(&self) -> Result<(), EngineError> {
-        self.recognise().await?;
+        self.server.recognise(async || Ok(self.identify().await?.1)).await?;
         self.server.ask::<Models>("/v1/models").await?.has(self.model())
     }
 

@@ -6,7 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -30,22 +30,11 @@ type Driver = Connection<TokioIo<TcpStream>, Full<Bytes>>;
 pub(crate) struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: Driver,
-    counted: Counted,
 }
 
-/// A connection that is open, counted while it is.
-struct Counted(Arc<Gaps>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, SeqCst);
-    }
-}
-
-/// Where another server may have come in the place of the one that was spoken to: no connection was open, or one was found closed.
+/// Where another server may have come in the place of the one that was spoken to: a connection is new, or one was found closed.
 #[derive(Default)]
 pub(crate) struct Gaps {
-    open: AtomicUsize,
     seen: AtomicU64,
     cleared: AtomicU64,
 }
@@ -73,15 +62,12 @@ impl Link {
     ///
     /// # Errors
     /// One line that says what became of each address.
-    pub(crate) async fn open(host: &str, port: u16, limit: Duration, gaps: &Arc<Gaps>) -> Result<Link, String> {
-        let stream = dial(host, port, limit).await.inspect_err(|_| gaps.note())?;
-        if gaps.open.fetch_add(1, SeqCst) == 0 {
-            gaps.note();
-        }
-        let counted = Counted(gaps.clone());
+    pub(crate) async fn open(host: &str, port: u16, limit: Duration, gaps: &Gaps) -> Result<Link, String> {
+        gaps.note();
+        let stream = dial(host, port, limit).await?;
         let _ = stream.set_nodelay(true); // Else small writes wait for the other side's acknowledgement.
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        Ok(Link { sender, driver, counted })
+        Ok(Link { sender, driver })
     }
 
     /// Sends a request and waits for the answer's head.
@@ -93,7 +79,7 @@ impl Link {
         request: Request<Full<Bytes>>,
         idle: &Idle,
     ) -> Result<Response<Answer>, hyper::Error> {
-        let Link { mut sender, driver, counted } = self;
+        let Link { mut sender, driver } = self;
         let mut driver = Some(driver);
         let head = {
             let mut answer = std::pin::pin!(sender.send_request(request));
@@ -109,7 +95,7 @@ impl Link {
             })
             .await?
         };
-        let (link, idle) = (driver.map(|driver| Link { sender, driver, counted }), idle.clone());
+        let (link, idle) = (driver.map(|driver| Link { sender, driver }), idle.clone());
         Ok(head.map(|body| Answer { body, link, idle }))
     }
 
@@ -136,7 +122,7 @@ impl Idle {
         }
     }
 
-    fn keep(&self, link: Link) {
+    pub(crate) fn keep(&self, link: Link) {
         let mut idle = self.0.lock();
         if idle.len() < IDLE_MAX {
             idle.push(link);

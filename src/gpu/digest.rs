@@ -75,6 +75,9 @@ async fn digest_of(path: &str, replica: &ReplicaId) -> Result<String, EngineErro
 
 fn mark(path: &Path) -> std::io::Result<Mark> {
     let about = std::fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(std::io::Error::other("it is no regular file")); // A pipe or a device might never end.
+    }
     let changed = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
     Ok((about.size(), changed, about.dev(), about.ino()))
 }

@@ -131,6 +131,17 @@ impl HttpClient {
         &self.idle.1
     }
 
+    /// Makes sure that a connection is at hand, so that the next request does not have to make one.
+    pub(crate) async fn reserve(&self) -> Result<(), HttpError> {
+        let no_url = || HttpError::Connect(format!("{} is no URL", self.base));
+        let link = match self.idle.take() {
+            Some(link) => link,
+            None => self.connect(self.place.as_ref().ok_or_else(no_url)?).await?,
+        };
+        self.idle.keep(link);
+        Ok(())
+    }
+
     /// Sends a request and returns the answer's head, its body still to come.
     ///
     /// A server may close a connection that it kept open at the very moment we use it again. So a request on a connection that has

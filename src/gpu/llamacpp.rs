@@ -18,7 +18,7 @@ use crate::gpu::engine::{
 };
 use crate::gpu::figures;
 use crate::gpu::http::HttpError;
-use crate::gpu::llamacpp_api::{Completing, Completion, HAS_TEXT, Models, NOT_OF_THE_FILE, Props, Slot, is_idle};
+use crate::gpu::llamacpp_api::{Completing, Completion, HAS_TEXT, Models, OF_THE_FILE, Props, Slot, is_idle};
 use crate::gpu::refusal::lost;
 use crate::gpu::runs::{Busy, Runs};
 use crate::gpu::server::{ASK_TIMEOUT, Server};
@@ -83,7 +83,7 @@ impl LlamaCpp {
         let models: Models = self.server.ask("/v1/models").await?;
         let model = models.data.into_iter().next();
         let (id, mut meta) = model.map(|model| (model.id, model.meta.unwrap_or_default())).unwrap_or_default();
-        meta.retain(|name, _| !NOT_OF_THE_FILE.contains(&name.as_str()));
+        meta.retain(|name, _| OF_THE_FILE.contains(&name.as_str()));
         // The server knows no digest of its file: its name, what it is made of, and its template stand in for it.
         let meta = serde_json::Value::Object(meta);
         let what = format!("{id}\0{}\0{}\0{meta}", props.model_path, props.chat_template);
@@ -110,9 +110,9 @@ impl LlamaCpp {
         Ok(info)
     }
 
-    /// Makes sure that the server is still the one that was loaded, where another may have come.
+    /// Makes sure, before a run, that the server is still the one that was loaded.
     async fn recognise(&self) -> Result<(), EngineError> {
-        self.server.recognise(async || Ok(self.identify().await?.0)).await
+        self.server.recognise_for_run(async || Ok(self.identify().await?.0)).await
     }
 
     /// Returns with the next sign that this slot's run goes on, which shows nothing yet: its prompt is evaluated further. While text comes

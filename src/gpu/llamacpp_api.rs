@@ -57,8 +57,9 @@ pub(super) struct Model {
     pub(super) meta: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// What `/v1/models` says of how a file is served, and not of the file.
-pub(super) const NOT_OF_THE_FILE: [&str; 1] = ["n_ctx"];
+/// What `/v1/models` says of a file; what else it says, or a later build adds, may be of how the file is served.
+pub(super) const OF_THE_FILE: [&str; 7] =
+    ["n_params", "n_vocab", "n_embd", "n_ctx_train", "size", "ftype", "vocab_type"];
 
 /// What we send to `/completion`.
 #[derive(Serialize)]

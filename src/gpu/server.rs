@@ -10,7 +10,7 @@ use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, TokenOutput};
@@ -29,8 +29,8 @@ pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
 const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Refusals that say nothing of whether a server has figures: it is busy. Any other 4xx, and 501, says that it has none.
-const FIGURES_LATER: [u16; 3] = [408, 425, 429];
+/// Refusals that say nothing of whether a server has what it was asked for: it is busy. Any other 4xx, and 501, says that it has none.
+const ASK_LATER: [u16; 3] = [408, 425, 429];
 /// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the body.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -143,8 +143,23 @@ impl Server {
         let _ = self.known.set((info.engine_version.clone(), info.model_digest.clone())); // Loaded once.
     }
 
-    /// Makes sure that the server is still the one that was loaded, where another may have come in its place: a connection was found
-    /// closed, or none was open. `identify` asks it.
+    /// Makes sure, before a run, that the server is still the one that was loaded: the connection that the run will have is open behind it.
+    ///
+    /// # Errors
+    /// [`EngineError::Replaced`] when it is another one, [`EngineError::Unreachable`], and else [`EngineError::Busy`]: nothing has run.
+    pub(crate) async fn recognise_for_run<F>(&self, identify: impl FnOnce() -> F) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<EngineInfo, EngineError>>,
+    {
+        self.client()?.reserve().await.map_err(lost)?;
+        self.recognise(identify).await.map_err(|error| match error {
+            EngineError::Replaced(_) | EngineError::Unreachable(_) | EngineError::Busy { .. } => error,
+            other => EngineError::Busy { retry_after: None, said: format!("it does not say what it serves: {other}") },
+        })
+    }
+
+    /// Makes sure that the server is still the one that was loaded, where another may have come in its place: a connection is new, or was
+    /// found closed. `identify` asks it.
     ///
     /// # Errors
     /// [`EngineError::Replaced`] when it is another one; what it answers when it cannot be asked.
@@ -195,6 +210,18 @@ impl Server {
         serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
     }
 
+    /// Asks for JSON that not every server has.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it does not answer, or with something else; not when it says that there is no such thing.
+    pub(crate) async fn ask_if_any<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, EngineError> {
+        match self.client()?.get(path, ASK_TIMEOUT).await {
+            Err(HttpError::Status { status, .. }) if has_none(status.as_u16()) => Ok(None),
+            Ok(body) => Ok(serde_json::from_slice(&body).ok()),
+            Err(error) => Err(lost(error)),
+        }
+    }
+
     /// Its figures in Prometheus' text format; `None` when it does not give them in time.
     pub(crate) async fn figures(&self, path: &str) -> Option<String> {
         let text = self.client().ok()?.get(path, FIGURES_TIMEOUT).await.ok()?;
@@ -206,7 +233,7 @@ impl Server {
         let Ok(client) = self.client() else { return Busy::Gone };
         let runs = match client.get("/metrics", FIGURES_TIMEOUT).await {
             Ok(text) => read(&String::from_utf8_lossy(&text)),
-            Err(HttpError::Status { status, .. }) if has_no_figures(status.as_u16()) => read(""),
+            Err(HttpError::Status { status, .. }) if has_none(status.as_u16()) => read(""),
             Err(HttpError::Connect(_)) => return Busy::Gone,
             Err(_) => None,
         };
@@ -241,16 +268,17 @@ impl Server {
         let headers = answer.headers();
         let framed = headers.contains_key(TRANSFER_ENCODING) || headers.contains_key(CONTENT_LENGTH);
         let mut body = answer.into_body();
-        let mut parser = SseParser::default();
+        let (mut parser, mut over) = (SseParser::default(), None);
         loop {
-            let frame = beside(body.frame(), sign.as_mut(), &signs, out);
             let frame = match reading.is_over() {
-                false => frame.await,
+                false => beside(body.frame(), sign.as_mut(), &signs, out).await,
                 // What it said suffices; a server that keeps its connection open has no more to say.
-                true => match timeout(TAIL_TIMEOUT, frame).await {
-                    Ok(frame) => frame,
-                    Err(_) => return reading.ended(false),
-                },
+                true => {
+                    match timeout_at(*over.get_or_insert_with(|| Instant::now() + TAIL_TIMEOUT), body.frame()).await {
+                        Ok(frame) => frame,
+                        Err(_) => return reading.ended(false),
+                    }
+                }
             };
             let too_long = |error: EventTooLong| EngineError::Garbled(error.to_string());
             let flow = match frame {
@@ -333,9 +361,9 @@ pub(crate) fn take(
     }
 }
 
-/// Whether a server that answers the question for its figures with this status has none.
-fn has_no_figures(status: u16) -> bool {
-    (400..500).contains(&status) && !FIGURES_LATER.contains(&status) || status == 501
+/// Whether a server that answers a question for figures, or for its version, with this status has none.
+fn has_none(status: u16) -> bool {
+    (400..500).contains(&status) && !ASK_LATER.contains(&status) || status == 501
 }
 
 /// The key that the pool's engine wants, from the environment variable that the pool names.

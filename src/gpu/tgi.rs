@@ -210,7 +210,7 @@ impl Engine for Tgi {
             return Err(EngineError::Refused("TGI serves completions only".into()));
         }
         let body = Generate::new(&job)?;
-        self.server.recognise(|| self.identify()).await?;
+        self.server.recognise_for_run(|| self.identify()).await?;
         let run = self.runs.begin(job.slot);
         let (mut reading, path) = (Generating::new(&run, job.request.max_tokens), "/generate_stream");
         let silent = (|| (), std::future::pending);

@@ -271,7 +271,7 @@ impl Engine for Triton {
             return Err(EngineError::Refused("Triton's generate endpoint serves completions only".into()));
         }
         let body = self.body(&job)?;
-        self.server.recognise(|| self.identify()).await?;
+        self.server.recognise_for_run(|| self.identify()).await?;
         let run = self.runs.begin(job.slot);
         self.counted.lock().sent += 1;
         let mut reading = Generating::new(&run, job.request.max_tokens);

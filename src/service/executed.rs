@@ -1,5 +1,5 @@
 //! What of a configuration makes the service run or load something, or hand out what it alone knows: commands of
-//! engines, libraries, and keys in its environment.
+//! engines, libraries, files that it reads, and keys in its environment.
 //!
 //! Where requests need keys, an operator's key stands for that. Without keys anybody who reaches the port may send a
 //! configuration, so these come from the file of `--config` alone, and a request may only name what is in force
@@ -13,7 +13,8 @@ const FAULTS_MAX: usize = 8;
 
 /// What of `wanted` is run, loaded or handed out, and is not in force as it is there, a line each.
 pub(crate) fn faults(in_force: &Config, wanted: &Config) -> Vec<String> {
-    let runs = |pool: &&PoolConfig| pool.command.is_some() || pool.api_key_env.is_some();
+    let runs =
+        |pool: &&PoolConfig| pool.command.is_some() || pool.api_key_env.is_some() || !pool.model_files.is_empty();
     let changed = wanted.pools.iter().filter(runs).filter(|pool| !in_force.pools.contains(pool));
     let mut paths: Vec<String> = changed.map(|pool| format!("pools.{} ({})", pool.id, what_of(pool))).collect();
     if in_force.gpu.library != wanted.gpu.library {
@@ -31,7 +32,11 @@ pub(crate) fn faults(in_force: &Config, wanted: &Config) -> Vec<String> {
 }
 
 fn what_of(pool: &PoolConfig) -> &'static str {
-    if pool.command.is_some() { "command" } else { "api_key_env" }
+    match (&pool.command, &pool.api_key_env) {
+        (Some(_), _) => "command",
+        (None, Some(_)) => "api_key_env",
+        (None, None) => "model_files",
+    }
 }
 
 /// What is wrong with another model for a pool whose engines are started by a command, into which the model's name is
@@ -74,6 +79,9 @@ mod tests {
         assert!(found(vec![PoolConfig { slots: 9, ..pool("a", server) }]).starts_with("pools.a (command): "));
         let key = PoolConfig { api_key_env: Some("HOME".into()), ..pool("b", None) };
         assert!(found(vec![key]).starts_with("pools.b (api_key_env): "));
+        let file = crate::config::ModelFile { path: "/etc/shadow".into(), sha256: "00".into() };
+        let files = PoolConfig { model_files: vec![file], ..pool("b", None) };
+        assert!(found(vec![files]).starts_with("pools.b (model_files): "));
         let mut library = in_force.clone();
         library.gpu.library = Some("/tmp/library.so".into());
         assert!(faults(&in_force, &library).join("; ").starts_with("gpu.library: "));

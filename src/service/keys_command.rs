@@ -91,6 +91,7 @@ fn hold(file: &Path) -> Result<std::fs::File, String> {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", lock.display());
     let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
     // It may be written to where nothing can be put beside it.
+    let opened = opened.or_else(|_| std::fs::File::open(&lock)); // Another user's, who may write to the file as well.
     let held = opened.or_else(|error| match file.exists() {
         true => std::fs::File::open(file_write::folder(&file)),
         false => Err(error),

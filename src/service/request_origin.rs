@@ -172,7 +172,9 @@ fn check_origin(facts: &Facts<'_>, host: Authority<'_>) -> Result<bool, Refusal>
         Field::Many => return refused(Reason::Origin, "there is more than one header 'Origin'"),
     };
     let origin = origin_of(text);
-    let is_trusted = origin.is_some_and(|(origin, _)| is_named(facts.hosts, origin.host));
+    // What was asked for by name and port says which port of that name is meant: another one is another service's page.
+    let is_told = |origin: Authority<'_>| host.port.is_some() && origin.host.is(host.host);
+    let is_trusted = origin.is_some_and(|(origin, _)| is_named(facts.hosts, origin.host) && !is_told(origin));
     if is_trusted || origin.is_some_and(|(origin, port)| origin.agrees(host, port)) {
         return Ok(is_trusted);
     }

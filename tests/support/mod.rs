@@ -14,6 +14,8 @@ pub mod nvml;
 pub mod processes;
 #[cfg(feature = "service")]
 pub mod real;
+#[cfg(feature = "service")]
+pub mod scripted;
 
 mod sim;
 #[allow(unused_imports)] // Each program uses its part.
@@ -53,7 +55,10 @@ pub fn exchange(port: u16, method: &str, path: &str, headers: &[(&str, &str)], b
         head += &format!("{name}: {value}\r\n");
     }
     if !body.is_empty() {
-        head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        head += &format!("content-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            head += "content-type: application/json\r\n";
+        }
     }
     stream.write_all((head + "\r\n").as_bytes()).expect("sends");
     let _ = stream.write_all(body); // A server may refuse before it has read all.
