@@ -26,6 +26,7 @@ pub(crate) mod lease;
 mod leaving;
 pub(crate) mod ledger;
 mod load;
+mod lost;
 pub(crate) mod outlier;
 mod output;
 pub(crate) mod pool_manager;

@@ -10,7 +10,7 @@ use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, TokenOutput};
@@ -274,9 +274,12 @@ impl Server {
                 false => beside(body.frame(), sign.as_mut(), &signs, out).await,
                 // What it said suffices; a server that keeps its connection open has no more to say.
                 true => {
-                    match timeout_at(*over.get_or_insert_with(|| Instant::now() + TAIL_TIMEOUT), body.frame()).await {
-                        Ok(frame) => frame,
-                        Err(_) => return reading.ended(false),
+                    let env = &self.context.env;
+                    let end = *over.get_or_insert_with(|| env.now().after(TAIL_TIMEOUT));
+                    tokio::select! {
+                        biased;
+                        frame = body.frame() => frame,
+                        () = env.sleep_until(end) => return reading.ended(false),
                     }
                 }
             };
