@@ -94,7 +94,7 @@ pub enum Bug {
     /// A task runs on a model that it did not ask for.
     RunMisfits,
     /// A replica whose attempts fail is given more at once.
-    NeverLeaveOut,
+    NeverEject,
     /// How long an engine asks to be left alone is not kept.
     IgnoreRetryAfter,
     /// To be turned away costs an attempt.
@@ -134,7 +134,7 @@ impl Bug {
     ];
     /// Every bug of outlier detection.
     pub const OUTLIERS: [Bug; 5] =
-        [Bug::NeverLeaveOut, Bug::IgnoreRetryAfter, Bug::BusyCosts, Bug::NoSlowStart, Bug::LateProbeKills];
+        [Bug::NeverEject, Bug::IgnoreRetryAfter, Bug::BusyCosts, Bug::NoSlowStart, Bug::LateProbeKills];
     /// Every bug of one node.
     pub const ALL: [Bug; 23] = [
         Bug::LeakSlot,

@@ -144,14 +144,14 @@ pub struct ReplicaView {
     pub attempts_failed: BTreeMap<Cause, u64>,
     /// What its engine was last heard to say, while it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub heard: Option<String>,
+    pub last_error: Option<String>,
     /// How long it gets no task, in milliseconds: attempts failed on it, or its engine said that it is busy.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub left_out_ms: Option<u64>,
+    pub ejected_ms: Option<u64>,
     /// Attempts that failed on it one after another.
-    pub failures_in_a_row: u32,
+    pub consecutive_failures: u32,
     /// Times that it was left out.
-    pub left_out: u64,
+    pub ejections: u64,
     /// What its last worker died of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_death: Option<DeathView>,
@@ -286,10 +286,10 @@ impl ReplicaView {
             restarts: replica.restarts.load(Relaxed),
             deaths: by_cause(&replica.deaths),
             attempts_failed: by_cause(&replica.attempts_failed),
-            heard: replica.site.heard(),
-            left_out_ms: conduct.0.map(|until| millis_ceil(until.since(now))),
-            failures_in_a_row: conduct.1,
-            left_out: replica.outlier.left_out.load(Relaxed),
+            last_error: replica.site.heard(),
+            ejected_ms: conduct.0.map(|until| millis_ceil(until.since(now))),
+            consecutive_failures: conduct.1,
+            ejections: replica.outlier.ejections.load(Relaxed),
             last_death: replica.last_death.lock().as_ref().map(|(at, cause, message)| DeathView {
                 cause: *cause,
                 message: message.clone(),

@@ -38,7 +38,7 @@ async fn refusing(first: usize, status: &'static str, headers: &'static str) -> 
         }
     });
     let mut pool = pool_at(Kind::OpenAi, server.url());
-    (pool.slots, pool.resume.failure_wait_ms) = (1, 100);
+    (pool.slots, pool.resume.ejection_ms) = (1, 100);
     let orchestrator = ready(pool).await;
     (server, orchestrator)
 }
@@ -68,7 +68,7 @@ fn assert_was_busy(orchestrator: &Orchestrator, times: u64) {
     let replica = replica(orchestrator);
     assert_eq!(replica.attempts_failed, BTreeMap::from([(Cause::Busy, times)]), "{replica:?}");
     assert!(replica.state.is_ready() && replica.deaths.is_empty(), "{replica:?}");
-    assert_eq!((replica.restarts, replica.left_out), (0, times), "{replica:?}");
+    assert_eq!((replica.restarts, replica.ejections), (0, times), "{replica:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn a_replica_that_fails_all_at_once_gets_few_tasks_and_loses_none() {
     assert_eq!(server.asked("/0/v1/completions").len(), 30, "each was answered once");
     let replicas = orchestrator.pools()[0].replicas.clone();
     assert!(replicas.iter().all(|replica| replica.restarts == 0), "its health is good: {replicas:?}");
-    assert!(replicas[1].failures_in_a_row >= 1 && replicas[0].failures_in_a_row == 0, "{replicas:?}");
+    assert!(replicas[1].consecutive_failures >= 1 && replicas[0].consecutive_failures == 0, "{replicas:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +189,7 @@ async fn each_refusal_is_final(kind: Kind, rows: impl Iterator<Item = usize>) {
     }
     let replica = replica(&orchestrator);
     assert_eq!(replica.attempts_failed, BTreeMap::from([(Cause::Client, refused as u64)]), "{kind:?}");
-    assert_eq!((replica.restarts, replica.left_out, replica.failures_in_a_row), (0, 0, 0), "{kind:?}");
+    assert_eq!((replica.restarts, replica.ejections, replica.consecutive_failures), (0, 0, 0), "{kind:?}");
     assert!(replica.state.is_ready(), "{kind:?}: nobody is suspected");
 }
 
@@ -221,5 +221,5 @@ async fn a_refusal_in_the_middle_of_a_stream_ends_it_there() {
     assert!(error.message.contains("blocked by policy"), "{error}");
     assert_eq!(server.asked("/v1/completions").len(), 1);
     let (text, _) = run_well(&orchestrator, TaskRequest::completion("well").max_tokens(3)).await;
-    assert_eq!((text, replica(&orchestrator).left_out), (said("w", 3), 0));
+    assert_eq!((text, replica(&orchestrator).ejections), (said("w", 3), 0));
 }

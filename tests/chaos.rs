@@ -148,7 +148,7 @@ fn hardy(pool: PoolConfig) -> PoolConfig {
     // Sixty deaths a minute are the point here and not a reason to give up.
     pool.restart = RestartConfig { intensity: 1_000, backoff_ms: 10, backoff_max_ms: 10, ..RestartConfig::default() };
     pool.resume.attempts_max = 200;
-    (pool.resume.failure_wait_ms, pool.resume.failure_wait_max_ms) = (5, 20);
+    (pool.resume.ejection_ms, pool.resume.ejection_max_ms) = (5, 20);
     pool.queue.capacity = 1_000;
     pool
 }

@@ -30,7 +30,7 @@ fn assert_is_well(orchestrator: &Orchestrator) {
     let replica = replica(orchestrator);
     assert!(replica.state.is_ready(), "{replica:?}");
     assert!(replica.attempts_failed.is_empty() && replica.deaths.is_empty(), "{replica:?}");
-    assert_eq!((replica.restarts, replica.left_out, replica.failures_in_a_row), (0, 0, 0), "{replica:?}");
+    assert_eq!((replica.restarts, replica.ejections, replica.consecutive_failures), (0, 0, 0), "{replica:?}");
 }
 
 /// An event of OpenAI's shape with text, a reason and the counts of all tokens.
@@ -241,7 +241,7 @@ async fn a_context_that_four_runs_share_and_fill_is_given_to_one_at_a_time() {
     }
     let replica = replica(&orchestrator);
     assert!(replica.attempts_failed[&Cause::ContextFull] >= 2, "{replica:?}");
-    assert_eq!((replica.restarts, replica.left_out), (0, 0), "nothing is suspected: {replica:?}");
+    assert_eq!((replica.restarts, replica.ejections), (0, 0), "nothing is suspected: {replica:?}");
     assert_eq!(replica.kv_tokens, Some(SHARED_CTX.into()), "from now on tasks are placed by it");
     assert_eq!(replica.slots_usable, 4, "one want of room is told by each run, and costs no slot: the room is known");
 }

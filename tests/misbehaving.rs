@@ -37,7 +37,7 @@ async fn every_way_of(kind: Kind) {
     let mut pool = kind.pool(&[&server]);
     (pool.timeouts.idle_ms, pool.resume.on_loss, pool.restart.intensity) = (IDLE_MS, Some(OnLoss::Fail), 1_000);
     pool.restart.backoff_ms = 1;
-    (pool.resume.failure_wait_ms, pool.resume.failure_wait_max_ms, pool.timeouts.wall_ms) = (1, 50, WALL_MS);
+    (pool.resume.ejection_ms, pool.resume.ejection_max_ms, pool.timeouts.wall_ms) = (1, 50, WALL_MS);
     let config = Config { pools: vec![pool], ..Config::default() };
     let orchestrator = engines::builder(config).start().await.unwrap();
     orchestrator.until_ready().await;

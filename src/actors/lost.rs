@@ -60,7 +60,7 @@ impl Attempt {
         let asked = asked.map(|asked| asked.min(wall)); // Nobody waits longer for it.
         self.note_failed(record, Cause::Busy);
         let until = self.place().note_busy(now, asked);
-        self.leave_out(until, asked.map_or(now, |asked| now.after(asked)));
+        self.eject(until, asked.map_or(now, |asked| now.after(asked)));
         self.has_gone_round(record).then(|| {
             let text = format!("every engine was busy for {wall:?}; the last one said: {said}");
             let error = self.error(ErrorCode::ReplicaExhausted, text);
@@ -98,10 +98,10 @@ impl Attempt {
     }
 
     /// The replica gets no task before `until`: its worker looks again then. `law` is the least that must hold.
-    fn leave_out(&self, until: Timestamp, law: Timestamp) {
+    fn eject(&self, until: Timestamp, law: Timestamp) {
         let (pool, replica, allowed) = (self.pool.position, self.lease.replica, self.place().slots.used().max(1));
-        self.pool.env.trace(|| TraceKind::LeftOut { pool, replica, until: law, allowed });
-        self.place().worker.cast(WorkerMsg::LeftOut { until }); // Gone: the next worker looks by itself.
+        self.pool.env.trace(|| TraceKind::Ejected { pool, replica, until: law, allowed });
+        self.place().worker.cast(WorkerMsg::Ejected { until }); // Gone: the next worker looks by itself.
     }
 
     /// Takes the replica out of service until its engine has been looked at, and for a wait that grows. Before the task goes back to its
@@ -115,8 +115,8 @@ impl Attempt {
         if !self.pool.is_remote() {
             let now = self.pool.env.now();
             let verdict = self.place().note_failure(now, self.begun, record.seq);
-            let wait = Duration::from_millis(self.pool.config.resume.failure_wait_ms);
-            self.leave_out(verdict.until, now.after(wait).min(verdict.until));
+            let wait = Duration::from_millis(self.pool.config.resume.ejection_ms);
+            self.eject(verdict.until, now.after(wait).min(verdict.until));
             is_the_replicas = verdict.is_the_replicas;
         }
         if self.place().suspect(&self.engine) {

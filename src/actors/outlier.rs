@@ -27,7 +27,7 @@ pub(crate) struct OutlierDetection {
     /// When the context that its runs share was last full, and for whom.
     context_full: Mutex<Option<(Timestamp, TaskSeq)>>,
     /// Times that it was left out.
-    pub(crate) left_out: AtomicU64,
+    pub(crate) ejections: AtomicU64,
 }
 
 impl OutlierDetection {
@@ -37,7 +37,7 @@ impl OutlierDetection {
             is_in_trouble: AtomicBool::new(false),
             alive_at: AtomicU64::new(0),
             context_full: Mutex::new(None),
-            left_out: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
         }
     }
 
@@ -69,7 +69,7 @@ impl ReplicaShared {
         let beside = self.slots.used().saturating_sub(1);
         let mut record = self.outlier.record.lock();
         let verdict = record.on_failure(now, begun, task, beside);
-        self.outlier.left_out.fetch_add(1, Relaxed);
+        self.outlier.ejections.fetch_add(1, Relaxed);
         self.apply(&record, now);
         verdict
     }
@@ -80,7 +80,7 @@ impl ReplicaShared {
         let mut record = self.outlier.record.lock();
         let asked = asked.filter(|_| !planted!(IgnoreRetryAfter));
         let until = record.on_busy(now, asked, beside);
-        self.outlier.left_out.fetch_add(1, Relaxed);
+        self.outlier.ejections.fetch_add(1, Relaxed);
         self.apply(&record, now);
         until
     }
@@ -113,7 +113,7 @@ impl ReplicaShared {
 
     fn apply(&self, record: &Outlier, now: Timestamp) {
         self.outlier.is_in_trouble.store(!record.is_clean(), Relaxed);
-        if planted!(NeverLeaveOut) {
+        if planted!(NeverEject) {
             return;
         }
         let allowance = record.allowance(now, self.slots.total());

@@ -37,7 +37,7 @@ pub(super) fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>,
 }
 
 /// Looks again when the wait is over, in which the replica gets no task.
-pub(super) fn on_left_out(state: &mut WorkerState, until: Timestamp) {
+pub(super) fn on_ejected(state: &mut WorkerState, until: Timestamp) {
     while state.tasks.try_join_next().is_some() {} // Those that have ended, such as earlier waits.
     let (pool, index) = (state.pool.clone(), state.index);
     state.tasks.spawn(async move {

@@ -26,7 +26,7 @@ use crate::actors::replica::ReplicaShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::study::Study;
-use crate::actors::suspicion::{on_left_out, on_probed, on_stuck, on_suspected, on_unstuck};
+use crate::actors::suspicion::{on_ejected, on_probed, on_stuck, on_suspected, on_unstuck};
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
 use crate::core::trace::TraceKind;
@@ -65,7 +65,7 @@ pub(crate) enum WorkerMsg {
     /// A suspected engine has answered, or has not.
     Probed(Result<(), EngineError>),
     /// The replica gets no task before this moment.
-    LeftOut { until: Timestamp },
+    Ejected { until: Timestamp },
     /// A slot of the engine is not left, and other tasks still run.
     EngineStuck(EngineError),
     /// That slot is free after all.
@@ -141,7 +141,7 @@ impl Actor for Worker {
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
             WorkerMsg::Adopted(result) => return on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
-            WorkerMsg::LeftOut { until } => on_left_out(state, until),
+            WorkerMsg::Ejected { until } => on_ejected(state, until),
             WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
             WorkerMsg::EngineUnstuck => on_unstuck(state),
             WorkerMsg::DeviceStaysDown => on_device_stays_down(state),
@@ -313,7 +313,7 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<
     *state.place().ready_since.lock() = Some(state.pool.env.now());
     state.set(ReplicaState::Ready);
     if let Some(until) = state.place().look_at_conduct(state.pool.env.now()) {
-        on_left_out(state, until); // An earlier worker's engine, which it has taken over.
+        on_ejected(state, until); // An earlier worker's engine, which it has taken over.
     }
     let watched = (engine.clone(), myself.clone());
     state.tasks.spawn(async move {

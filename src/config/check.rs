@@ -152,8 +152,8 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
         ("restart.backoff_max_ms", pool.restart.backoff_max_ms, 0, DEADLINE_MS_MAX),
         ("restart.jitter_percent", pool.restart.jitter_percent.into(), 0, 100),
         ("resume.attempts_max", pool.resume.attempts_max.into(), 1, 1000),
-        ("resume.failure_wait_ms", pool.resume.failure_wait_ms, 1, 3_600_000),
-        ("resume.failure_wait_max_ms", pool.resume.failure_wait_max_ms, pool.resume.failure_wait_ms, 3_600_000),
+        ("resume.ejection_ms", pool.resume.ejection_ms, 1, 3_600_000),
+        ("resume.ejection_max_ms", pool.resume.ejection_max_ms, pool.resume.ejection_ms, 3_600_000),
         ("restart.breaker_open_ms", pool.restart.breaker_open_ms, 1, DEADLINE_MS_MAX),
     ];
     for (field, value, low, high) in ranges {

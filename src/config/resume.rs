@@ -19,9 +19,9 @@ section! {
         pub attempts_max: u32 = 4,
         /// How long a replica gets no task behind an attempt that failed on it, in milliseconds; doubled with each that follows without a
         /// success in between. So long, too, one that says that it is busy and not for how long.
-        pub failure_wait_ms: u64 = 250,
+        pub ejection_ms: u64 = 250,
         /// Longest such wait, in milliseconds.
-        pub failure_wait_max_ms: u64 = 30_000,
+        pub ejection_max_ms: u64 = 30_000,
     }
 }
 
@@ -29,7 +29,7 @@ impl ResumeConfig {
     /// The waits of a replica whose attempts fail.
     pub(crate) fn outlier_policy(&self) -> OutlierPolicy {
         let ms = std::time::Duration::from_millis;
-        OutlierPolicy { wait: ms(self.failure_wait_ms), wait_max: ms(self.failure_wait_max_ms) }
+        OutlierPolicy { wait: ms(self.ejection_ms), wait_max: ms(self.ejection_max_ms) }
     }
 
     /// The rule for this task, on an engine of this class.

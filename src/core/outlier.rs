@@ -86,7 +86,7 @@ impl Outlier {
         let wait = self.backoff(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.first.get_or_insert(task);
-        self.leave_out(now, wait, allowed);
+        self.eject(now, wait, allowed);
         Verdict { until: self.until, is_the_replicas }
     }
 
@@ -100,7 +100,7 @@ impl Outlier {
         if now >= self.until {
             self.turned_away = self.turned_away.saturating_add(1); // Those of one moment are one.
         }
-        self.leave_out(now, wait, beside.max(1));
+        self.eject(now, wait, beside.max(1));
         self.until
     }
 
@@ -119,7 +119,7 @@ impl Outlier {
         Backoff { base: self.policy.wait, max: self.policy.wait_max, jitter_percent: 0 }.delay(number, 0)
     }
 
-    fn leave_out(&mut self, now: Timestamp, wait: Duration, allowed: u32) {
+    fn eject(&mut self, now: Timestamp, wait: Duration, allowed: u32) {
         self.until = self.until.max(now.after(wait));
         self.allowed = Some(self.allowed.map_or(allowed, |before| before.min(allowed)));
         self.last = now;

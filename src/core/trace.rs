@@ -78,7 +78,7 @@ pub enum TraceKind {
         seq: TaskSeq,
     },
     /// A replica gets no task before a moment: attempts failed on it, or it said that it is busy.
-    LeftOut {
+    Ejected {
         /// In which pool, by position.
         pool: u16,
         /// Which of its replicas.

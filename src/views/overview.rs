@@ -129,7 +129,7 @@ impl PoolView {
             return None;
         }
         if let Some((replica, heard)) =
-            self.replicas.iter().find_map(|replica| Some((replica, replica.heard.as_ref()?)))
+            self.replicas.iter().find_map(|replica| Some((replica, replica.last_error.as_ref()?)))
         {
             return Some(format!("replica {}: not ready yet: {heard}", replica.replica_id));
         }

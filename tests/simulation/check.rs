@@ -125,7 +125,7 @@ impl<'a> Checker<'a> {
                 task.attempts = task.attempts.saturating_sub(1);
                 Ok(())
             }
-            TraceKind::LeftOut { pool, replica, until, allowed } => {
+            TraceKind::Ejected { pool, replica, until, allowed } => {
                 let conduct = self.conduct.entry((*pool, *replica)).or_default();
                 conduct.until = conduct.until.max(*until);
                 conduct.allowed = Some(conduct.allowed.unwrap_or(usize::MAX).min(*allowed as usize));
