@@ -47,6 +47,8 @@ mod fuzz;
 #[cfg(feature = "engines-http")]
 pub(crate) mod http;
 #[cfg(feature = "engines-http")]
+mod identity;
+#[cfg(feature = "engines-http")]
 pub(crate) mod llamacpp_api;
 #[cfg(feature = "engines-http")]
 pub(crate) mod memory_kills;
