@@ -113,6 +113,9 @@ pub(crate) fn word(text: &str) -> String {
 /// # Errors
 /// The first rule that it breaks.
 pub(crate) fn judge(facts: &Facts<'_>) -> Result<(), Refusal> {
+    if is_plain_check(facts) {
+        return Ok(());
+    }
     let host = authority_of(facts)?;
     if !is_ours(facts, host.host) {
         let text = format!(
@@ -125,6 +128,13 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<(), Refusal> {
     let is_trusted = check_origin(facts, host)?;
     check_site(facts, is_trusted)?;
     check_content_type(facts)
+}
+
+/// Whether it is a health check as balancers send it with HTTP/1.0: without any name. Browsers always write `Host`, and what is the same for
+/// everybody may be read.
+fn is_plain_check(facts: &Facts<'_>) -> bool {
+    let is_silent = [facts.host, facts.origin, facts.site].iter().all(|field| *field == Field::Absent);
+    is_silent && facts.target.is_none() && facts.face == Face::Open && matches!(facts.method, "GET" | "HEAD")
 }
 
 fn one(field: Field<'_>) -> &str {
@@ -385,6 +395,10 @@ mod tests {
             assert_eq!(verdict(&with_key), wanted, "{host:?} with keys");
         }
         assert_eq!(verdict(&Facts { host: Field::Absent, ..plain() }), "host");
+        let check = Facts { host: Field::Absent, face: Face::Open, ..plain() };
+        assert_eq!(verdict(&check), "served", "a health check of HTTP/1.0");
+        assert_eq!(verdict(&Facts { site: Field::One("none"), ..check.clone() }), "host", "no browser leaves it out");
+        assert_eq!(verdict(&Facts { method: "POST", ..check }), "host");
         assert_eq!(verdict(&Facts { host: Field::Many, ..plain() }), "host");
         let long = "x".repeat(NAME_BYTES_MAX + 1);
         assert_eq!(verdict(&Facts { host: Field::One(&long), ..plain() }), "host");
@@ -455,6 +469,8 @@ mod tests {
             ("[::1]:7700", "http://[::1]:7700", "served"),
             ("llm.example.com", "https://llm.example.com", "served"),
             ("127.0.0.1:7700", "https://llm.example.com:8443", "served"),
+            ("llm.example.com:7700", "http://llm.example.com:7700", "served"),
+            ("llm.example.com:7700", "http://llm.example.com:3000", "origin"),
             ("127.0.0.1:7700", "http://127.0.0.1:3000", "origin"),
             ("127.0.0.1:7700", "http://localhost:7700", "origin"),
             ("localhost:7700", "http://localhost", "origin"),

@@ -76,6 +76,9 @@ fn ways(port: u16) -> Vec<Way> {
     let json = ("content-type", "application/json");
     let link =
         |asks: Asks<'_>| (asks.face != Some(Face::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(403);
+    // What is the same for everybody is asked so by balancers, with HTTP/1.0.
+    let no_host =
+        |asks: Asks<'_>| (asks.face != Some(Face::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(400);
     let kind = |asks: Asks<'_>| (!asks.reads()).then_some(415);
     vec![
         way("a program by address", &[host], IN),
@@ -108,7 +111,7 @@ fn ways(port: u16) -> Vec<Way> {
         way("text", &[host, ("content-type", "text/plain;charset=UTF-8")], kind),
         way("a form", &[host, ("content-type", "application/x-www-form-urlencoded")], kind),
         way("a form with files", &[host, ("content-type", "multipart/form-data; boundary=x")], kind),
-        way("no host", &[], |_| Some(400)),
+        way("no host", &[], no_host),
         way("two hosts", &[host, ("host", "localhost")], |_| Some(400)),
         way("no name at all", &[("host", "")], |_| Some(400)),
     ]
