@@ -18,12 +18,15 @@ fn home() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/orchestrator-core/llamacpp"))
 }
 
-/// The file of another model: the same shape, other weights.
+/// The file of another model: the same shape, other weights. It takes its name when it is whole: a server that another run of this test has
+/// started maps the file of that name, and would die of `SIGBUS` were it written to in place.
 fn other_model() -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("other.gguf");
+    let new = file.with_extension(std::process::id().to_string());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/xtask/engines/llamacpp/make_model.py");
-    let made = Command::new(home().join("venv/bin/python")).arg(script).arg(&file).args(["--seed", "8"]).status();
+    let made = Command::new(home().join("venv/bin/python")).arg(script).arg(&new).args(["--seed", "8"]).status();
     assert!(made.unwrap().success(), "the model can be made");
+    std::fs::rename(&new, &file).unwrap();
     file.to_str().unwrap().to_owned()
 }
 
