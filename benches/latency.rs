@@ -61,7 +61,7 @@ impl Engine for Mortal {
     }
     async fn failure(&self) -> EngineError {
         self.0.notified().await;
-        EngineError::Exited { how: Exit::Signal(9), said: String::new() }
+        EngineError::Exited { how: Exit::Signal(9), said: "".into() }
     }
 }
 

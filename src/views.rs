@@ -19,6 +19,7 @@ use crate::core::error::ErrorCode;
 use crate::core::failure::Cause;
 use crate::core::id::{DeviceMask, PoolId, ReplicaId};
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::line::{Line, Message, Name};
 use crate::core::node::NodeName;
 use crate::core::units::{Timestamp, millis_ceil};
 use crate::orchestrator::Orchestrator;
@@ -115,9 +116,9 @@ pub struct ReplicaView {
     /// Resident memory of its engine's processes, in bytes, when the worker started them.
     pub ram_used_bytes: Option<u64>,
     /// Version that its engine reports, when it is loaded.
-    pub engine_version: Option<String>,
+    pub engine_version: Option<Name>,
     /// Digest of its model, when it is loaded.
-    pub model_digest: Option<String>,
+    pub model_digest: Option<Name>,
     /// Process of its engine, when the worker started one.
     pub engine_process_id: Option<u32>,
     /// Share of the KV cache that is used, 0 to 1.
@@ -144,7 +145,7 @@ pub struct ReplicaView {
     pub attempts_failed: BTreeMap<Cause, u64>,
     /// What its engine was last heard to say, while it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<String>,
+    pub last_error: Option<Line>,
     /// How long it gets no task, in milliseconds: attempts failed on it, or its engine said that it is busy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ejected_ms: Option<u64>,
@@ -169,7 +170,7 @@ pub struct DeathView {
     /// The cause.
     pub cause: Cause,
     /// In words, with the engine's own last ones.
-    pub message: String,
+    pub message: Message,
     /// How long ago, in milliseconds.
     pub ago_ms: u64,
 }
@@ -186,7 +187,7 @@ pub struct ReplicaSetView {
     /// Context of one task, in tokens.
     pub ctx: u32,
     /// Version of the engine; `None` until one is loaded.
-    pub engine_version: Option<String>,
+    pub engine_version: Option<Name>,
     /// Sampler profile of all of them.
     pub sampler_profile_version: String,
     /// Replicas that are Ready.

@@ -28,7 +28,7 @@ struct Demanding {
 impl Engine for Demanding {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         if self.slots > self.most * 2 {
-            return Err(EngineError::Preload(format!("{} for {} slots", self.words, self.slots)));
+            return Err(EngineError::Preload(format!("{} for {} slots", self.words, self.slots).into()));
         }
         Ok(EngineInfo { process_id: self.process_id, ..Engine::preload(&self.sim).await? })
     }
@@ -43,7 +43,7 @@ impl Engine for Demanding {
         let now = self.running.fetch_add(1, SeqCst) + 1;
         let _running = Running(&self.running);
         if now > self.most {
-            return Err(EngineError::Lost(self.words.to_owned()));
+            return Err(EngineError::Lost(self.words.to_owned().into()));
         }
         Engine::generate(&self.sim, job, out).await
     }

@@ -27,6 +27,7 @@ use crate::actors::worker::WorkerMsg;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::failure::Cause;
 use crate::core::id::Epoch;
+use crate::core::line::Message;
 use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, Tokens};
@@ -197,7 +198,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         Outcome::SealedElsewhere => return,
         Outcome::TimedOut(text) => Terminal::Error(attempt.error(ErrorCode::DecodeTimeout, text)),
         Outcome::Hung(text) => {
-            attempt.suspect(record, EngineError::Hung(text.clone()));
+            attempt.suspect(record, EngineError::Hung(text.clone().into()));
             if record.runs_again() {
                 return attempt.give_back(record, epoch);
             }
@@ -260,7 +261,7 @@ impl Attempt {
         self.pool.counters.resumed.fetch_add(u64::from(returned), Relaxed);
     }
 
-    pub(super) fn error(&self, code: ErrorCode, text: impl Into<String>) -> TaskError {
+    pub(super) fn error(&self, code: ErrorCode, text: impl Into<Message>) -> TaskError {
         TaskError::new(code, text).engine(&self.pool.config.engine)
     }
 }

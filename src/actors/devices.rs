@@ -199,16 +199,16 @@ impl Devices {
             mask.devices().iter().zip(shares).find_map(|(id, share)| {
                 let device = table.iter().find(|device| device.info.id == *id)?;
                 let Some((_, sample)) = device.sample().filter(|(at, _)| *at > begin) else {
-                    return Some(EngineError::Preload(format!("device {id} has not been looked at")));
+                    return Some(EngineError::Preload(format!("device {id} has not been looked at").into()));
                 };
                 let mut seen = sample.processes.iter().map(|(pid, _)| *pid);
                 if let Some(pid) = seen.find(|pid| last_processes.contains(pid)) {
                     let text = format!("device {id} has not been left by process {pid} of the last engine");
-                    return Some(EngineError::Preload(text));
+                    return Some(EngineError::Preload(text.into()));
                 }
                 let (wanted, free) = (need?.on_device(*share), sample.memory_free()?);
                 let text = || format!("device {id} has {} bytes free, and the load needs {}", free.0, wanted.0);
-                (free < wanted).then(|| EngineError::OutOfVram(text()))
+                (free < wanted).then(|| EngineError::OutOfVram(text().into()))
             })
         };
         let _ = timeout(limit, self.until(|| shortage().is_none())).await; // What is still so is found below.

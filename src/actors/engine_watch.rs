@@ -94,7 +94,7 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
 }
 
 pub(crate) async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
-    let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}"));
+    let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}").into());
     timeout_awake(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|| Err(late()))
 }
 

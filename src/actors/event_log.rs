@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::core::error::TaskError;
 use crate::core::id::ReplicaId;
+use crate::core::line::Name;
 use crate::core::model::ModelSpec;
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
@@ -22,9 +23,9 @@ pub struct ReplicaIdentity {
     /// Name of the engine.
     pub engine: String,
     /// Version that the engine reports.
-    pub engine_version: String,
+    pub engine_version: Name,
     /// Digest of its model.
-    pub model_digest: String,
+    pub model_digest: Name,
     /// The engine's process, when the worker started one.
     pub process_id: Option<u32>,
     /// What it serves, as the configuration or a reload names it.

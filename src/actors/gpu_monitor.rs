@@ -119,12 +119,12 @@ fn take_up(state: &GpuMonitorState, device: &DeviceId, what: &Observation) {
             Change::Up => tracing::info!(%device, "a device may be used again"),
             Change::Suspect(number) => {
                 let text = format!("XID {number} on device {device}: {}", xid(number).meaning);
-                tell(state, &device, || WorkerMsg::EngineSuspected(EngineError::Lost(text.clone())));
+                tell(state, &device, || WorkerMsg::EngineSuspected(EngineError::Lost(text.clone().into())));
             }
             Change::Down(failure) => {
                 tracing::error!(%device, %failure, driver_reset_events = 1, "a device has failed");
                 let text = format!("device {device}: {failure}");
-                tell(state, &device, || WorkerMsg::EngineFailed(EngineError::DeviceLost(text.clone())));
+                tell(state, &device, || WorkerMsg::EngineFailed(EngineError::DeviceLost(text.clone().into())));
             }
         }
     }

@@ -27,7 +27,7 @@ pub(crate) fn check_identity(
     match (info.ctx, edition.spec.ctx) {
         (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
             let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
-            return Err(EngineError::Preload(text));
+            return Err(EngineError::Preload(text.into()));
         }
         _ => {}
     }
@@ -50,7 +50,7 @@ pub(crate) fn check_identity(
     if let Some(theirs) = theirs.map(|theirs| (theirs.engine_version.clone(), theirs.model_digest.clone()))
         && theirs != *ours
     {
-        return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}")));
+        return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}").into()));
     }
     // The pool goes by the name of what it served first, until it is reloaded: a server that was exchanged does not take it over.
     let first = pinned.as_ref().filter(|first| is_served && !pool.is_remote() && first.1 != ours.1);
@@ -58,7 +58,7 @@ pub(crate) fn check_identity(
         return Err(EngineError::Preload(format!(
             "the engine serves another model than before: its digest is {}, the pool's is {}; reload the pool to take it",
             ours.1, first.1
-        )));
+        ).into()));
     }
     if is_served {
         *pinned = Some(ours);

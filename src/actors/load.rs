@@ -39,12 +39,12 @@ impl Load<'_> {
     pub(crate) async fn run(&self) -> Result<EngineInfo, EngineError> {
         let place = self.place();
         if let Some(fault) = &place.fault {
-            return Err(EngineError::Preload(fault.clone()));
+            return Err(EngineError::Preload(fault.clone().into()));
         }
         // A large file takes its time, which is none of the engine's.
         let digest = host::digest(&self.edition.config.model_files, &place.id).await?;
         let limit = Duration::from_millis(self.pool.config.timeouts.preload_ms);
-        let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}"));
+        let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}").into());
         timeout_awake(limit, self.load(digest)).await.unwrap_or_else(|| Err(late()))
     }
 
@@ -58,7 +58,7 @@ impl Load<'_> {
         *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         self.check_place(&info)?;
         if let Some(digest) = digest {
-            info.model_digest = digest;
+            info.model_digest = digest.into();
         }
         // A reload goes by the self-test, whether or not the pool asks for one at its start.
         if self.pool.config.self_test || self.edition.generation > 0 {
@@ -102,7 +102,7 @@ impl Load<'_> {
             Some((stray, device)) => {
                 let text =
                     format!("process {stray} of {} uses device {device}, outside its mask {}", place.id, place.mask);
-                Err(EngineError::Preload(text))
+                Err(EngineError::Preload(text.into()))
             }
             None => Ok(()),
         }

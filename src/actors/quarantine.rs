@@ -36,11 +36,11 @@ pub(super) async fn confirm_stopped(attempt: &Attempt) {
         let text = format!("slot {slot} was not left within {:?}", limit * periods);
         if periods == QUARANTINE_PERIODS_MAX {
             // Nothing new from here on; what runs may end.
-            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text.clone())));
+            let _ = attempt.worker.cast(WorkerMsg::EngineStuck(EngineError::Hung(text.clone().into())));
             quarantine.is_stuck = true;
         }
         if quarantine.is_all_that_runs() {
-            let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text))); // Gone: so is its engine.
+            let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text.into()))); // Gone: so is its engine.
         }
         if timeout_awake(limit, &mut released).await.is_some() {
             tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");

@@ -14,6 +14,7 @@ use crate::actors::shared::PoolShared;
 use crate::core::error::ErrorCode;
 use crate::core::id::{Epoch, PoolId, ReplicaId, TaskId, TaskSeq};
 use crate::core::lifecycle::{Intent, ReplicaState};
+use crate::core::line::Name;
 use crate::core::task::{FinishReason, TaskRequest, Terminal};
 use crate::core::units::Timestamp;
 use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
@@ -137,7 +138,7 @@ fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let factory: EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
     let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
-    let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
+    let (engine, engine_version, model_digest) = (String::new(), Name::default(), Name::default());
     let (process_id, spec, ctx, generation) = (None, pool.edition().spec.clone(), None, 0);
     let identity =
         Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id, spec, ctx, generation });

@@ -393,6 +393,7 @@ mod tests {
     use super::*;
     use crate::actors::gate::IntakeGate;
     use crate::core::id::{PoolId, ReplicaId};
+    use crate::core::line::Name;
     use crate::core::task::{FinishReason, Terminal};
 
     fn pool() -> Arc<PoolShared> {
@@ -411,7 +412,7 @@ mod tests {
 
     fn identity() -> Arc<ReplicaIdentity> {
         let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
-        let (engine, engine_version, model_digest) = (String::new(), String::new(), String::new());
+        let (engine, engine_version, model_digest) = (String::new(), Name::default(), Name::default());
         let spec = Arc::new(pool().config.model_spec());
         let (process_id, ctx, generation) = (None, None, 0);
         Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id, spec, ctx, generation })

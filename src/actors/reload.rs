@@ -14,6 +14,7 @@ use crate::actors::shared::PoolShared;
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::lifecycle::Intent;
+use crate::core::line::Name;
 use crate::core::model::{ModelChange, ModelSpec};
 use crate::core::reload::{Seen, Step, next};
 use crate::core::trace::TraceKind;
@@ -167,7 +168,7 @@ impl PoolShared {
     /// Whether this identity is what the pool serves, as far as its own engines have said what that is.
     pub(crate) fn serves_the_same_as(&self, identity: &ReplicaIdentity) -> bool {
         let pinned = self.pinned.lock().clone();
-        let same = |pinned: &(String, String)| pinned.0 == identity.engine_version && pinned.1 == identity.model_digest;
+        let same = |pinned: &(Name, Name)| pinned.0 == identity.engine_version && pinned.1 == identity.model_digest;
         pinned.is_none_or(|pinned| same(&pinned)) && self.edition().spec == identity.spec
     }
 

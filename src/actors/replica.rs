@@ -16,6 +16,7 @@ use crate::core::failure::Cause;
 use crate::core::headroom::SlotEstimate;
 use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::lifecycle::ReplicaState;
+use crate::core::line::Message;
 use crate::core::placement::Candidate;
 use crate::core::units::{Timestamp, VramBytes};
 use crate::gpu::engine::{AnyEngine, EngineError, EngineSite, Telemetry};
@@ -68,7 +69,7 @@ pub(crate) struct ReplicaShared {
     /// hold too.
     pub(crate) failing: Mutex<Arc<OnceLock<EngineError>>>,
     /// What the last life died of. Written by the supervisor.
-    pub(crate) last_death: Mutex<Option<(Timestamp, Cause, String)>>,
+    pub(crate) last_death: Mutex<Option<(Timestamp, Cause, Message)>>,
     /// Deaths of its workers, and attempts that failed on it, by [`Cause::ALL`].
     pub(crate) deaths: [AtomicU64; Cause::ALL.len()],
     pub(crate) attempts_failed: [AtomicU64; Cause::ALL.len()],
@@ -192,7 +193,7 @@ impl ReplicaShared {
         let failing = self.failing.lock().clone();
         let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
         self.deaths[cause.index()].fetch_add(1, Relaxed);
-        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event, ToString::to_string)));
+        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event, ToString::to_string).into()));
     }
 
     /// It gave other tokens than an earlier run did.

@@ -71,7 +71,7 @@ pub(crate) async fn self_test(
     repeats: Repeats,
 ) -> Result<SelfTest, EngineError> {
     let failed =
-        |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}"));
+        |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}").into());
     let subject = Subject { engine, workload: config.workloads.first().copied().unwrap_or_default() };
     let stop = Duration::from_millis(config.timeouts.stop_ms);
     let begin = env.now();
@@ -153,7 +153,7 @@ pub(super) async fn generate(
         Workload::Embedding => TaskRequest::embedding(vec![prompt.to_owned()]),
         Workload::Rerank => TaskRequest::rerank(PROMPT, vec![prompt.to_owned()]),
     };
-    let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string()))?;
+    let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string().into()))?;
     let job = Job { task_id: &task_id, request: &request, seed: SEED, slot };
     loop {
         match engine.engine.generate(job, heard).await {

@@ -29,6 +29,7 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState, next_try};
+use crate::core::line::Name;
 use crate::core::objectives::Objectives;
 use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::resume::{DeterminismClass, LossRule};
@@ -62,7 +63,7 @@ pub(crate) struct PoolShared {
     /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
     pub(crate) ctx: AtomicU32,
     /// Engine version and model digest of the replica set (ORCH-3046). Held while a worker compares and joins.
-    pub(crate) pinned: Mutex<Option<Arc<(String, String)>>>,
+    pub(crate) pinned: Mutex<Option<Arc<(Name, Name)>>>,
     /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
     pub(crate) queue_generation: AtomicU64,
     /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a drain,

@@ -205,7 +205,7 @@ fn wait_for_device(
 ) -> Result<(), ActorProcessingErr> {
     state.place().discard_engine();
     if state.pool.is_being_tried(state.place().edition().generation) {
-        return state.fail(EngineError::DeviceLost(why));
+        return state.fail(EngineError::DeviceLost(why.into()));
     }
     tracing::warn!(replica_id = %state.place().id, %why, "a worker waits for its device");
     state.set(ReplicaState::DeviceDown { until });
@@ -305,7 +305,7 @@ fn on_adopted(
 /// When a device has failed meanwhile: whoever told its workers may not have reached this one.
 fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {
     if let Some((device, failure, _)) = state.pool.devices.unusable(&state.place().mask) {
-        return state.fail(EngineError::DeviceLost(format!("device {device}: {failure}")));
+        return state.fail(EngineError::DeviceLost(format!("device {device}: {failure}").into()));
     }
     let Some(engine) = state.engine.clone() else { return Ok(()) };
     let identity = state.place().identity.lock().clone();

@@ -21,6 +21,7 @@ use crate::cluster::words::{
 };
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
+use crate::core::line::Message;
 use crate::core::task::{Phase, TaskRequest};
 use crate::core::units::Timestamp;
 use crate::orchestrator::Submitted;
@@ -96,7 +97,7 @@ pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
     for (guest, entry) in guests {
         shared.leases_expired.fetch_add(1, Relaxed);
         end(shared, &entry);
-        let end = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: why.to_owned() };
+        let end = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
         link.say(Word::End { guest, end });
     }
 }
@@ -182,7 +183,7 @@ impl Courier {
             Ok(_) if is_closed_to(&self.shared, &self.guest.pool, &self.link) => {
                 failed(ErrorCode::PoolUnavailable, format!("pool {} keeps away from this node", self.guest.pool))
             }
-            Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained".into()),
+            Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained"),
             Ok(request) => match self.submit(request).await {
                 Err(error) => {
                     // What it was told of free places is not so any more.
@@ -231,7 +232,7 @@ impl Courier {
             self.send(texts);
             match end {
                 Some(end) => return end,
-                None if !goes_on => return failed(ErrorCode::Internal, "the task has no end".into()),
+                None if !goes_on => return failed(ErrorCode::Internal, "the task has no end"),
                 None => {}
             }
         }
@@ -281,6 +282,7 @@ fn done(end: &End) -> GuestEnd {
     GuestEnd::Done { reason: end.finish_reason, tokens_in: end.tokens_in.0 }
 }
 
-fn failed(code: ErrorCode, message: String) -> GuestEnd {
+fn failed(code: ErrorCode, message: impl Into<Message>) -> GuestEnd {
+    let message = message.into();
     GuestEnd::Failed { code, message }
 }

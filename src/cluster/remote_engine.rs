@@ -42,7 +42,7 @@ impl RemoteEngine {
     }
 
     fn gone(&self) -> EngineError {
-        EngineError::Unreachable(format!("there is no link with node {}", self.peer.name))
+        EngineError::Unreachable(format!("there is no link with node {}", self.peer.name).into())
     }
 
     /// Waits for a link on which the pool is announced with a Ready replica.
@@ -89,7 +89,7 @@ impl Engine for RemoteEngine {
         let (link, _) = self.on().ok_or_else(|| self.gone())?;
         if job.request.text_bytes() > ENVELOPE_BYTES_MAX - ENVELOPE_SPARE {
             let most = ENVELOPE_BYTES_MAX - ENVELOPE_SPARE;
-            return Err(EngineError::Refused(format!("its texts have more than the {most} bytes that nodes exchange")));
+            return Err(EngineError::Refused(format!("its texts have more than the {most} bytes that nodes exchange").into()));
         }
         let _behind = ApplyLimits(&self.peer);
         let mut lent = link.lend();
@@ -101,9 +101,9 @@ impl Engine for RemoteEngine {
         let mut has_begun = false;
         loop {
             match heard {
-                Err(_) => return Err(EngineError::Unreachable(format!("node {} does not answer", self.peer.name))),
+                Err(_) => return Err(EngineError::Unreachable(format!("node {} does not answer", self.peer.name).into())),
                 Ok(None) if given == 0 => return Err(self.gone()),
-                Ok(None) => return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name))),
+                Ok(None) => return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name).into())),
                 Ok(Some(Heard::Waits)) => out.is_alive(),
                 Ok(Some(Heard::Begun)) => {
                     has_begun = true;
@@ -150,7 +150,7 @@ impl Engine for RemoteEngine {
                 return self.gone();
             }
             if link.card(&self.pool).and_then(|card| card.identity) != Some(identity) {
-                return EngineError::Unreachable(format!("pool {} of node {} has changed", self.pool, self.peer.name));
+                return EngineError::Unreachable(format!("pool {} of node {} has changed", self.pool, self.peer.name).into());
             }
             changed.await;
         }
@@ -166,14 +166,14 @@ fn finish(end: GuestEnd) -> Result<Finish, EngineError> {
         }
         GuestEnd::Done { reason, tokens_in } => Ok(Finish { reason, tokens_in: Some(Tokens(tokens_in)) }),
         GuestEnd::Failed { code, message } => Err(match code {
-            ErrorCode::InvalidParams => EngineError::Refused(message),
-            ErrorCode::DecodeTimeout => EngineError::Hung(message),
-            ErrorCode::WorkerReset | ErrorCode::Internal => EngineError::Lost(message),
+            ErrorCode::InvalidParams => EngineError::Refused(message.as_str().into()),
+            ErrorCode::DecodeTimeout => EngineError::Hung(message.as_str().into()),
+            ErrorCode::WorkerReset | ErrorCode::Internal => EngineError::Lost(message.as_str().into()),
             ErrorCode::AdmissionReject
             | ErrorCode::QueueFullDropLru
             | ErrorCode::PoolUnready
             | ErrorCode::PoolUnavailable
-            | ErrorCode::ReplicaExhausted => EngineError::Unreachable(message),
+            | ErrorCode::ReplicaExhausted => EngineError::Unreachable(message.as_str().into()),
         }),
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::id::{ClientId, PoolId, SessionId};
 use crate::core::limits::Held;
+use crate::core::line::{Message, Name};
 use crate::core::model::ModelSpec;
 use crate::core::node::BootId;
 use crate::core::resume::DeterminismClass;
@@ -212,9 +213,9 @@ pub struct Room {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CardIdentity {
     /// Their version.
-    pub engine_version: String,
+    pub engine_version: Name,
     /// The digest of their model.
-    pub model_digest: String,
+    pub model_digest: Name,
     /// Longest context of one task, in tokens.
     pub ctx: u32,
 }
@@ -346,7 +347,7 @@ pub enum GuestEnd {
         /// By which of our codes.
         code: ErrorCode,
         /// In words.
-        message: String,
+        message: Message,
     },
 }
 

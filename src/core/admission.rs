@@ -9,6 +9,7 @@ use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::PoolState;
 use crate::core::limits::Exceeded;
+use crate::core::line::{Message, quoted};
 use crate::core::model::ModelSpec;
 use crate::core::seed::SEED_MAX;
 use crate::core::task::{INPUTS_MAX, STOP_TEXT_BYTES_MAX, STOP_TEXTS_MAX, Sampling, TaskRequest, Workload};
@@ -54,7 +55,7 @@ pub struct Route {
     pub prompt_tokens: Tokens,
 }
 
-fn invalid(message: impl Into<String>) -> TaskError {
+fn invalid(message: impl Into<Message>) -> TaskError {
     TaskError::new(ErrorCode::InvalidParams, message)
 }
 
@@ -77,10 +78,10 @@ pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, Ta
     let mut refused = None;
     let mut best: Option<Route> = None;
     let mut model: Option<&ModelSpec> = None;
-    let (mut fitting, mut forbidden) = (0, None);
+    let (mut fitting, mut is_closed) = (0, false);
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| serves(request, pool) && !pool.aside) {
         if !pool.allowed {
-            forbidden = Some(pool);
+            is_closed = true;
             continue;
         }
         if model.get_or_insert(&pool.spec).model != pool.spec.model {
@@ -102,11 +103,11 @@ pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, Ta
             }
         }
     }
-    match (best, forbidden) {
-        (Some(route), _) if pools[route.pool].room || fitting == 1 => Ok(route),
-        (Some(route), _) => Err(exhausted(request, pools, &pools[route.pool])),
-        (None, Some(pool)) if refused.is_none() => Err(not_allowed(request, pool)),
-        _ => Err(refused.unwrap_or_else(|| nobody_serves(request, pools))),
+    match best {
+        Some(route) if pools[route.pool].room || fitting == 1 => Ok(route),
+        Some(route) => Err(exhausted(request, pools, &pools[route.pool])),
+        None if is_closed && refused.is_none() => Err(not_allowed(request)),
+        None => Err(refused.unwrap_or_else(|| nobody_serves(request, pools))),
     }
 }
 
@@ -120,12 +121,12 @@ fn sooner(known: Option<TaskError>, other: TaskError) -> TaskError {
 }
 
 /// Why this pool could not take the task now, in one line; `None` when it could.
-pub fn why_not(request: &TaskRequest, pool: &PoolFacts<'_>) -> Option<String> {
+pub fn why_not(request: &TaskRequest, pool: &PoolFacts<'_>) -> Option<Message> {
     if !serves(request, pool) {
         return Some(nobody_serves(request, std::slice::from_ref(pool)).message);
     }
     if !pool.allowed {
-        return Some(not_allowed(request, pool).message);
+        return Some(not_allowed(request).message);
     }
     if let Err(error) = check_budget(request, pool) {
         return Some(error.message);
@@ -133,12 +134,12 @@ pub fn why_not(request: &TaskRequest, pool: &PoolFacts<'_>) -> Option<String> {
     if !pool.state.takes_tasks() {
         return Some(out_of_service(pool).message);
     }
-    (!pool.room).then(|| "its queue is full".to_owned())
+    (!pool.room).then(|| "its queue is full".into())
 }
 
 /// The refusal of a client that may not use any pool that would serve it.
-fn not_allowed(request: &TaskRequest, pool: &PoolFacts<'_>) -> TaskError {
-    invalid(format!("client {} may not use pool {}, which serves this", request.client_id, pool.id)).policy(NOT_ALLOWED)
+fn not_allowed(request: &TaskRequest) -> TaskError {
+    invalid(format!("client {} may not use a pool that serves this", request.client_id)).policy(NOT_ALLOWED)
 }
 
 /// The policy that is named when a client may not use the pools that would serve it.
@@ -185,29 +186,32 @@ fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
     for choice in FIELDS {
         let (field, wanted, have) = choice;
         let Some(wanted) = wanted(request) else { continue };
-        let known = choices(left.iter().map(|pool| have(pool)).collect());
+        let known = choices(left.iter().filter(|pool| pool.allowed).map(|pool| have(pool)).collect());
         left.retain(|pool| wanted_fits(&choice, request, pool));
         if left.is_empty() {
-            return invalid(format!("field '{field}': nothing serves {wanted:?}; {known}"));
+            return invalid(format!("field '{field}': nothing serves {}; {known}", quoted(wanted)));
         }
     }
     if left.is_empty() {
         return TaskError::new(ErrorCode::PoolUnavailable, "no pool is configured");
     }
-    let known = choices(left.iter().flat_map(|pool| pool.workloads).map(|workload| workload.as_str()).collect());
+    let known = choices(left.iter().filter(|pool| pool.allowed).flat_map(|pool| pool.workloads).map(|workload| workload.as_str()).collect());
     invalid(format!("field 'workload': nothing serves {:?}; {known}", request.workload.as_str()))
 }
 
 /// The refusal of a request that leaves the model out where several are served.
 fn ambiguous(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
-    let models = choices(pools.iter().filter(|pool| serves(request, pool)).map(|pool| &*pool.spec.model).collect());
+    let models = choices(pools.iter().filter(|pool| pool.allowed && serves(request, pool)).map(|pool| &*pool.spec.model).collect());
     invalid(format!("field 'model_ref': several models are served; {models}"))
 }
 
 fn choices(mut names: Vec<&str>) -> String {
     names.sort_unstable();
     names.dedup();
-    format!("there is {}", names.join(", "))
+    match names.is_empty() {
+        true => "there is nothing that this client may use".into(),
+        false => format!("there is {}", names.join(", ")),
+    }
 }
 
 /// The request by itself: shapes and ranges.
@@ -533,7 +537,7 @@ mod tests {
             (full, Some("its queue is full")),
             (out, Some("pool a is draining")),
             (small, Some("'max_tokens'")),
-            (forbidden, Some("may not use pool a")),
+            (forbidden, Some("may not use a pool")),
             (other, Some("'model_ref'")),
         ] {
             let why = why_not(&request, &facts);
@@ -603,7 +607,7 @@ mod tests {
         assert_eq!(route(&request, &[forbidden.clone(), pool(&b)]).expect("the other").pool, 1);
         let error = route(&request, &[forbidden]).expect_err("none is left");
         assert_eq!((error.code, error.policy.as_deref()), (ErrorCode::InvalidParams, Some(NOT_ALLOWED)));
-        assert!(error.message.contains("client anonymous may not use pool a"), "{error}");
+        assert!(error.message.contains("client anonymous may not use a pool"), "{error}");
     }
 
     #[test]

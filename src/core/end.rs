@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::core::error::{ErrorCode, TaskError};
+use crate::core::line::Message;
 use crate::core::units::Tokens;
 
 /// Why a generation stopped without an error.
@@ -66,7 +67,7 @@ impl Terminal {
     }
 
     /// A failure with this code and text.
-    pub fn error(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub fn error(code: ErrorCode, message: impl Into<Message>) -> Self {
         Terminal::Error(TaskError::new(code, message))
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::line::{Message, Name};
 use crate::core::units::millis_ceil;
 
 /// What went wrong, as a stable word of the contract (ORCH-3044). There are no others.
@@ -78,10 +79,10 @@ pub struct TaskError {
     /// The stable word.
     pub code: ErrorCode,
     /// What happened, where, and what would be right. Lowercase, one line.
-    pub message: String,
+    pub message: Message,
     /// The engine that was meant to serve, when one was chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub engine: Option<String>,
+    pub engine: Option<Name>,
     /// Whether the same request may succeed later.
     pub retriable: bool,
     /// When to come back, in milliseconds, computed from the state of the queue (ORCH-2007).
@@ -97,7 +98,7 @@ pub struct TaskError {
 
 impl TaskError {
     /// An error with this code and text, and nothing else known.
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub fn new(code: ErrorCode, message: impl Into<Message>) -> Self {
         TaskError {
             code,
             message: message.into(),
@@ -118,7 +119,7 @@ impl TaskError {
 
     /// The same error, naming the engine.
     #[must_use]
-    pub fn engine(mut self, engine: impl Into<String>) -> Self {
+    pub fn engine(mut self, engine: impl Into<Name>) -> Self {
         self.engine = Some(engine.into());
         self
     }

@@ -22,6 +22,7 @@ pub mod id;
 pub mod journal;
 pub mod lifecycle;
 pub mod limits;
+pub mod line;
 pub mod link;
 pub mod model;
 pub mod node;

@@ -38,7 +38,7 @@ pub(crate) async fn check(files: &[ModelFile], replica: &ReplicaId) -> Result<Op
         let is = digest_of(&file.path, replica).await?;
         if !is.eq_ignore_ascii_case(&file.sha256) {
             let text = format!("{}: its SHA-256 is {is}, and should be {}", file.path, file.sha256.to_lowercase());
-            return Err(EngineError::Preload(text));
+            return Err(EngineError::Preload(text.into()));
         }
         found.push(is);
     }
@@ -58,7 +58,7 @@ async fn digest_of(path: &str, replica: &ReplicaId) -> Result<String, EngineErro
         known.entry(path.to_owned()).or_default().clone()
     };
     let mut entry = entry.lock_owned().await;
-    let unreadable = |error: std::io::Error| EngineError::Preload(format!("{path}: it cannot be read: {error}"));
+    let unreadable = |error: std::io::Error| EngineError::Preload(format!("{path}: it cannot be read: {error}").into());
     let mark = mark(Path::new(path)).map_err(unreadable)?;
     if let Some((_, digest)) = entry.as_ref().filter(|(known, _)| *known == mark) {
         return Ok(digest.clone());

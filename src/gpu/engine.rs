@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::config::PoolConfig;
 use crate::core::id::{DeviceMask, ReplicaId, TaskId};
+use crate::core::line::{Line, Name};
 use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, TaskRequest};
 use crate::core::units::Tokens;
@@ -40,7 +41,7 @@ pub struct EngineContext {
 #[derive(Clone, Default)]
 pub struct EngineSite {
     ending: Arc<Mutex<Vec<Boxed<'static, ()>>>>,
-    heard: Arc<Mutex<Option<String>>>,
+    heard: Arc<Mutex<Option<Line>>>,
 }
 
 impl EngineSite {
@@ -50,7 +51,8 @@ impl EngineSite {
     }
 
     /// Notes what an engine that is not ready yet was last heard to say, and logs it when that is something new.
-    pub fn hear(&self, replica: &ReplicaId, said: String) {
+    pub fn hear(&self, replica: &ReplicaId, said: impl Into<Line>) {
+        let said = said.into();
         let mut heard = self.heard.lock();
         if heard.as_ref() != Some(&said) {
             tracing::warn!(replica_id = %replica, %said, "an engine is not ready yet");
@@ -64,7 +66,7 @@ impl EngineSite {
     }
 
     /// What an engine that is not ready was last heard to say.
-    pub(crate) fn heard(&self) -> Option<String> {
+    pub(crate) fn heard(&self) -> Option<Line> {
         self.heard.lock().clone()
     }
 
@@ -96,9 +98,9 @@ impl EngineSite {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineInfo {
     /// Version of the engine, part of the replica set's identity.
-    pub engine_version: String,
+    pub engine_version: Name,
     /// Digest of the model, or its best stand-in, part of what makes output repeatable.
-    pub model_digest: String,
+    pub model_digest: Name,
     /// Context of one task, when the engine knows better than the configuration.
     pub ctx: Option<Tokens>,
     /// Its process, when the worker started one.
@@ -120,7 +122,7 @@ pub enum Repeats {
 
 impl EngineInfo {
     /// An engine in this process, of this version and with this model.
-    pub fn new(engine_version: impl Into<String>, model_digest: impl Into<String>) -> Self {
+    pub fn new(engine_version: impl Into<Name>, model_digest: impl Into<Name>) -> Self {
         let (engine_version, model_digest) = (engine_version.into(), model_digest.into());
         EngineInfo { engine_version, model_digest, ctx: None, process_id: None, repeats: Repeats::Unknowable }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::core::failure::Cause;
+use crate::core::line::{LastLines, Line};
 use crate::gpu::engine::Stopped;
 
 /// How a process ended.
@@ -59,27 +60,27 @@ impl EngineError {
 pub enum EngineError {
     /// It could not be loaded.
     #[error("preload failed: {0}")]
-    Preload(String),
+    Preload(Line),
     /// It could not be reached: nothing of the run has happened.
     #[error("the engine cannot be reached: {0}")]
-    Unreachable(String),
+    Unreachable(Line),
     /// It was lost in the middle of a run.
     #[error("the engine was lost: {0}")]
-    Lost(String),
+    Lost(Line),
     /// It has answered that it failed, and nothing of the run has come.
     #[error("the engine failed the request: {0}")]
-    Failed(String),
+    Failed(Line),
     /// It says something that its protocol does not have.
     #[error("the engine's answer makes no sense: {0}")]
-    Garbled(String),
+    Garbled(Line),
     /// It does not take this request, and would not take it again.
     #[error("the engine refuses the request: {0}")]
-    Refused(String),
+    Refused(Line),
     /// It has too much to do, or is not ready yet: nothing of the run has happened, and it takes requests again later.
     #[error("the engine is busy: {said}")]
     Busy {
         /// In its words.
-        said: String,
+        said: Line,
         /// How long it asks to be left alone, if it says so.
         retry_after: Option<Duration>,
     },
@@ -87,32 +88,32 @@ pub enum EngineError {
     #[error("the context that the engine's runs share is full: {said}")]
     ContextFull {
         /// In its words.
-        said: String,
+        said: Line,
         /// Tokens that it holds, when that is known.
         tokens: Option<u64>,
     },
     /// It serves another model, or another engine answers in its place.
     #[error("the engine is another one now: {0}")]
-    Replaced(String),
+    Replaced(Line),
     /// The host has no memory left for it.
     #[error("the engine is out of memory: {0}")]
-    OutOfMemory(String),
+    OutOfMemory(Line),
     /// Its device has no memory left for it.
     #[error("the engine is out of device memory: {0}")]
-    OutOfVram(String),
+    OutOfVram(Line),
     /// Its device is lost.
     #[error("the engine's device is lost: {0}")]
-    DeviceLost(String),
+    DeviceLost(Line),
     /// It does not go on, or does not stop.
     #[error("the engine hangs: {0}")]
-    Hung(String),
+    Hung(Line),
     /// Its process has ended.
     #[error("the engine's process has ended: {how}{}", said_last(.said))]
     Exited {
         /// With an exit code, or by a signal.
         how: Exit,
         /// The last lines that it wrote.
-        said: String,
+        said: LastLines,
     },
     /// It waited at another node and has not begun: there is a place elsewhere.
     #[error("it waited at another node, and there is a place elsewhere")]

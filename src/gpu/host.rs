@@ -56,7 +56,7 @@ const PROCESSES_MAX: usize = 64;
 /// [`EngineError::OutOfMemory`] when there is less, with who gives least. A host that does not say has enough.
 pub(crate) fn check_memory(wanted: u64) -> Result<(), EngineError> {
     match short(figure("MemAvailable:"), &cgroup::bounds(), wanted) {
-        Some(text) => Err(EngineError::OutOfMemory(text)),
+        Some(text) => Err(EngineError::OutOfMemory(text.into())),
         None => Ok(()),
     }
 }

@@ -21,7 +21,7 @@ impl Server {
         self.client()?.reserve().await.map_err(lost)?;
         self.recognise(identify).await.map_err(|error| match error {
             EngineError::Replaced(_) | EngineError::Unreachable(_) | EngineError::Busy { .. } => error,
-            other => EngineError::Busy { retry_after: None, said: format!("it does not say what it serves: {other}") },
+            other => EngineError::Busy { retry_after: None, said: format!("it does not say what it serves: {other}").into() },
         })
     }
 
@@ -53,7 +53,7 @@ impl Server {
         let found = (info.engine_version, info.model_digest);
         match self.known.get() {
             Some(known) if *known != found => {
-                Err(EngineError::Replaced(format!("it was {known:?} when it was loaded, and says {found:?}")))
+                Err(EngineError::Replaced(format!("it was {known:?} when it was loaded, and says {found:?}").into()))
             }
             _ => Ok(()),
         }

@@ -77,7 +77,7 @@ impl LlamaCpp {
             let text = "the server is a router of several models; a pool needs a server of its own: start one with --model, or give the url of one";
             return Err(EngineError::Preload(text.into()));
         }
-        let missing = |what: &str| EngineError::Garbled(format!("/props has no {what}"));
+        let missing = |what: &str| EngineError::Garbled(format!("/props has no {what}").into());
         let slots = props.total_slots.ok_or_else(|| missing("total_slots"))?;
         let settings = props.default_generation_settings.ok_or_else(|| missing("default_generation_settings"))?;
         let models: Models = self.server.ask("/v1/models").await?;
@@ -99,11 +99,11 @@ impl LlamaCpp {
         let wanted = self.server.context.slots;
         if slots < wanted {
             let text = format!("the server has {slots} slots, the pool is configured for {wanted}");
-            return Err(EngineError::Preload(text));
+            return Err(EngineError::Preload(text.into()));
         }
         // Without it nobody could say when a cancelled run has really ended.
         self.server.client()?.get("/slots", ASK_TIMEOUT).await.map_err(|error| {
-            EngineError::Preload(format!("/slots: {error}; start the server with its slots endpoint enabled"))
+            EngineError::Preload(format!("/slots: {error}; start the server with its slots endpoint enabled").into())
         })?;
         self.server.knows(&info);
         self.ctx.store(info.ctx.map_or(0, |ctx| ctx.0), Relaxed);

@@ -145,7 +145,7 @@ pub(super) struct Completing<'a> {
 
 impl Reading for Completing<'_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let piece: Piece<'_> = serde_json::from_slice(data).map_err(garbled)?;
         if piece.error.is_some() {
             return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));

@@ -224,7 +224,7 @@ impl Reading for Completing<'_, '_> {
             self.tells.store(true, Relaxed);
             return Ok(Some(self.end()));
         }
-        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(garbled)?;
         let choice = chunk.choices.and_then(|choices| choices.0);
         if chunk.error.is_some() || choice.is_none() && chunk.message.is_some() {
@@ -246,7 +246,7 @@ impl Reading for Completing<'_, '_> {
             "" | "null" => {}
             word => {
                 let reason = FinishReason::of_word(word);
-                self.reason = Some(reason.ok_or_else(|| EngineError::Lost(format!("the run ended by {word:?}")))?);
+                self.reason = Some(reason.ok_or_else(|| EngineError::Lost(format!("the run ended by {word:?}").into()))?);
             }
         }
         Ok(None)
@@ -311,7 +311,7 @@ impl Models {
     pub(crate) fn has(&self, id: &str) -> Result<(), EngineError> {
         let served =
             || self.data.iter().take(SERVED_SHOWN).map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
-        let replaced = || EngineError::Replaced(format!("the server serves {id:?} no more; it serves {}", served()));
+        let replaced = || EngineError::Replaced(format!("the server serves {id:?} no more; it serves {}", served()).into());
         self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(replaced)
     }
 
@@ -327,7 +327,7 @@ impl Models {
         let text = format!("the server has no model {name:?}; it serves {}", served.join(", "));
         match self.data.pop() {
             Some(only) if self.data.is_empty() => Ok(only),
-            _ => Err(EngineError::Preload(text)),
+            _ => Err(EngineError::Preload(text.into())),
         }
     }
 }

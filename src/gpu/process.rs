@@ -134,10 +134,10 @@ impl EngineProcess {
         });
         self.killed_for = self.killed_for.or_else(|| self.killed_for_memory(how)); // A kill explains an end once.
         if let Some(why) = self.killed_for {
-            return EngineError::OutOfMemory(format!("{why} ({how})"));
+            return EngineError::OutOfMemory(format!("{why} ({how})").into());
         }
         let said: Vec<String> = self.last_lines.lock().iter().cloned().collect();
-        EngineError::Exited { how, said: said.join(" | ") }
+        EngineError::Exited { how, said: said.join(" | ").into() }
     }
 
     /// Whether the system has killed it for want of memory, and whose memory that was.

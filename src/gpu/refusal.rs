@@ -9,11 +9,12 @@ use hyper::StatusCode;
 use hyper::header::{DATE, HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
+use crate::core::line::Line;
 use crate::gpu::engine::EngineError;
 use crate::gpu::http::HttpError;
 
 /// Longest part of an engine's error that is passed on, in characters.
-const SAID_CHARS_MAX: usize = 300;
+const SAID_CHARS_MAX: usize = 280;
 
 /// Longest wait that an engine may ask for; what is beyond it counts as this much.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -66,9 +67,9 @@ const CONTEXT_FULL: [&str; 2] = ["context size has been exceeded", "failed to fi
 /// What a failed exchange means for the run that it belongs to.
 pub(crate) fn lost(error: HttpError) -> EngineError {
     match error {
-        HttpError::Connect(text) => EngineError::Unreachable(text),
-        HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text),
-        HttpError::TooLong(_) => EngineError::Refused(error.to_string()), // It would be as long again.
+        HttpError::Connect(text) => EngineError::Unreachable(text.into()),
+        HttpError::Broken(text) | HttpError::Timeout(text) => EngineError::Lost(text.into()),
+        HttpError::TooLong(_) => EngineError::Refused(error.to_string().into()), // It would be as long again.
         HttpError::Status { status, body, retry_after } => refusal(status, &body, retry_after),
     }
 }
@@ -77,7 +78,7 @@ pub(crate) fn lost(error: HttpError) -> EngineError {
 pub(crate) fn refusal(status: StatusCode, body: &str, retry_after: Option<Duration>) -> EngineError {
     let parsed: Option<Value> = serde_json::from_str(body).ok();
     let words = parsed.as_ref().map(words_of).unwrap_or_default();
-    verdict((Some(status.as_u16()), true), &words, said(body), retry_after)
+    verdict((Some(status.as_u16()), true), &words, said(body).into(), retry_after)
 }
 
 /// What an error inside a stream means: the object beside `error`, or the whole event where that is one.
@@ -88,13 +89,13 @@ pub(crate) fn error_event(event: &Value) -> EngineError {
         let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
         u16::try_from(number).ok().filter(|code| (400..600).contains(code))
     });
-    verdict((code, false), &words_of(event), said_in(event), None)
+    verdict((code, false), &words_of(event), said_in(event).into(), None)
 }
 
 fn verdict(
     (status, is_answer): (Option<u16>, bool),
     words: &[String],
-    said: String,
+    said: Line,
     retry_after: Option<Duration>,
 ) -> EngineError {
     let has = |known: &[&str]| words.iter().any(|word| known.contains(&word.as_str()));
@@ -107,8 +108,8 @@ fn verdict(
     if is_failure && CONTEXT_FULL.iter().any(|words| text.contains(words)) {
         return EngineError::ContextFull { said, tokens: None };
     }
-    let lost = |said: String| match status {
-        Some(status) if is_answer => EngineError::Failed(format!("status {status}: {said}")),
+    let lost = |said: Line| match status {
+        Some(status) if is_answer => EngineError::Failed(format!("status {status}: {said}").into()),
         Some(_) | None => EngineError::Lost(said),
     };
     match status {

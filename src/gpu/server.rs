@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
+use crate::core::line::Name;
 use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
 use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
 use crate::gpu::ports::{PORTS, Ports};
@@ -40,7 +41,7 @@ pub(crate) struct Server {
     /// Set by a successful start.
     client: OnceLock<HttpClient>,
     /// What the server said that it is when it was loaded.
-    pub(super) known: OnceLock<(String, String)>,
+    pub(super) known: OnceLock<(Name, Name)>,
     /// The ports that its process was told.
     ports: parking_lot::Mutex<Option<Ports>>,
     /// The process that we started; `None` for a server at a URL. An async lock, since waiting for its end holds it.
@@ -97,10 +98,10 @@ impl Server {
             return Ok((url.replace("{index}", &self.context.replica.index.to_string()), None));
         }
         let command = pool.command.as_ref().ok_or_else(|| EngineError::Preload("neither url nor command".into()))?;
-        let ports = Ports::free().map_err(|error| EngineError::Preload(format!("no free port: {error}")))?;
+        let ports = Ports::free().map_err(|error| EngineError::Preload(format!("no free port: {error}").into()))?;
         let command = filled(command, &self.context, &ports.0);
         let process = EngineProcess::start(&command, &self.context)
-            .map_err(|error| EngineError::Preload(format!("{:?} cannot be started: {error}", command[0])))?;
+            .map_err(|error| EngineError::Preload(format!("{:?} cannot be started: {error}", command[0]).into()))?;
         Ok((format!("http://127.0.0.1:{}", ports.0[0]), Some((process, ports))))
     }
 
@@ -153,7 +154,7 @@ impl Server {
     /// [`EngineError`] when it does not answer, or with something else.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
         let body = self.client()?.get(path, ASK_TIMEOUT).await.map_err(lost)?;
-        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
+        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
     }
 
     /// Asks for JSON that not every server has.
@@ -202,7 +203,7 @@ impl Server {
         reading: &mut dyn Reading,
         out: &mut dyn TokenOutput,
     ) -> Result<Finish, EngineError> {
-        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
+        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string().into()))?;
         let header = trace.as_deref().map(|trace| ("traceparent", trace));
         let mut sign = pin!(signs());
         let answer = self.client()?.send(Method::POST, path, header.as_slice(), body);
@@ -229,7 +230,7 @@ impl Server {
                     }
                 }
             };
-            let too_long = |error: EventTooLong| EngineError::Garbled(error.to_string());
+            let too_long = |error: EventTooLong| EngineError::Garbled(error.to_string().into());
             let flow = match frame {
                 // Several events may come in one piece; the first that ends or fails the run decides.
                 Some(Ok(frame)) => match frame.into_data() {
@@ -237,7 +238,7 @@ impl Server {
                     Err(_) => continue,
                 },
                 // Whoever has said that the run is over has said it.
-                Some(Err(error)) => return reading.ended(false).map_err(|_| EngineError::Lost(error.to_string())),
+                Some(Err(error)) => return reading.ended(false).map_err(|_| EngineError::Lost(error.to_string().into())),
                 None if framed => match parser.finish(|said| take(said, reading, out)).map_err(too_long)? {
                     ControlFlow::Break(result) => ControlFlow::Break(result),
                     ControlFlow::Continue(()) => return reading.ended(true),
@@ -259,10 +260,10 @@ impl Server {
         path: &str,
         body: &impl serde::Serialize,
     ) -> Result<T, EngineError> {
-        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string()))?;
+        let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string().into()))?;
         let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
         let body = whole_up_to(answer, VECTORS_BYTES_MAX).await.map_err(lost)?;
-        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}")))
+        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
     }
 }
 
@@ -299,7 +300,7 @@ pub(crate) fn take(
         }
         Said::Event { name: b"error", data } => Err(match serde_json::from_slice(data) {
             Ok(error) => error_event(&error),
-            Err(_) => EngineError::Lost(crate::gpu::refusal::said(&String::from_utf8_lossy(data))),
+            Err(_) => EngineError::Lost(crate::gpu::refusal::said(&String::from_utf8_lossy(data)).into()),
         }),
         Said::Event { data, .. } => reading.event(data, out),
     };
@@ -318,14 +319,14 @@ fn has_none(status: u16) -> bool {
 /// The key that the pool's engine wants, from the environment variable that the pool names.
 pub(crate) fn api_key(pool: &PoolConfig) -> Result<Option<String>, EngineError> {
     let Some(name) = &pool.api_key_env else { return Ok(None) };
-    let missing = |_| EngineError::Preload(format!("api_key_env: the environment has no variable {name}"));
+    let missing = |_| EngineError::Preload(format!("api_key_env: the environment has no variable {name}").into());
     let key = std::env::var(name).map_err(missing)?;
     match key.chars().position(|c| !c.is_ascii() || c.is_ascii_control()) {
         None => Ok(Some(key)),
         Some(at) => Err(EngineError::Preload(format!(
             "api_key_env: character {} of the key in {name} cannot stand in a header; a line feed at its end is a usual cause",
             at + 1
-        ))),
+        ).into())),
     }
 }
 

@@ -134,7 +134,7 @@ impl<'a, 'b> Generating<'a, 'b> {
 
 impl Reading for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
         if event.error.is_some() {
             return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
@@ -157,7 +157,7 @@ impl Reading for Generating<'_, '_> {
                 FinishReason::Context
             }
             Some(reason) => reason,
-            None => return Err(EngineError::Lost(format!("the run ended by {:?}", details.finish_reason))),
+            None => return Err(EngineError::Lost(format!("the run ended by {:?}", details.finish_reason).into())),
         };
         Ok(Some(Finish { reason, tokens_in: details.input_length.map(Tokens) }))
     }
@@ -174,7 +174,7 @@ impl Tgi {
         let slots = self.server.context.slots;
         if let Some(most) = info.max_concurrent_requests.filter(|most| *most < slots) {
             let text = format!("the server takes {most} requests at once, the pool is configured for {slots}");
-            return Err(EngineError::Preload(text));
+            return Err(EngineError::Preload(text.into()));
         }
         let dtype = info.model_dtype.unwrap_or_default();
         let digest = format!("tgi:{}:{dtype}", info.model_sha.unwrap_or(info.model_id));
@@ -201,7 +201,7 @@ impl Engine for Tgi {
             .client()?
             .get("/metrics", ASK_TIMEOUT)
             .await
-            .map_err(|error| EngineError::Preload(format!("/metrics: {error}; leave the server's metrics on")))?;
+            .map_err(|error| EngineError::Preload(format!("/metrics: {error}; leave the server's metrics on").into()))?;
         Ok(info)
     }
 

@@ -129,7 +129,7 @@ impl<'a, 'b> Generating<'a, 'b> {
 
 impl Reading for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
-        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string());
+        let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
         if event.error.is_some() {
             return Err(error_event(&serde_json::from_slice(data).map_err(garbled)?));
@@ -182,7 +182,7 @@ impl Triton {
             if !inputs.contains(needed) {
                 let known: Vec<&str> = inputs.iter().map(String::as_str).collect();
                 let text = format!("the model has no input {needed:?}; it has {}", known.join(", "));
-                return Err(EngineError::Preload(text));
+                return Err(EngineError::Preload(text.into()));
             }
         }
         if !model.outputs.iter().any(|output| output.name == "text_output") {
@@ -246,7 +246,7 @@ impl Triton {
             let Some(value) = value else { continue };
             let Some(name) = names.iter().find(|name| inputs.contains(**name)) else {
                 let text = format!("the model {} has no input {:?}; leave it out", self.server.pool().model, names[0]);
-                return Err(EngineError::Refused(text));
+                return Err(EngineError::Refused(text.into()));
             };
             body.insert((*name).into(), value);
         }
@@ -292,7 +292,7 @@ impl Engine for Triton {
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.server.client()?.get(&self.path("/ready"), ASK_TIMEOUT).await.map_err(|error| match error {
             HttpError::Status { status, body, .. } if status.is_client_error() => {
-                EngineError::Unreachable(format!("it is not ready: {}", said(&body)))
+                EngineError::Unreachable(format!("it is not ready: {}", said(&body)).into())
             }
             other => lost(other),
         })?;

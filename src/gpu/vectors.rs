@@ -72,7 +72,7 @@ fn hand_on(
 ) -> Result<Finish, EngineError> {
     results.sort_by_key(|(index, _)| *index);
     if !results.iter().map(|(index, _)| *index as usize).eq(0..inputs) {
-        return Err(EngineError::Garbled(format!("{inputs} inputs, and {} results for them", results.len())));
+        return Err(EngineError::Garbled(format!("{inputs} inputs, and {} results for them", results.len()).into()));
     }
     for (_, result) in results {
         out.push(&result.to_string())?;

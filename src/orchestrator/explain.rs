@@ -12,6 +12,7 @@ use crate::core::admission::why_not;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::lifecycle::PoolState;
+use crate::core::line::Message;
 use crate::core::placement::{Demand, Fit, fit};
 use crate::core::standing::Standing;
 use crate::core::task::{Phase, Priority};
@@ -73,7 +74,7 @@ pub struct PoolConsidered {
     pub state: PoolState,
     /// Why it could not take such a task; `None` when it could.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub why_not: Option<String>,
+    pub why_not: Option<Message>,
     /// Predicted wait of a new task of this class, in milliseconds.
     pub wait_ms: u64,
     /// Its replicas.

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::core::admission::NOT_ALLOWED;
 use crate::core::error::{ErrorCode, TaskError};
+use crate::core::line::Message;
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     /// An error with a status of its own.
-    pub(crate) fn with_status(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn with_status(status: StatusCode, code: ErrorCode, message: impl Into<Message>) -> Self {
         ApiError { status, error: TaskError::new(code, message) }
     }
 
@@ -27,12 +28,12 @@ impl ApiError {
     }
 
     /// A request that is wrong.
-    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<Message>) -> Self {
         Self::with_status(StatusCode::BAD_REQUEST, ErrorCode::InvalidParams, message)
     }
 
     /// A thing that is not there.
-    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+    pub(crate) fn not_found(message: impl Into<Message>) -> Self {
         Self::with_status(StatusCode::NOT_FOUND, ErrorCode::InvalidParams, message)
     }
 }

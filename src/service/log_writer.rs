@@ -23,6 +23,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::gpu::threads;
 use crate::service::cli::LogFormat;
+use crate::service::plain_text::one_line;
 
 /// Most lines that wait to be written, and most bytes of them together.
 const LINES_MAX: usize = 8_192;
@@ -122,9 +123,10 @@ impl LogWriter {
 }
 
 impl Write for &LogWriter {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        // Lines of JSON are whole anyway; in those for people, words from outside could end one and begin another.
+        self.push(one_line(&String::from_utf8_lossy(event)).as_bytes());
+        Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -16,6 +16,7 @@ use crate::actors::latency::{BUCKETS_MS, Stage, StageView};
 use crate::core::error::TaskError;
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::line::Name;
 use crate::core::objectives::Window;
 use crate::core::task::Priority;
 use crate::orchestrator::Orchestrator;
@@ -89,11 +90,11 @@ pub(super) fn replica_labels(pool: &PoolView, replica: &ReplicaView, more: &[(&'
     labels
 }
 
-fn labels(pool: &PoolView, version: Option<String>, more: &[(&'static str, &str)]) -> Labels {
+fn labels(pool: &PoolView, version: Option<Name>, more: &[(&'static str, &str)]) -> Labels {
     let mut labels = Vec::with_capacity(8); // All that any series has.
     labels.extend([
         ("engine", pool.engine.clone()),
-        ("engine_version", version.unwrap_or_else(|| "unknown".into())),
+        ("engine_version", version.map_or_else(|| "unknown".into(), String::from)),
         ("pool_id", pool.pool_id.to_string()),
     ]);
     labels.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));

@@ -39,6 +39,7 @@ mod notify;
 mod otlp;
 mod output;
 mod own_metrics;
+mod plain_text;
 mod pools;
 mod reaper;
 pub mod reference;

@@ -5,7 +5,7 @@
 //! concerned.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -13,13 +13,14 @@ use parking_lot::Mutex;
 
 use crate::gpu::threads;
 use crate::service::log_writer;
+use crate::service::plain_text::for_terminal;
 
 /// What became of the output: the first fault of standard output, if there was one. Behind it nothing more is written.
 static FAULT: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// A line for a person, on standard output.
 pub(crate) fn say(text: &str) {
-    print(&format!("{text}\n"));
+    print(&format!("{}\n", if io::stdout().is_terminal() { for_terminal(text) } else { text.into() }));
 }
 
 /// Text as it is, on standard output and at once.
@@ -68,7 +69,8 @@ pub(crate) fn finish() -> Result<(), String> {
 
 /// A line for a person, on standard error; a service that logs puts it there, and so waits for nobody.
 pub(crate) fn tell(text: &str) {
-    if !log_writer::line(text) {
+    let text = for_terminal(text);
+    if !log_writer::line(&text) {
         let _ = writeln!(io::stderr().lock(), "{text}"); // Nobody is left to be told.
     }
 }

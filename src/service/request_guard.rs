@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use parking_lot::Mutex;
 
 use crate::core::error::ErrorCode;
+use crate::core::line::Message;
 use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::service::access::Peer;
@@ -56,7 +57,7 @@ impl Refusals {
     }
 
     /// Notes the refusal of what a request wants to be run or loaded, and answers it.
-    pub(crate) fn refuse_executed(&self, asker: &Asker, message: impl Into<String>) -> ApiError {
+    pub(crate) fn refuse_executed(&self, asker: &Asker, message: impl Into<Message>) -> ApiError {
         self.note(Reason::Executed, asker);
         ApiError::with_status(status(Reason::Executed), ErrorCode::InvalidParams, message)
     }

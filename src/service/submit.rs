@@ -1,5 +1,6 @@
 //! `orchestratord submit`: a prompt goes in, its tokens come out on the terminal.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::gpu::sse::{Said, SseParser};
 use crate::service::cli::{SubmitArguments, tell};
 use crate::service::output;
+use crate::service::plain_text::for_terminal;
 use crate::service::remote::refusal;
 
 /// How often the waiting line is written anew.
@@ -44,6 +46,8 @@ struct Terminal {
     begun: bool,
     /// The waiting line is only for people.
     animate: bool,
+    /// Tokens are read by a terminal.
+    is_terminal: bool,
     outcome: Option<Result<(), String>>,
 }
 
@@ -56,7 +60,7 @@ impl Terminal {
         let animate = std::io::stderr().is_terminal();
         let (position, predicted_ms) = (header("x-queue-position"), header("x-predicted-start-ms"));
         tell(&format!("task {}: {position} ahead, about {predicted_ms} ms to wait", header("x-task-id")));
-        Terminal { position, predicted_ms, waited: Duration::ZERO, begun: false, animate, outcome: None }
+        Terminal { position, predicted_ms, waited: Duration::ZERO, begun: false, animate, is_terminal: std::io::stdout().is_terminal(), outcome: None }
     }
 
     async fn show(mut self, mut body: Incoming) -> Result<(), String> {
@@ -87,6 +91,11 @@ impl Terminal {
         self.outcome.unwrap_or_else(|| Err("the stream ended without an end of the task".into()))
     }
 
+    /// A token as standard output gets it: on a terminal it controls nothing, a pipe gets it as it is.
+    fn shown<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.is_terminal { for_terminal(text) } else { Cow::Borrowed(text) }
+    }
+
     fn wait(&mut self) {
         self.waited += TICK;
         if self.animate {
@@ -101,11 +110,14 @@ impl Terminal {
     fn event(&mut self, data: &[u8]) {
         let event: Value = serde_json::from_slice(data).unwrap_or_default();
         if let Some(text) = event["t"].as_str() {
-            output::print(text);
+            output::print(&self.shown(text));
         } else if let Some(replica) = event["replica_id"].as_str() {
             self.begun = true;
             let line = format!("started on {replica}, seed {}, attempt {}", event["seed"], event["attempt"]);
-            tell(&if self.animate { format!("\r\x1b[K{line}") } else { line });
+            if self.animate {
+                let _ = std::io::stderr().write_all(b"\r\x1b[K"); // The waiting line goes; a closed one has none.
+            }
+            tell(&line);
         } else if let Some(code) = event["code"].as_str() {
             let message = event["message"].as_str().unwrap_or_default();
             self.outcome = Some(Err(format!("\n{code}: {message}")));

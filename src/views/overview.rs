@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::actors::latency::{Quantiles, Stage};
 use crate::core::error::ErrorCode;
 use crate::core::id::{ClientId, PoolId, TaskId};
+use crate::core::line::Message;
 use crate::core::objectives::{SloView, Tally, Window, attained};
 use crate::core::task::Priority;
 use crate::core::units::millis_ceil;
@@ -101,7 +102,7 @@ pub struct FailureView {
     /// How.
     pub code: ErrorCode,
     /// In words.
-    pub message: String,
+    pub message: Message,
     /// How long ago, in milliseconds.
     pub ago_ms: u64,
 }

@@ -112,15 +112,15 @@ async fn meet(fault: Fault) -> (Event, ReplicaView, String) {
     until_idle(&orchestrator).await;
     let replica = orchestrator.pools()[0].replicas[0].clone();
     let message = replica.last_death.as_ref().map(|death| death.message.clone()).unwrap_or_default();
-    (first, replica, message)
+    (first, replica, message.to_string())
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_worker_died_of_and_an_attempt_was_lost_to_is_told_apart() {
     let text = |text: &str| text.to_owned();
-    let exited = |how, said: &str| EngineError::Exited { how, said: said.to_owned() };
-    let oom = EngineError::OutOfMemory(text("no KV block is free"));
-    let lost = EngineError::DeviceLost(text("XID 79"));
+    let exited = |how, said: &str| EngineError::Exited { how, said: said.into() };
+    let oom = EngineError::OutOfMemory(text("no KV block is free").into());
+    let lost = EngineError::DeviceLost(text("XID 79").into());
     // What it does; what its worker died of, if it did; what the attempt was lost to, if it was.
     let cases = [
         (Fault::Engine(exited(Exit::Code(3), "bye")), Some(Cause::ExitCode), Some(Cause::ExitCode)),
@@ -131,15 +131,15 @@ async fn what_a_worker_died_of_and_an_attempt_was_lost_to_is_told_apart() {
             Some(Cause::OutOfMemory),
         ),
         (Fault::Engine(lost.clone()), Some(Cause::DeviceLost), Some(Cause::DeviceLost)),
-        (Fault::Engine(EngineError::Unreachable(text("x"))), Some(Cause::Unreachable), Some(Cause::Unreachable)),
-        (Fault::RunAndProbe(EngineError::Lost(text("reset"))), Some(Cause::Lost), Some(Cause::Lost)),
-        (Fault::Run(EngineError::Lost(text("reset by peer"))), None, Some(Cause::Lost)),
-        (Fault::Run(EngineError::Lost(text("CUDA error: out of memory"))), None, Some(Cause::OutOfVram)),
-        (Fault::Run(EngineError::Garbled(text("{]"))), None, Some(Cause::Garbled)),
+        (Fault::Engine(EngineError::Unreachable(text("x").into())), Some(Cause::Unreachable), Some(Cause::Unreachable)),
+        (Fault::RunAndProbe(EngineError::Lost(text("reset").into())), Some(Cause::Lost), Some(Cause::Lost)),
+        (Fault::Run(EngineError::Lost(text("reset by peer").into())), None, Some(Cause::Lost)),
+        (Fault::Run(EngineError::Lost(text("CUDA error: out of memory").into())), None, Some(Cause::OutOfVram)),
+        (Fault::Run(EngineError::Garbled(text("{]").into())), None, Some(Cause::Garbled)),
         (Fault::Run(oom), None, Some(Cause::OutOfMemory)),
         (Fault::Run(lost), None, Some(Cause::DeviceLost)),
-        (Fault::Run(EngineError::Refused(text("too long"))), None, Some(Cause::Client)),
-        (Fault::Load(EngineError::Preload(text("no such file"))), Some(Cause::Load), None),
+        (Fault::Run(EngineError::Refused(text("too long").into())), None, Some(Cause::Client)),
+        (Fault::Load(EngineError::Preload(text("no such file").into())), Some(Cause::Load), None),
         (Fault::Load(exited(Exit::Code(1), "failed to allocate buffer")), Some(Cause::OutOfMemory), None),
         (Fault::Hangs, None, Some(Cause::Hung)),
         (Fault::Panic, None, Some(Cause::Bug)),

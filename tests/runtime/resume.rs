@@ -126,7 +126,7 @@ impl Engine for Mortal {
 
     async fn failure(&self) -> EngineError {
         self.exited.notified().await;
-        EngineError::Exited { how: Exit::Signal(9), said: String::new() }
+        EngineError::Exited { how: Exit::Signal(9), said: "".into() }
     }
 }
 
