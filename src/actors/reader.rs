@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::cancel::Presence;
 use crate::actors::event_log::{Event, EventRef};
@@ -23,12 +24,30 @@ pub struct TaskStream {
     /// Read from the log, not yet handed out: one lock for all events that have come since the last.
     fetched: VecDeque<(usize, Event)>,
     _presence: Option<Presence>,
+    _reading: Reading,
+}
+
+/// Counts a reader of a task.
+struct Reading(Arc<TaskRecord>);
+
+impl Reading {
+    fn new(record: &Arc<TaskRecord>) -> Self {
+        record.streams.fetch_add(1, Relaxed);
+        Reading(record.clone())
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Relaxed);
+    }
 }
 
 impl TaskStream {
     pub(crate) fn new(record: Arc<TaskRecord>, from: usize, runtime: &Arc<RuntimeShared>) -> Self {
         let _presence = Presence::new(&record, runtime);
-        TaskStream { record, next: from, fetched: VecDeque::new(), _presence }
+        let _reading = Reading::new(&record);
+        TaskStream { record, next: from, fetched: VecDeque::new(), _presence, _reading }
     }
 
     /// The task.
@@ -86,6 +105,11 @@ impl TaskStream {
         let (next, sealed) = self.record.visit(self.next, most, visitor);
         self.next = next;
         !sealed
+    }
+
+    /// Readers of the task there are, this one among them.
+    pub fn readers(&self) -> u32 {
+        self.record.streams.load(Relaxed)
     }
 
     /// Whether nothing will follow.

@@ -39,6 +39,8 @@ pub(crate) struct TaskRecord {
     pub(super) stopped: Notify,
     /// Tokens have been appended that no reader was woken for.
     has_news: AtomicBool,
+    /// Streams that read its log.
+    pub(super) streams: AtomicU32,
     /// The engines' highest count of its tokens; 0 while none has counted them. Written by its attempts.
     pub(super) counted: AtomicU32,
 }
@@ -141,7 +143,8 @@ impl TaskRecord {
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
         let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
-        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, counted }
+        let streams = AtomicU32::new(0);
+        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, streams, counted }
     }
 
     /// The moment after which nobody wants the task any more.

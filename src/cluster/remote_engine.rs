@@ -89,7 +89,9 @@ impl Engine for RemoteEngine {
         let (link, _) = self.on().ok_or_else(|| self.gone())?;
         if job.request.text_bytes() > ENVELOPE_BYTES_MAX - ENVELOPE_SPARE {
             let most = ENVELOPE_BYTES_MAX - ENVELOPE_SPARE;
-            return Err(EngineError::Refused(format!("its texts have more than the {most} bytes that nodes exchange").into()));
+            return Err(EngineError::Refused(
+                format!("its texts have more than the {most} bytes that nodes exchange").into(),
+            ));
         }
         let _behind = ApplyLimits(&self.peer);
         let mut lent = link.lend();
@@ -101,9 +103,13 @@ impl Engine for RemoteEngine {
         let mut has_begun = false;
         loop {
             match heard {
-                Err(_) => return Err(EngineError::Unreachable(format!("node {} does not answer", self.peer.name).into())),
+                Err(_) => {
+                    return Err(EngineError::Unreachable(format!("node {} does not answer", self.peer.name).into()));
+                }
                 Ok(None) if given == 0 => return Err(self.gone()),
-                Ok(None) => return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name).into())),
+                Ok(None) => {
+                    return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name).into()));
+                }
                 Ok(Some(Heard::Waits)) => out.is_alive(),
                 Ok(Some(Heard::Begun)) => {
                     has_begun = true;
@@ -150,7 +156,9 @@ impl Engine for RemoteEngine {
                 return self.gone();
             }
             if link.card(&self.pool).and_then(|card| card.identity) != Some(identity) {
-                return EngineError::Unreachable(format!("pool {} of node {} has changed", self.pool, self.peer.name).into());
+                return EngineError::Unreachable(
+                    format!("pool {} of node {} has changed", self.pool, self.peer.name).into(),
+                );
             }
             changed.await;
         }

@@ -45,6 +45,8 @@ impl Config {
         range("retention.tasks", self.retention.tasks.into(), 1, 10_000_000);
         range("retention.age_ms", self.retention.age_ms, 1, DEADLINE_MS_MAX);
         range("http.body_bytes_max", self.http.body_bytes_max.into(), 1024, 1024 * 1024 * 1024);
+        range("http.bodies_bytes_max", self.http.bodies_bytes_max, u64::from(self.http.body_bytes_max), 1 << 40);
+        range("http.readers_max", self.http.readers_max.into(), 1, 1_000_000);
         range("http.connections_max", self.http.connections_max.into(), 1, 1_000_000);
         range("http.head_ms", self.http.head_ms, 100, DEADLINE_MS_MAX);
         range("http.body_ms", self.http.body_ms, 100, DEADLINE_MS_MAX);
@@ -61,9 +63,10 @@ impl Config {
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults.extend(objectives.share_faults());
         faults.extend(self.http.host_faults());
-        if !(1e-6..=RATE_MAX).contains(&self.access.failures_per_s) {
-            let text = format!("it must be from 0.000001 to {RATE_MAX}");
-            faults.push(ConfigError::new("access.failures_per_s", text));
+        let rates =
+            [("access.failures_per_s", self.access.failures_per_s), ("http.requests_per_s", self.http.requests_per_s)];
+        for (path, _) in rates.into_iter().filter(|(_, rate)| !(1e-6..=RATE_MAX).contains(rate)) {
+            faults.push(ConfigError::new(path, format!("it must be from 0.000001 to {RATE_MAX}")));
         }
         faults
     }

@@ -195,13 +195,21 @@ fn nobody_serves(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
     if left.is_empty() {
         return TaskError::new(ErrorCode::PoolUnavailable, "no pool is configured");
     }
-    let known = choices(left.iter().filter(|pool| pool.allowed).flat_map(|pool| pool.workloads).map(|workload| workload.as_str()).collect());
+    let known = choices(
+        left.iter()
+            .filter(|pool| pool.allowed)
+            .flat_map(|pool| pool.workloads)
+            .map(|workload| workload.as_str())
+            .collect(),
+    );
     invalid(format!("field 'workload': nothing serves {:?}; {known}", request.workload.as_str()))
 }
 
 /// The refusal of a request that leaves the model out where several are served.
 fn ambiguous(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> TaskError {
-    let models = choices(pools.iter().filter(|pool| pool.allowed && serves(request, pool)).map(|pool| &*pool.spec.model).collect());
+    let models = choices(
+        pools.iter().filter(|pool| pool.allowed && serves(request, pool)).map(|pool| &*pool.spec.model).collect(),
+    );
     invalid(format!("field 'model_ref': several models are served; {models}"))
 }
 

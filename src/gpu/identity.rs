@@ -21,7 +21,9 @@ impl Server {
         self.client()?.reserve().await.map_err(lost)?;
         self.recognise(identify).await.map_err(|error| match error {
             EngineError::Replaced(_) | EngineError::Unreachable(_) | EngineError::Busy { .. } => error,
-            other => EngineError::Busy { retry_after: None, said: format!("it does not say what it serves: {other}").into() },
+            other => {
+                EngineError::Busy { retry_after: None, said: format!("it does not say what it serves: {other}").into() }
+            }
         })
     }
 

@@ -246,7 +246,8 @@ impl Reading for Completing<'_, '_> {
             "" | "null" => {}
             word => {
                 let reason = FinishReason::of_word(word);
-                self.reason = Some(reason.ok_or_else(|| EngineError::Lost(format!("the run ended by {word:?}").into()))?);
+                self.reason =
+                    Some(reason.ok_or_else(|| EngineError::Lost(format!("the run ended by {word:?}").into()))?);
             }
         }
         Ok(None)
@@ -311,7 +312,8 @@ impl Models {
     pub(crate) fn has(&self, id: &str) -> Result<(), EngineError> {
         let served =
             || self.data.iter().take(SERVED_SHOWN).map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
-        let replaced = || EngineError::Replaced(format!("the server serves {id:?} no more; it serves {}", served()).into());
+        let replaced =
+            || EngineError::Replaced(format!("the server serves {id:?} no more; it serves {}", served()).into());
         self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(replaced)
     }
 

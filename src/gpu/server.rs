@@ -238,7 +238,9 @@ impl Server {
                     Err(_) => continue,
                 },
                 // Whoever has said that the run is over has said it.
-                Some(Err(error)) => return reading.ended(false).map_err(|_| EngineError::Lost(error.to_string().into())),
+                Some(Err(error)) => {
+                    return reading.ended(false).map_err(|_| EngineError::Lost(error.to_string().into()));
+                }
                 None if framed => match parser.finish(|said| take(said, reading, out)).map_err(too_long)? {
                     ControlFlow::Break(result) => ControlFlow::Break(result),
                     ControlFlow::Continue(()) => return reading.ended(true),

@@ -197,11 +197,9 @@ impl Engine for Tgi {
         let info = EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info };
         self.server.knows(&info);
         // Without them nobody could say when a cancelled run has really ended.
-        self.server
-            .client()?
-            .get("/metrics", ASK_TIMEOUT)
-            .await
-            .map_err(|error| EngineError::Preload(format!("/metrics: {error}; leave the server's metrics on").into()))?;
+        self.server.client()?.get("/metrics", ASK_TIMEOUT).await.map_err(|error| {
+            EngineError::Preload(format!("/metrics: {error}; leave the server's metrics on").into())
+        })?;
         Ok(info)
     }
 

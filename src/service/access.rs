@@ -7,14 +7,14 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use crate::config::AccessConfig;
 use crate::core::error::ErrorCode;
@@ -46,7 +46,27 @@ pub(crate) struct Principal {
     scopes: Arc<[Scope]>,
     /// The only pools that the key may use.
     pub(crate) pools: Option<Arc<[PoolId]>>,
+    /// What the key allows must go on being so; `None` while authentication is off.
+    right: Option<Right>,
 }
+
+/// What is asked again while an answer goes on.
+#[derive(Clone)]
+struct Right {
+    access: Arc<Access>,
+    needed: &'static [Scope],
+    /// The key has an end.
+    expires: bool,
+}
+
+impl std::fmt::Debug for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Right").field("needed", &self.needed).finish_non_exhaustive()
+    }
+}
+
+/// How often a key with an end is looked at while an answer goes on.
+const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 
 impl Principal {
     /// Whether it may do what needs this scope.
@@ -62,6 +82,47 @@ impl Principal {
     /// Whether it may see how this client's tasks stand.
     pub(crate) fn sees(&self, client: &ClientId) -> bool {
         self.owns(client) || self.has(Scope::Read)
+    }
+}
+
+impl Right {
+    fn void(&self, key_id: &str) -> Option<&'static str> {
+        let keys = self.access.keys.read().clone();
+        match keys.standing(key_id, unix_s()) {
+            Err(Denied::Expired) => Some("the key has expired"),
+            Err(Denied::Unknown | Denied::Revoked) => Some("the key has been revoked"),
+            Ok(key) => {
+                let reaches = |scope: &Scope| key.scopes.contains(scope) || key.scopes.contains(&Scope::Admin);
+                let is_enough = self.needed.is_empty() || self.needed.iter().any(reaches);
+                (!is_enough).then_some("the key does not reach so far any more")
+            }
+        }
+    }
+}
+
+impl Principal {
+    /// Why the key opens nothing any more, if so.
+    pub(crate) fn void(&self) -> Option<&'static str> {
+        self.right.as_ref()?.void(self.key_id.as_deref()?)
+    }
+
+    /// Returns why the key opens nothing any more, when that is so; never while authentication is off.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub(crate) async fn until_void(&self) -> &'static str {
+        let (Some(right), Some(key_id)) = (&self.right, &self.key_id) else { return std::future::pending().await };
+        let mut changed = right.access.changed.subscribe(); // Before the look, so that no change is missed.
+        loop {
+            if let Some(why) = right.void(key_id) {
+                return why;
+            }
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                () = tokio::time::sleep(EXPIRY_PERIOD), if right.expires => {}
+            }
+        }
     }
 }
 
@@ -85,6 +146,8 @@ pub(crate) struct Access {
     file: Option<PathBuf>,
     /// Read once for each request, written when the file has changed.
     keys: RwLock<Arc<KeyTable>>,
+    /// Tells answers that go on that the keys are others.
+    changed: watch::Sender<()>,
     throttle: Throttle,
     /// Requests that were not let in.
     pub(crate) denied: NamedCounts<{ REASONS.len() }>,
@@ -100,7 +163,7 @@ impl Access {
         let keys = file.as_deref().map(KeyFile::load).transpose()?.unwrap_or_default();
         let throttle = Throttle::new(config.failures_per_s, config.failures_burst);
         let keys = RwLock::new(Arc::new(KeyTable::new(&keys)));
-        Ok(Access { env, file, keys, throttle, denied: NamedCounts::new(REASONS) })
+        Ok(Access { env, file, keys, changed: watch::Sender::new(()), throttle, denied: NamedCounts::new(REASONS) })
     }
 
     /// Whether a key is needed.
@@ -116,10 +179,16 @@ impl Access {
     /// Takes the keys of a file that has changed.
     pub(crate) fn set(&self, file: &KeyFile) {
         *self.keys.write() = Arc::new(KeyTable::new(file));
+        self.changed.send_replace(());
     }
 
     /// Who asks, by the head of a request.
-    fn principal(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Principal, ApiError> {
+    fn find(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        needed: &'static [Scope],
+    ) -> Result<Principal, ApiError> {
         if !self.is_on() {
             return open_principal(headers);
         }
@@ -134,6 +203,7 @@ impl Access {
                 key_id: Some(key.id.as_str().into()),
                 scopes: key.scopes.as_slice().into(),
                 pools,
+                right: Some(Right { access: self.clone(), needed, expires: key.expires_at.is_some() }),
             })
         });
         found.map_err(|reason| self.deny(reason, peer))
@@ -158,34 +228,31 @@ impl Access {
         ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
     }
 
-    /// Lets a request through when whoever sends it has one of these scopes; with none of them, anybody with a key.
-    pub(crate) async fn guard(&self, needs: &'static [Scope], mut request: Request, next: Next) -> Response {
-        let peer = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
-        let principal = match self.principal(request.headers(), peer) {
-            Ok(principal) => principal,
-            Err(error) => {
-                let mut response = error.into_response();
-                if response.status() == StatusCode::UNAUTHORIZED {
-                    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                }
-                return response;
-            }
-        };
-        let (key_id, path) = (principal.key_id.as_deref().unwrap_or_default(), request.uri().path());
-        if !needs.is_empty() && !needs.iter().any(|scope| principal.has(*scope)) {
-            self.denied.count("scope");
-            let needed = needs.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
-            tracing::warn!(target: "audit", event = "scope_refused", key_id, needed, path, %peer, "a key does not reach so far");
-            let text = format!("this needs a key with the scope '{needed}'");
-            return ApiError::with_status(StatusCode::FORBIDDEN, ErrorCode::InvalidParams, text).into_response();
-        }
-        if needs == [Scope::Admin] {
-            let (client_id, method) = (&principal.client_id, request.method());
-            tracing::info!(target: "audit", event = "admin", key_id, %client_id, %method, path, %peer, "an operator's request");
-        }
-        request.extensions_mut().insert(principal);
-        next.run(request).await
+    /// Who sends a request; `needed` is what its key must go on allowing while an answer goes on.
+    ///
+    /// # Errors
+    /// The refusal of whoever has no key that opens.
+    pub(crate) fn principal(
+        self: &Arc<Self>,
+        request: &Request,
+        needed: &'static [Scope],
+    ) -> Result<Principal, ApiError> {
+        self.find(request.headers(), peer_of(request), needed)
     }
+}
+
+/// The answer to whoever has no key that opens.
+pub(crate) fn turned_away(error: ApiError) -> Response {
+    let mut response = error.into_response();
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// The address that a request comes from.
+pub(crate) fn peer_of(request: &Request) -> IpAddr {
+    request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0)
 }
 
 /// Who asks while authentication is off.
@@ -197,7 +264,7 @@ fn open_principal(headers: &HeaderMap) -> Result<Principal, ApiError> {
             client.map_err(|error| ApiError::invalid(format!("header 'X-Client-Id': {error}")))?
         }
     };
-    Ok(Principal { client_id, key_id: None, scopes: Arc::default(), pools: None })
+    Ok(Principal { client_id, key_id: None, scopes: Arc::default(), pools: None, right: None })
 }
 
 /// The key of a request: exactly one, in its place.

@@ -48,13 +48,13 @@ pub(crate) async fn apply(
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|rejection| ApiError::invalid(format!("query: {}", rejection.body_text())))?;
     let asker = Asker::of(&request);
-    let body = body_of(&app.orchestrator, request).await?;
+    let body = body_of(&app, request).await?;
     let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the configuration is not UTF-8"))?;
     let wish = if query.dry_run { Wish::Compare } else { Wish::Apply };
     let may_run = if app.access.is_on() { MayRun::Anything } else { MayRun::WhatIsInForce };
     let outcome = app.store.take_text(text, wish, may_run).map_err(|rejected| match rejected {
-        Rejected::Wrong(faults) => ApiError::invalid(faults.join("\n")),
-        Rejected::Executed(faults) => app.refusals.refuse_executed(&asker, faults.join("\n")),
+        Rejected::Wrong(faults) => ApiError::invalid(faults.join("; ")),
+        Rejected::Executed(faults) => app.refusals.refuse_executed(&asker, faults.join("; ")),
     })?;
     Ok(Json(outcome).into_response())
 }
@@ -73,8 +73,8 @@ pub struct RollbackBody {
     (status = 400, description = "There is none, or it cannot be any more.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn rollback(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let body = body_of(&app.orchestrator, request).await?;
+    let body = body_of(&app, request).await?;
     let body: RollbackBody = if body.is_empty() { RollbackBody::default() } else { json_body(&body, "a rollback")? };
-    let outcome = app.store.roll_back(body.to).map_err(|faults| ApiError::invalid(faults.join("\n")))?;
+    let outcome = app.store.roll_back(body.to).map_err(|faults| ApiError::invalid(faults.join("; ")))?;
     Ok(Json(outcome).into_response())
 }

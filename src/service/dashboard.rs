@@ -5,6 +5,7 @@ use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 
+use crate::core::line::quoted;
 use crate::service::error::ApiError;
 
 const PAGE: &str = include_str!("dashboard/index.html");
@@ -49,6 +50,7 @@ pub(crate) async fn page() -> Response {
 /// What the page is made of.
 pub(crate) async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
     let file = FILES.iter().find(|(known, _, _)| *known == name);
-    let (_, kind, text) = file.ok_or_else(|| ApiError::not_found(format!("the dashboard has no file {name:?}")))?;
+    let (_, kind, text) =
+        file.ok_or_else(|| ApiError::not_found(format!("the dashboard has no file {}", quoted(&name))))?;
     Ok((StatusCode::OK, answer(kind, text)).into_response())
 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::units::Timestamp;
+use crate::service::access::Principal;
 use crate::service::app::App;
-use crate::service::stream::event_response;
+use crate::service::stream::{event_response, void};
 use crate::views::OverviewView;
 
 /// How old what is shown may be.
@@ -71,18 +72,22 @@ pub(crate) async fn overview(State(app): State<App>) -> Response {
 #[utoipa::path(get, path = "/v1/events", responses(
     (status = 200, description = "An event `overview` every second.", content_type = "text/event-stream"),
 ))]
-pub(crate) async fn events(State(app): State<App>) -> Response {
+pub(crate) async fn events(State(app): State<App>, principal: Principal) -> Response {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip); // A reader that was slow gets the newest only.
-    let pieces = futures_util::stream::unfold((app, ticks), |(app, mut ticks)| async move {
+    let pieces = futures_util::stream::unfold(Some((app, principal, ticks)), |looking| async move {
+        let (app, principal, mut ticks) = looking?;
         tokio::select! {
             biased;
             () = app.orchestrator.until_ended() => return None,
+            why = principal.until_void() => {
+                return Some((Ok::<_, std::convert::Infallible>(Bytes::from(void(why))), None));
+            }
             _ = ticks.tick() => {}
         }
         let json = app.glance.json(&app);
         let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
-        Some((Ok::<_, std::convert::Infallible>(piece), (app, ticks)))
+        Some((Ok(piece), Some((app, principal, ticks))))
     });
     event_response(Body::from_stream(pieces))
 }

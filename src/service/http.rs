@@ -1,7 +1,6 @@
 //! What is true of every request and answer of the HTTP API, and the API as a document.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,14 +9,18 @@ use serde_json::json;
 use std::time::Duration;
 use utoipa::OpenApi;
 
-use crate::core::error::ErrorCode;
+use crate::core::error::{ErrorCode, TaskError};
+use crate::core::id::ClientId;
 use crate::core::lifecycle::PoolState;
+use crate::core::line::{Line, quoted};
 use crate::core::model::ModelChange;
 use crate::core::rollout::RolloutSpec;
 use crate::orchestrator::Orchestrator;
+use crate::service::access::Principal;
+use crate::service::app::App;
+use crate::service::bodies::{BodyFault, Received};
 use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
-use crate::service::listener::{BodyFault, read_body};
 use crate::service::{api, configs, devices, glance, metrics, nodes, pools, rollouts, tasks};
 
 /// The API as a document.
@@ -116,19 +119,36 @@ pub(crate) async fn ready(State(orchestrator): State<Orchestrator>) -> Response 
 }
 
 /// The body of a request, read whole within the limits of size and time.
-pub(crate) async fn body_of(orchestrator: &Orchestrator, request: Request) -> Result<Bytes, ApiError> {
-    let config = orchestrator.config();
+pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, ApiError> {
+    let config = app.orchestrator.config();
+    let client = request.extensions().get::<Principal>().map_or_else(ClientId::anonymous, |who| who.client_id.clone());
     let (bytes_max, limit) = (config.http.body_bytes_max as usize, Duration::from_millis(config.http.body_ms));
-    read_body(request.into_body(), bytes_max, limit).await.map_err(|fault| {
+    app.bodies.read(client, request.into_body(), bytes_max, limit).await.map_err(|fault| {
         let (status, text) = match fault {
             BodyFault::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than http.body_bytes_max, {bytes_max}"))
             }
             BodyFault::Late => (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {limit:?}")),
+            BodyFault::Crowded => {
+                app.crowded.count("bodies");
+                return crowded(
+                    "bodies",
+                    "too much of other requests' bodies is under way, most of all of this client's",
+                );
+            }
             BodyFault::Broken(error) => (StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")),
         };
         ApiError::with_status(status, ErrorCode::InvalidParams, text)
     })
+}
+
+/// How long whoever finds no room should stay away, in milliseconds.
+const CROWDED_MS: u64 = 1_000;
+
+/// The refusal of a client that holds its part of something already.
+pub(crate) fn crowded(policy: &'static str, text: &'static str) -> ApiError {
+    let error = TaskError::new(ErrorCode::AdmissionReject, text).policy(policy);
+    ApiError::from(error).retry_after_ms(CROWDED_MS)
 }
 
 /// A body as the JSON object that it should be; `wanted` names it in the error.
@@ -149,9 +169,9 @@ fn what_is_wrong(error: &serde_json::Error, wanted: &str) -> ApiError {
     let message = match parts.as_slice() {
         ["unknown field ", field, _, known @ ..] => {
             let known: Vec<&str> = known.iter().copied().step_by(2).collect();
-            format!("unknown field {field:?}{}", suggestion(field, &known))
+            format!("unknown field {}{}", quoted(field), suggestion(field, &known))
         }
-        _ => what.to_owned(),
+        _ => Line::<300>::new(what).into(),
     };
     ApiError::invalid(format!("the body is not {wanted}: {message} (line {place})"))
 }

@@ -73,6 +73,16 @@ pub struct Key {
     pub revoked_at: Option<u64>,
 }
 
+impl Key {
+    fn is_good(&self, now: u64) -> Result<(), Denied> {
+        match self {
+            Key { revoked_at: Some(_), .. } => Err(Denied::Revoked),
+            Key { expires_at: Some(end), .. } if *end <= now => Err(Denied::Expired),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -226,6 +236,15 @@ impl KeyFile {
 pub(crate) struct KeyTable(BTreeMap<String, (Key, [u8; 32])>);
 
 impl KeyTable {
+    /// The key of this id, if it still opens something.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn standing(&self, id: &str, now: u64) -> Result<&Key, Denied> {
+        let (key, _) = self.0.get(id).ok_or(Denied::Unknown)?;
+        key.is_good(now).map(|()| key)
+    }
+
     /// The keys of a file.
     pub(crate) fn new(file: &KeyFile) -> Self {
         let row = |key: &Key| {
@@ -246,11 +265,7 @@ impl KeyTable {
         if !bool::from(digest(secret).ct_eq(known)) {
             return Err(Denied::Unknown);
         }
-        match key {
-            Key { revoked_at: Some(_), .. } => Err(Denied::Revoked),
-            Key { expires_at: Some(end), .. } if *end <= now => Err(Denied::Expired),
-            _ => Ok(key),
-        }
+        key.is_good(now).map(|()| key)
     }
 }
 

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,23 +17,18 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::response::Response;
-use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
-use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::config::HttpConfig;
-use crate::env::Env;
 use crate::service::access::Peer;
-use crate::service::named_counts::NamedCounts;
+use crate::service::connections::{Entered, Links, UnderWay};
 use crate::service::shortage::Shortage;
 use crate::service::tls::Tls;
 
@@ -50,9 +45,6 @@ const NO_FILES_WAIT: Duration = Duration::from_millis(20);
 /// How long clients may take to close their connections when everything has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why connections were closed by us, for counting.
-pub(crate) const CLOSED: [&str; 5] = ["idle", "full", "head", "handshake", "files"];
-
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Local {
@@ -64,128 +56,6 @@ pub(crate) struct Local {
 
 /// Both ends of a connection.
 type Ends = (Peer, Local);
-
-/// One connection, as the others see it.
-struct Link {
-    /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
-    idle_since: AtomicU64,
-    close: Notify,
-    /// It has had a whole head.
-    has_asked: AtomicBool,
-}
-
-const BUSY: u64 = u64::MAX;
-
-/// The connections of a listener.
-pub(crate) struct Links {
-    env: Env,
-    max: usize,
-    table: Mutex<Slab<Arc<Link>>>,
-    open: AtomicUsize,
-    /// Connections that we closed or did not take.
-    pub(crate) closed: NamedCounts<{ CLOSED.len() }>,
-    stopping: AtomicBool,
-    stop: Notify,
-}
-
-impl Links {
-    pub(crate) fn new(env: Env, max: u32) -> Arc<Self> {
-        Arc::new(Links {
-            env,
-            max: max as usize,
-            table: Mutex::default(),
-            open: AtomicUsize::new(0),
-            closed: NamedCounts::new(CLOSED),
-            stopping: AtomicBool::new(false),
-            stop: Notify::new(),
-        })
-    }
-
-    /// Connections there are.
-    pub(crate) fn open(&self) -> usize {
-        self.open.load(Relaxed)
-    }
-
-    /// Takes no more connections; those there are end with their requests.
-    pub(crate) fn stop(&self) {
-        self.stopping.store(true, SeqCst);
-        self.stop.notify_waiters();
-    }
-
-    async fn stopped(&self) {
-        let stop = self.stop.notified();
-        tokio::pin!(stop);
-        stop.as_mut().enable(); // Before the look, so that it is not missed.
-        if !self.stopping.load(SeqCst) {
-            stop.await;
-        }
-    }
-
-    /// Takes a connection in. When there is no room, the one that has been idle longest is told to close; `None` when none is idle.
-    fn enter(self: &Arc<Self>) -> Option<Entered> {
-        let mut table = self.table.lock();
-        if table.len() >= self.max && !self.evict(&mut table) {
-            return None;
-        }
-        let link = Arc::new(Link {
-            idle_since: AtomicU64::new(self.env.now().as_micros()),
-            close: Notify::new(),
-            has_asked: AtomicBool::new(false),
-        });
-        let key = table.insert(link.clone());
-        self.open.store(table.len(), Relaxed);
-        Some(Entered { links: self.clone(), link, key })
-    }
-
-    fn evict(&self, table: &mut Slab<Arc<Link>>) -> bool {
-        let idle =
-            table.iter().map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
-        let Some((_, key)) = idle.min() else { return false };
-        let link = table.remove(key);
-        link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
-        link.close.notify_one();
-        self.closed.count("full");
-        true
-    }
-}
-
-/// A connection's place in the table.
-struct Entered {
-    links: Arc<Links>,
-    link: Arc<Link>,
-    key: usize,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut table = self.links.table.lock();
-        // Evicted: the place may be another's by now.
-        if table.get(self.key).is_some_and(|link| Arc::ptr_eq(link, &self.link)) {
-            table.remove(self.key);
-        }
-        self.links.open.store(table.len(), Relaxed);
-    }
-}
-
-/// A request that is under way on a connection.
-struct UnderWay {
-    links: Arc<Links>,
-    link: Arc<Link>,
-}
-
-impl UnderWay {
-    fn begin(entered: &Entered) -> Self {
-        entered.link.idle_since.store(BUSY, Relaxed);
-        entered.link.has_asked.store(true, Relaxed);
-        UnderWay { links: entered.links.clone(), link: entered.link.clone() }
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.link.idle_since.store(self.links.env.now().as_micros(), Relaxed);
-    }
-}
 
 /// The body of an answer; its connection is busy as long as it is there.
 struct Answer {
@@ -235,7 +105,7 @@ pub(crate) async fn serve(
             Err(error) if is_one_connections(&error) => continue,
             Err(error) => {
                 shortage.note(&error, links.env.now());
-                let is_room_made = links.evict(&mut links.table.lock());
+                let is_room_made = links.evict_idle();
                 match !is_room_made && shortage.turn_away(&listener).await {
                     true => links.closed.count("files"),
                     false => tokio::time::sleep(NO_FILES_WAIT).await,
@@ -322,6 +192,7 @@ where
             let mut request = request.map(axum::body::Body::new);
             request.extensions_mut().insert(ends.0);
             request.extensions_mut().insert(ends.1);
+            request.extensions_mut().insert(under_way.seat());
             let response: Response = match router.call(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
@@ -347,26 +218,4 @@ where
     {
         entered.links.closed.count(if entered.link.has_asked.load(Relaxed) { "idle" } else { "head" });
     }
-}
-
-/// Reads a body, no longer than `bytes_max` and within `limit`.
-pub(crate) async fn read_body(body: axum::body::Body, bytes_max: usize, limit: Duration) -> Result<Bytes, BodyFault> {
-    if body.size_hint().lower() > bytes_max as u64 {
-        return Err(BodyFault::TooLarge);
-    }
-    let limited = http_body_util::Limited::new(body, bytes_max);
-    match timeout(limit, limited.collect()).await {
-        Err(_) => Err(BodyFault::Late),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(BodyFault::TooLarge),
-        Ok(Err(error)) => Err(BodyFault::Broken(error.to_string())),
-    }
-}
-
-/// Why a body could not be read.
-#[derive(Debug)]
-pub(crate) enum BodyFault {
-    TooLarge,
-    Late,
-    Broken(String),
 }

@@ -6,7 +6,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::core::objectives::{SloView, Window};
 use crate::service::app::App;
-use crate::service::listener::CLOSED;
+use crate::service::connections::CLOSED;
 use crate::service::log_writer;
 use crate::service::metrics::{Labels, counter, gauge};
 
@@ -58,6 +58,15 @@ pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Re
     counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied.all(), "reason"))?;
     let refused = reasons(&app.refusals.counts.all(), "reason");
     counter(encoder, "http_requests_refused", "Requests that are refused whoever sends them", refused)?;
+    let crowded = reasons(&app.crowded.all(), "what");
+    counter(
+        encoder,
+        "http_requests_crowded",
+        "Requests of clients that held their part of something already",
+        crowded,
+    )?;
+    let bodies = [(vec![], app.bodies.used() as f64)];
+    gauge(encoder, "http_bodies_bytes", "Bytes that are set aside for bodies under way", bodies)?;
     let generation = app.orchestrator.config_generation() as f64;
     gauge(encoder, "config_generation", "Number of the configuration that is in force", [(vec![], generation)])?;
     let reloads = reasons(&app.store.counts.all(), "outcome");

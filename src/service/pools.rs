@@ -86,7 +86,7 @@ pub(crate) async fn reload(
     let id = parse_pool(&id)?;
     orchestrator.pool(&id).ok_or_else(|| unknown_pool(orchestrator, &id))?;
     let asker = Asker::of(&request);
-    let body = body_of(orchestrator, request).await?;
+    let body = body_of(&app, request).await?;
     // No body is no change: the same model, loaded anew.
     let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
     if !app.access.is_on() {

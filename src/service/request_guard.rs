@@ -12,20 +12,16 @@ use parking_lot::Mutex;
 
 use crate::core::error::ErrorCode;
 use crate::core::line::Message;
-use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::service::access::Peer;
 use crate::service::app::App;
 use crate::service::error::ApiError;
+use crate::service::line_budget::LineBudget;
 use crate::service::listener::Local;
 use crate::service::named_counts::NamedCounts;
 use crate::service::request_origin::{Facts, Field, Reason, judge, word};
 use crate::service::routes::Face;
 
-/// Lines of the log about refusals that may be written at once.
-const LINES_BURST: f64 = 10.0;
-/// Lines about refusals that may be written in the long run.
-const LINES_PER_S: f64 = 1.0;
 /// The route that takes YAML.
 const CONFIG: &str = "/v1/config";
 
@@ -35,12 +31,12 @@ pub(crate) struct Refusals {
     /// By reason.
     pub(crate) counts: NamedCounts<{ Reason::NAMES.len() }>,
     /// A short lock for each refusal.
-    lines: Mutex<Lines>,
+    lines: Mutex<LineBudget>,
 }
 
 impl Refusals {
     pub(crate) fn new(env: Env) -> Self {
-        let lines = Lines { left: LINES_BURST, since: env.now(), suppressed: 0 };
+        let lines = LineBudget::new(env.now());
         Refusals { env, counts: NamedCounts::new(Reason::NAMES), lines: Mutex::new(lines) }
     }
 
@@ -60,29 +56,6 @@ impl Refusals {
     pub(crate) fn refuse_executed(&self, asker: &Asker, message: impl Into<Message>) -> ApiError {
         self.note(Reason::Executed, asker);
         ApiError::with_status(status(Reason::Executed), ErrorCode::InvalidParams, message)
-    }
-}
-
-/// A token bucket of lines.
-struct Lines {
-    /// Lines that may be written, as of `since`.
-    left: f64,
-    since: Timestamp,
-    /// Refusals without a line since the last line.
-    suppressed: u64,
-}
-
-impl Lines {
-    /// Takes a line; `None` when there were too many, else how many refusals had none since the last one.
-    fn take(&mut self, now: Timestamp) -> Option<u64> {
-        self.left = (self.left + now.since(self.since).as_secs_f64() * LINES_PER_S).min(LINES_BURST);
-        self.since = now;
-        if self.left < 1.0 {
-            self.suppressed += 1;
-            return None;
-        }
-        self.left -= 1.0;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -161,19 +134,6 @@ pub(crate) fn check(app: &App, route: &str, face: Face, request: &Request) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_are_bounded_and_say_how_many_were_left_out() {
-        let at = |ms: u64| Timestamp::from_micros(ms * 1000);
-        let mut lines = Lines { left: LINES_BURST, since: at(0), suppressed: 0 };
-        assert!((0..10).all(|_| lines.take(at(0)) == Some(0)));
-        assert!((0..7).all(|_| lines.take(at(500)).is_none()));
-        assert_eq!(lines.take(at(1_000)), Some(7));
-        assert_eq!(lines.take(at(1_100)), None);
-        assert_eq!(lines.take(at(2_000)), Some(1));
-        let written = (0..1_000).filter(|_| lines.take(at(3_600_000)).is_some()).count();
-        assert_eq!(written, 10, "an hour of quiet allows no more than a burst");
-    }
 
     #[test]
     fn each_reason_has_a_status() {

@@ -30,7 +30,7 @@ pub(crate) async fn list(State(app): State<App>) -> Response {
     (status = 400, description = "It cannot be.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn begin(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let body = body_of(&app.orchestrator, request).await?;
+    let body = body_of(&app, request).await?;
     let spec: RolloutSpec = json_body(&body, "a rollout")?;
     let rollout = app.orchestrator.begin_rollout(spec)?;
     Ok((StatusCode::ACCEPTED, Json(show(&rollout))).into_response())

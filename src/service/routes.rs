@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
 use crate::core::error::ErrorCode;
+use crate::core::line::quoted;
 use crate::service::app::App;
+use crate::service::entry::{Gate, enter};
 use crate::service::error::ApiError;
 use crate::service::keys::Scope::{self, Admin, Read, Submit};
-use crate::service::{
-    configs, dashboard, devices, glance, http, metrics, nodes, pools, request_guard, rollouts, tasks,
-};
+use crate::service::{configs, dashboard, devices, glance, http, metrics, nodes, pools, rollouts, tasks};
 
 /// Who is served by a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,8 @@ pub struct Route {
     handler: MethodRouter<App>,
 }
 
-type Needs = &'static [Scope];
+/// The scopes of which a key needs one; none where any key will do.
+pub(crate) type Needs = &'static [Scope];
 
 const OWN: Needs = &[Submit];
 const LOOK: Needs = &[Submit, Read];
@@ -120,33 +121,6 @@ pub(crate) fn router(app: App, serves: impl Fn(Face) -> bool) -> Router {
     router.fallback_service(fallback.with_state(app.clone())).layer(from_fn(secure)).with_state(app)
 }
 
-/// What stands in front of a route.
-#[derive(Clone)]
-struct Gate {
-    app: App,
-    path: &'static str,
-    face: Face,
-    needs: Arc<[(Method, Needs)]>,
-}
-
-/// Lets a request in to a route: first whether it may be served at all, then whether its key reaches so far.
-async fn enter(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let Gate { app, path, face, needs } = gate;
-    let method = request.method().clone();
-    let verdict = request_guard::check(&app, path, face, &request);
-    let response = match verdict {
-        Err(refusal) => refusal.into_response(),
-        Ok(()) if face == Face::Open => next.run(request).await,
-        Ok(()) => {
-            let asked = if method == Method::HEAD { &Method::GET } else { &method };
-            let needed = needs.iter().find(|(known, _)| known == asked).map_or(&[] as Needs, |(_, scopes)| *scopes);
-            app.access.guard(needed, request, next).await
-        }
-    };
-    app.requests.count(path, &method, response.status());
-    response
-}
-
 /// What every answer says to browsers: it is for the service's own page, in nobody's frame, and depends on who asks.
 const SECURE: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
@@ -167,10 +141,10 @@ async fn secure(request: Request, next: Next) -> Response {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::not_found(format!("there is no path {:?}; tasks go to POST /v1/tasks", uri.path()))
+    ApiError::not_found(format!("there is no path {}; tasks go to POST /v1/tasks", quoted(uri.path())))
 }
 
 async fn unknown_method(method: Method, uri: Uri) -> ApiError {
-    let text = format!("{:?} does not take {method}", uri.path());
+    let text = format!("{} does not take {}", quoted(uri.path()), quoted(method.as_str()));
     ApiError::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::InvalidParams, text)
 }

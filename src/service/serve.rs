@@ -10,12 +10,16 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
-use crate::service::app::{App, Requests};
+use crate::service::app::{App, CROWDED, Requests};
+use crate::service::bodies::Bodies;
 use crate::service::cli::ServeArguments;
 use crate::service::config_store::{ConfigStore, merged};
+use crate::service::connections::Links;
+use crate::service::entry::Manners;
 use crate::service::glance::Glance;
 use crate::service::keys::KeyFile;
-use crate::service::listener::{self, Links};
+use crate::service::listener;
+use crate::service::named_counts::NamedCounts;
 use crate::service::nodes::Nodes;
 use crate::service::notify::Notifier;
 use crate::service::request_guard::Refusals;
@@ -73,6 +77,9 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
         links: vec![links.clone(), admin_links.clone()],
         requests: Arc::new(Requests::default()),
         refusals: Arc::new(Refusals::new(env.clone())),
+        manners: Manners::new(env.clone(), config.http.requests_per_s),
+        bodies: Bodies::new(config.http.bodies_bytes_max),
+        crowded: Arc::new(NamedCounts::new(CROWDED)),
         glance: Arc::new(Glance::default()),
         nodes: nodes.clone(),
     };

@@ -14,8 +14,13 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::actors::event_log::{EventRef, Started};
 use crate::actors::reader::TaskStream;
+use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{PoolId, TaskId};
 use crate::orchestrator::Orchestrator;
+use crate::service::access::Principal;
+use crate::service::app::App;
+use crate::service::error::ApiError;
+use crate::service::http::crowded;
 
 #[derive(Serialize)]
 struct StartedData<'a> {
@@ -83,6 +88,8 @@ const EVENTS_MAX: usize = 256;
 /// One reader's connection.
 struct Connection {
     orchestrator: Orchestrator,
+    /// Who reads: the stream ends with the key.
+    principal: Principal,
     stream: TaskStream,
     open: bool,
     /// Tokens since the last `metrics` event.
@@ -103,6 +110,8 @@ enum Due {
     Events,
     Metrics,
     Comment,
+    /// The key opens nothing any more.
+    Void(&'static str),
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
@@ -111,6 +120,11 @@ impl Connection {
     async fn next_piece(&mut self) -> Option<Bytes> {
         if !self.open {
             return None;
+        }
+        // A stream that always has more is asked too.
+        if let Some(why) = self.principal.void() {
+            self.open = false;
+            return Some(Bytes::from(void(why)));
         }
         let mut buffer = Vec::with_capacity(256);
         let task_id = self.stream.task_id().clone();
@@ -136,6 +150,7 @@ impl Connection {
                 self.open = open;
                 Due::Events
             }
+            why = self.principal.until_void() => Due::Void(why),
             () = sleep_until(metrics_at), if has_started => Due::Metrics,
             () = silence => Due::Comment,
         };
@@ -143,6 +158,10 @@ impl Connection {
             Due::Events => {}
             Due::Metrics => self.metrics(&mut buffer),
             Due::Comment => buffer.extend_from_slice(b": waiting\n\n"),
+            Due::Void(why) => {
+                self.open = false;
+                buffer.extend_from_slice(&void(why));
+            }
         }
         Some(Bytes::from(buffer))
     }
@@ -171,8 +190,16 @@ async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
 
 /// A task's events as the body of an answer.
 #[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
-pub(crate) async fn event_stream(orchestrator: &Orchestrator, stream: TaskStream) -> Response {
+///
+/// # Errors
+/// `ADMISSION_REJECT` when as many connections read the task as may.
+pub(crate) async fn event_stream(app: &App, principal: Principal, stream: TaskStream) -> Result<Response, ApiError> {
+    let orchestrator = &app.orchestrator;
     let config = orchestrator.config();
+    if stream.readers() > config.http.readers_max {
+        app.crowded.count("readers");
+        return Err(crowded("readers", "as many connections read this task as may, see http.readers_max"));
+    }
     let http = &config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);
     // A reader that comes back does not see `started` again.
@@ -180,6 +207,7 @@ pub(crate) async fn event_stream(orchestrator: &Orchestrator, stream: TaskStream
     let started = view.replica_id.map(|replica| (replica.pool, view.kv_warmth));
     let connection = Connection {
         orchestrator: orchestrator.clone(),
+        principal,
         stream,
         open: true,
         tokens: 0,
@@ -195,7 +223,14 @@ pub(crate) async fn event_stream(orchestrator: &Orchestrator, stream: TaskStream
     let pieces = futures_util::stream::unfold(connection, |mut connection| async move {
         connection.next_piece().await.map(|piece| (Ok::<_, std::convert::Infallible>(piece), connection))
     });
-    event_response(Body::from_stream(first.chain(pieces)))
+    Ok(event_response(Body::from_stream(first.chain(pieces))))
+}
+
+/// The last event of an answer whose key opens nothing any more.
+pub(crate) fn void(why: &'static str) -> Vec<u8> {
+    let mut buffer = Vec::new();
+    frame(&mut buffer, None, "error", &TaskError::new(ErrorCode::InvalidParams, why));
+    buffer
 }
 
 /// Server-sent events as an answer.

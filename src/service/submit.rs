@@ -60,7 +60,15 @@ impl Terminal {
         let animate = std::io::stderr().is_terminal();
         let (position, predicted_ms) = (header("x-queue-position"), header("x-predicted-start-ms"));
         tell(&format!("task {}: {position} ahead, about {predicted_ms} ms to wait", header("x-task-id")));
-        Terminal { position, predicted_ms, waited: Duration::ZERO, begun: false, animate, is_terminal: std::io::stdout().is_terminal(), outcome: None }
+        Terminal {
+            position,
+            predicted_ms,
+            waited: Duration::ZERO,
+            begun: false,
+            animate,
+            is_terminal: std::io::stdout().is_terminal(),
+            outcome: None,
+        }
     }
 
     async fn show(mut self, mut body: Incoming) -> Result<(), String> {

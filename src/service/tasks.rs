@@ -12,6 +12,7 @@ use crate::core::traceparent::TraceParent;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
 use crate::service::api::{AcceptedBody, SubmitBody};
+use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::http::{body_of, json_body, wants_stream};
 use crate::service::keys::Scope;
@@ -26,22 +27,23 @@ use crate::service::stream::event_stream;
     (status = 503, description = "POOL_UNREADY, POOL_UNAVAILABLE or REPLICA_EXHAUSTED", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn submit(
-    State(orchestrator): State<Orchestrator>,
+    State(app): State<App>,
     principal: Principal,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let orchestrator = &app.orchestrator;
     let wants_stream = wants_stream(request.headers());
     let traceparent = request.headers().get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
-    let body = body_of(&orchestrator, request).await?;
+    let body = body_of(&app, request).await?;
     let body: SubmitBody = json_body(&body, "a task")?;
-    let mut request = body.into_request(principal.client_id).map_err(ApiError::invalid)?;
-    (request.pools, request.traceparent) = (principal.pools, traceparent);
+    let mut request = body.into_request(principal.client_id.clone()).map_err(ApiError::invalid)?;
+    (request.pools, request.traceparent) = (principal.pools.clone(), traceparent);
     let submitted = orchestrator.submit(request).await?;
     let accepted = AcceptedBody::from(&submitted);
     if !wants_stream {
         return Ok((StatusCode::ACCEPTED, Json(accepted)).into_response());
     }
-    let mut response = event_stream(&orchestrator, submitted.stream()).await;
+    let mut response = event_stream(&app, principal, submitted.stream()).await?;
     let named = [
         ("x-task-id", HeaderValue::from_str(&accepted.task_id).ok()),
         ("x-queue-position", Some(accepted.queue_position.into())),
@@ -90,13 +92,14 @@ pub(crate) async fn status(
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn stream(
-    State(orchestrator): State<Orchestrator>,
+    State(app): State<App>,
     principal: Principal,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    let orchestrator = &app.orchestrator;
     let id = parse_id(&id)?;
-    owned(&orchestrator, &principal, &id)?;
+    owned(orchestrator, &principal, &id)?;
     let from = match headers.get("last-event-id") {
         None => 0,
         Some(value) => {
@@ -109,7 +112,7 @@ pub(crate) async fn stream(
     if from > 0 && stream.is_exhausted() {
         return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
     }
-    Ok(event_stream(&orchestrator, stream).await)
+    event_stream(&app, principal, stream).await
 }
 
 /// End a task. No token follows.

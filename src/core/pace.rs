@@ -1,0 +1,117 @@
+//! How fast a client may ask for what is no task: a bucket that makes it wait before it is refused.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::core::id::ClientId;
+use crate::core::units::Timestamp;
+
+/// Clients whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
+const CLIENTS_MAX: usize = 16_384;
+/// Longest wait that a request is given instead of a refusal.
+pub const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Buckets by client, each filled by so much a second and never with more than two seconds' worth.
+#[derive(Debug)]
+pub struct Paces {
+    per_s: f64,
+    /// What is left, and as of when; below zero it is owed.
+    left: BTreeMap<ClientId, (f64, Timestamp)>,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Turn {
+    /// It goes on behind this wait, which may be none.
+    Behind(Duration),
+    /// There are too many before it: come back later.
+    Refused(Duration),
+}
+
+impl Paces {
+    /// `per_s` for each client in the long run.
+    pub fn new(per_s: f64) -> Self {
+        Paces { per_s: per_s.max(f64::MIN_POSITIVE), left: BTreeMap::new() }
+    }
+
+    /// The turn of a request that costs so much. What is refused costs nothing.
+    pub fn turn(&mut self, client: &ClientId, cost: f64, now: Timestamp) -> Turn {
+        let (burst, per_s) = (self.per_s * 2.0, self.per_s);
+        let left = self.left_mut(client, now);
+        let wait = Duration::try_from_secs_f64((cost - *left).max(0.0) / per_s).unwrap_or(Duration::MAX);
+        if wait > WAIT_MAX && *left < burst {
+            return Turn::Refused(wait);
+        }
+        *left -= cost;
+        Turn::Behind(wait.min(WAIT_MAX))
+    }
+
+    /// Notes what a request has cost that nobody could know before. At most as much is owed as makes the next one wait for long.
+    pub fn charge(&mut self, client: &ClientId, cost: f64, now: Timestamp) {
+        let per_s = self.per_s;
+        let left = self.left_mut(client, now);
+        *left = (*left - cost).max(-per_s * WAIT_MAX.as_secs_f64());
+    }
+
+    fn left_mut(&mut self, client: &ClientId, now: Timestamp) -> &mut f64 {
+        let (burst, per_s) = (self.per_s * 2.0, self.per_s);
+        let filled = |(left, since): (f64, Timestamp)| (left + now.since(since).as_secs_f64() * per_s).min(burst);
+        if self.left.len() >= CLIENTS_MAX && !self.left.contains_key(client) {
+            self.left.retain(|_, bucket| filled(*bucket) < burst);
+            if self.left.len() >= CLIENTS_MAX {
+                self.left.clear();
+            }
+        }
+        let bucket = self.left.entry(client.clone()).or_insert((burst, now));
+        *bucket = (filled(*bucket), now);
+        &mut bucket.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: u32) -> ClientId {
+        ClientId::parse(&format!("c{number}")).expect("valid")
+    }
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_micros(ms * 1_000)
+    }
+
+    #[test]
+    fn a_burst_passes_then_each_waits_and_what_would_wait_too_long_is_refused() {
+        let mut paces = Paces::new(10.0);
+        let turns: Vec<Turn> = (0..40).map(|_| paces.turn(&client(0), 1.0, at(0))).collect();
+        assert!(turns[..20].iter().all(|turn| *turn == Turn::Behind(Duration::ZERO)));
+        assert_eq!(turns[20], Turn::Behind(Duration::from_millis(100)));
+        assert_eq!(turns[29], Turn::Behind(Duration::from_secs(1)));
+        assert!(turns[30..].iter().all(|turn| matches!(turn, Turn::Refused(_))));
+        assert_eq!(paces.turn(&client(1), 1.0, at(0)), Turn::Behind(Duration::ZERO), "another client");
+        assert_eq!(paces.turn(&client(0), 1.0, at(1_100)), Turn::Behind(Duration::ZERO));
+    }
+
+    #[test]
+    fn in_the_long_run_nobody_gets_more_than_its_pace() {
+        let mut paces = Paces::new(10.0);
+        let served = (0..10_000).filter(|ms| matches!(paces.turn(&client(0), 1.0, at(*ms)), Turn::Behind(_))).count();
+        assert!((100..=130).contains(&served), "{served} in 10 s");
+    }
+
+    #[test]
+    fn one_that_costs_more_than_all_there_can_be_is_served_when_nothing_is_owed() {
+        let mut paces = Paces::new(1.0);
+        assert_eq!(paces.turn(&client(0), 50.0, at(0)), Turn::Behind(WAIT_MAX));
+        assert!(matches!(paces.turn(&client(0), 1.0, at(1_000)), Turn::Refused(_)));
+    }
+
+    #[test]
+    fn what_is_charged_behind_is_bounded_and_clients_are_too() {
+        let mut paces = Paces::new(10.0);
+        (0..1_000).for_each(|_| paces.charge(&client(0), 1.0, at(0)));
+        assert!(matches!(paces.turn(&client(0), 0.0, at(0)), Turn::Behind(wait) if wait == Duration::from_secs(1)));
+        (0..40_000).for_each(|number| paces.charge(&client(number), 1.0, at(0)));
+        assert!(paces.left.len() <= CLIENTS_MAX);
+    }
+}

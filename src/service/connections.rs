@@ -1,0 +1,271 @@
+//! The connections of a listener: how many there are, whose they are, and who makes room when there is none (ORCH-3035).
+//!
+//! A connection is idle while no request of it is under way. When there are too many, the one that has been idle longest makes room. When
+//! none is idle, a newcomer gets one of a few places that are kept: a health page is answered there, and a request of a client that holds
+//! less than another takes the newest connection of the client that holds most. So nobody is locked out by one who holds all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::core::id::ClientId;
+use crate::env::Env;
+use crate::service::named_counts::NamedCounts;
+
+/// Why connections were closed by us, for counting.
+pub(crate) const CLOSED: [&str; 6] = ["idle", "full", "head", "handshake", "files", "share"];
+
+/// Places beside `http.connections_max` for those who come when all are taken: one in so many, and at least so many.
+const KEPT_PART: usize = 16;
+const KEPT_MIN: usize = 16;
+
+/// One connection, as the others see it.
+pub(crate) struct Link {
+    /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
+    idle_since: AtomicU64,
+    pub(crate) close: Notify,
+    /// It has had a whole head.
+    pub(crate) has_asked: AtomicBool,
+    /// Whose request is under way, with the number of its claim. A short lock for each request.
+    claim: Mutex<Option<(ClientId, u64)>>,
+}
+
+/// Who is connected.
+#[derive(Default)]
+struct Table {
+    places: Slab<Arc<Link>>,
+    /// Connections with a request of a client's under way, by the number of the claim and the place. Never empty for a client.
+    holders: BTreeMap<ClientId, BTreeSet<(u64, usize)>>,
+    claims: u64,
+}
+
+impl Table {
+    fn release(&mut self, client: &ClientId, claim: (u64, usize)) {
+        let Some(held) = self.holders.get_mut(client) else { return };
+        held.remove(&claim);
+        if held.is_empty() {
+            self.holders.remove(client);
+        }
+    }
+
+    /// The newest connection of the client that holds most, if that is more than `held`.
+    fn newest_of_largest(&self, held: usize) -> Option<(ClientId, (u64, usize))> {
+        let (client, claims) = self.holders.iter().max_by_key(|(_, claims)| claims.len())?;
+        let newest = claims.last().filter(|_| claims.len() > held)?;
+        Some((client.clone(), *newest))
+    }
+}
+
+const BUSY: u64 = u64::MAX;
+
+/// The connections of a listener.
+pub(crate) struct Links {
+    pub(crate) env: Env,
+    max: usize,
+    /// A short lock for each connection and for each request.
+    table: Mutex<Table>,
+    open: AtomicUsize,
+    /// Connections that we closed or did not take.
+    pub(crate) closed: NamedCounts<{ CLOSED.len() }>,
+    stopping: AtomicBool,
+    stop: Notify,
+}
+
+impl Links {
+    pub(crate) fn new(env: Env, max: u32) -> Arc<Self> {
+        Arc::new(Links {
+            env,
+            max: max as usize,
+            table: Mutex::default(),
+            open: AtomicUsize::new(0),
+            closed: NamedCounts::new(CLOSED),
+            stopping: AtomicBool::new(false),
+            stop: Notify::new(),
+        })
+    }
+
+    /// Connections there are.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Takes no more connections; those there are end with their requests.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.stop.notify_waiters();
+    }
+
+    pub(crate) async fn stopped(&self) {
+        let stop = self.stop.notified();
+        tokio::pin!(stop);
+        stop.as_mut().enable(); // Before the look, so that it is not missed.
+        if !self.stopping.load(SeqCst) {
+            stop.await;
+        }
+    }
+
+    /// Takes a connection in. When there is no room, the one that has been idle longest is told to close; when none is idle, it gets one of
+    /// the places that are kept, and `None` when those are taken too.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
+        let mut table = self.table.lock();
+        let kept = (self.max / KEPT_PART).max(KEPT_MIN);
+        if table.places.len() >= self.max && !self.evict(&mut table) && table.places.len() >= self.max + kept {
+            return None;
+        }
+        let link = Arc::new(Link {
+            idle_since: AtomicU64::new(self.env.now().as_micros()),
+            close: Notify::new(),
+            has_asked: AtomicBool::new(false),
+            claim: Mutex::new(None),
+        });
+        let key = table.places.insert(link.clone());
+        self.open.store(table.places.len(), Relaxed);
+        Some(Entered { links: self.clone(), link, key })
+    }
+
+    /// Closes the connection that has been idle longest; returns whether there was one.
+    pub(crate) fn evict_idle(&self) -> bool {
+        self.evict(&mut self.table.lock())
+    }
+
+    fn evict(&self, table: &mut Table) -> bool {
+        let places = table.places.iter();
+        let idle = places.map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
+        let Some((_, key)) = idle.min() else { return false };
+        self.close(table, key, "full");
+        true
+    }
+
+    fn close(&self, table: &mut Table, key: usize, why: &'static str) {
+        let link = table.places.remove(key);
+        link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
+        link.close.notify_one();
+        self.closed.count(why);
+    }
+
+    /// Notes whose request is under way on a connection. When all places are taken and this is one of those that are kept, the client that
+    /// holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
+    fn claim(&self, link: &Link, key: usize, client: &ClientId) -> bool {
+        let mut table = self.table.lock();
+        table.claims += 1;
+        let claim = (table.claims, key);
+        let held = table.holders.get(client).map_or(0, BTreeSet::len) + 1;
+        if table.places.len() > self.max && !self.evict(&mut table) {
+            let Some((largest, newest)) = table.newest_of_largest(held) else { return false };
+            table.release(&largest, newest);
+            self.close(&mut table, newest.1, "share");
+        }
+        table.holders.entry(client.clone()).or_default().insert(claim);
+        *link.claim.lock() = Some((client.clone(), claim.0));
+        true
+    }
+}
+
+/// A connection's place in the table.
+pub(crate) struct Entered {
+    pub(crate) links: Arc<Links>,
+    pub(crate) link: Arc<Link>,
+    key: usize,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut table = self.links.table.lock();
+        // Evicted: the place may be another's by now.
+        if table.places.get(self.key).is_some_and(|link| Arc::ptr_eq(link, &self.link)) {
+            table.places.remove(self.key);
+        }
+        self.links.open.store(table.places.len(), Relaxed);
+    }
+}
+
+/// A request that is under way on a connection.
+pub(crate) struct UnderWay(Seat);
+
+/// The connection that a request came on.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    links: Arc<Links>,
+    link: Arc<Link>,
+    key: usize,
+}
+
+impl Seat {
+    /// Notes whose request this is; returns whether there is room for it.
+    pub(crate) fn claim(&self, client: &ClientId) -> bool {
+        self.links.claim(&self.link, self.key, client)
+    }
+}
+
+impl UnderWay {
+    pub(crate) fn begin(entered: &Entered) -> Self {
+        entered.link.idle_since.store(BUSY, Relaxed);
+        entered.link.has_asked.store(true, Relaxed);
+        UnderWay(Seat { links: entered.links.clone(), link: entered.link.clone(), key: entered.key })
+    }
+
+    pub(crate) fn seat(&self) -> Seat {
+        self.0.clone()
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Seat { links, link, key } = &self.0;
+        if let Some((client, claim)) = link.claim.lock().take() {
+            links.table.lock().release(&client, (claim, *key));
+        }
+        link.idle_since.store(links.env.now().as_micros(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(name: &str) -> ClientId {
+        ClientId::parse(name).expect("valid")
+    }
+
+    /// A connection with a request of this client's under way.
+    fn busy(links: &Arc<Links>, name: &str) -> Option<(Entered, UnderWay)> {
+        let entered = links.enter()?;
+        let under_way = UnderWay::begin(&entered);
+        under_way.seat().claim(&client(name)).then_some((entered, under_way))
+    }
+
+    #[test]
+    fn who_holds_least_gets_a_place_of_who_holds_most_and_the_newest_goes() {
+        let links = Links::new(Env::simulated(0), 8);
+        let hog: Vec<_> = (0..8).map(|_| busy(&links, "hog").expect("room")).collect();
+        assert!(busy(&links, "hog").is_none(), "nobody holds more than it does");
+        let polite = busy(&links, "polite").expect("the hog gives one back");
+        assert_eq!(links.closed.all().iter().find(|(why, _)| *why == "share"), Some(&("share", 1)));
+        let is_closed = |place: &(Entered, UnderWay)| {
+            links.table.lock().places.get(place.0.key).is_none_or(|link| !Arc::ptr_eq(link, &place.0.link))
+        };
+        assert!(is_closed(&hog[7]) && !is_closed(&hog[0]) && !is_closed(&polite));
+        let others: Vec<_> = (0..3).map(|_| busy(&links, "polite").expect("up to an equal part")).collect();
+        assert!(busy(&links, "polite").is_none() && busy(&links, "hog").is_none(), "four each");
+        assert!(busy(&links, "third").is_some());
+        drop((hog, polite, others));
+        let table = links.table.lock();
+        assert!(table.places.is_empty() && table.holders.is_empty() && links.open() == 0);
+    }
+
+    #[test]
+    fn pages_for_everybody_are_answered_when_all_places_are_held() {
+        let links = Links::new(Env::simulated(0), 2);
+        let _hog: Vec<_> = (0..2).map(|_| busy(&links, "hog").expect("room")).collect();
+        for _ in 0..100 {
+            let entered = links.enter().expect("a place is kept");
+            drop(UnderWay::begin(&entered)); // A health page: nobody claims anything.
+        }
+        let kept: Vec<_> = (0..KEPT_MIN).map(|_| links.enter().map(|entered| UnderWay::begin(&entered))).collect();
+        assert!(kept.iter().all(Option::is_some));
+    }
+}

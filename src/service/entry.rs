@@ -1,0 +1,188 @@
+//! The way of a request to its handler: whether it may be served at all, whose it is, whether its client has room for it, and whether its
+//! key reaches so far (ORCH-3035).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
+
+use crate::core::error::ErrorCode;
+use crate::core::id::ClientId;
+use crate::core::line::Line;
+use crate::core::pace::{Paces, Turn};
+use crate::core::units::millis_ceil;
+use crate::env::Env;
+use crate::service::access::{Principal, peer_of, turned_away};
+use crate::service::app::App;
+use crate::service::connections::Seat;
+use crate::service::error::ApiError;
+use crate::service::http::crowded;
+use crate::service::keys::Scope;
+use crate::service::line_budget::LineBudgets;
+use crate::service::request_guard;
+use crate::service::routes::{Face, Needs};
+
+/// What a request costs that makes an actor work, beside one that does not.
+const ACTOR_COST: f64 = 5.0;
+/// The path that submissions come by: they have limits of their own.
+const SUBMISSIONS: &str = "/v1/tasks";
+
+/// What stands in front of a route.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) app: App,
+    pub(crate) path: &'static str,
+    pub(crate) face: Face,
+    pub(crate) needs: Arc<[(Method, Needs)]>,
+}
+
+/// How fast each client asks for what is no task, and how many lines the refusals of a key have had.
+pub(crate) struct Manners {
+    env: Env,
+    /// A short lock for each request.
+    paces: Mutex<Paces>,
+    lines: LineBudgets,
+}
+
+impl Manners {
+    /// With so many requests a second for each client.
+    pub(crate) fn new(env: Env, requests_per_s: f64) -> Arc<Self> {
+        Arc::new(Manners { env, paces: Mutex::new(Paces::new(requests_per_s)), lines: LineBudgets::default() })
+    }
+
+    /// Waits for the turn of a request that costs so much.
+    ///
+    /// # Errors
+    /// How long to stay away, when there are too many before it.
+    async fn wait(&self, client: &ClientId, cost: f64) -> Result<(), Duration> {
+        let turn = self.paces.lock().turn(client, cost, self.env.now());
+        match turn {
+            Turn::Behind(Duration::ZERO) => Ok(()),
+            Turn::Behind(wait) => {
+                self.env.sleep_until(self.env.now().after(wait)).await;
+                Ok(())
+            }
+            Turn::Refused(wait) => Err(wait),
+        }
+    }
+}
+
+/// Lets a request in to a route: first whether it may be served at all, then whose it is and whether there is room for it, then whether
+/// its key reaches so far.
+pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let response = match request_guard::check(&gate.app, gate.path, gate.face, &request) {
+        Err(refusal) => refusal.into_response(),
+        Ok(()) if gate.face == Face::Open => next.run(request).await,
+        Ok(()) => for_client(&gate, request, next).await,
+    };
+    gate.app.requests.count(gate.path, &method, response.status());
+    response
+}
+
+async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
+    let (app, method) = (&gate.app, request.method().clone());
+    let asked = if method == Method::HEAD { &Method::GET } else { &method };
+    let needed = gate.needs.iter().find(|(known, _)| known == asked).map_or(&[] as Needs, |(_, scopes)| *scopes);
+    let principal = match app.access.principal(&request, needed) {
+        Ok(principal) => principal,
+        Err(refusal) => return turned_away(refusal),
+    };
+    let is_submission = gate.path == SUBMISSIONS;
+    let seat = request.extensions().get::<Seat>().cloned();
+    if let Err(refusal) = make_room(gate, seat, &principal, is_submission).await {
+        return refusal;
+    }
+    let told = Told::of(&request, &principal);
+    if !needed.is_empty() && !needed.iter().any(|scope| principal.has(*scope)) {
+        return out_of_reach(app, needed, &told);
+    }
+    request.extensions_mut().insert(principal.clone());
+    let response = next.run(request).await;
+    if needed == [Scope::Admin] {
+        tell_admin(app, &principal, &method, &told, response.status());
+    }
+    if is_submission && response.status().is_client_error() {
+        let manners = &app.manners;
+        manners.paces.lock().charge(&principal.client_id, 1.0, manners.env.now());
+    }
+    response
+}
+
+/// Makes sure that the client has a connection for this request and asks no faster than it may. A submission costs nothing here, but it
+/// waits for what is owed.
+async fn make_room(
+    gate: &Gate,
+    seat: Option<Seat>,
+    principal: &Principal,
+    is_submission: bool,
+) -> Result<(), Response> {
+    let app = &gate.app;
+    if seat.is_some_and(|seat| !seat.claim(&principal.client_id)) {
+        app.crowded.count("connections");
+        let text = "every connection is taken, and no other client holds more of them than this one does";
+        let mut response = crowded("connections", text).into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return Err(response);
+    }
+    let asks_actor = gate.path.ends_with("/explain") || gate.path.starts_with("/v1/sessions");
+    let cost = if is_submission {
+        0.0
+    } else if asks_actor {
+        ACTOR_COST
+    } else {
+        1.0
+    };
+    app.manners.wait(&principal.client_id, cost).await.map_err(|wait| {
+        app.crowded.count("requests");
+        let text = "too many requests of this client besides tasks; see http.requests_per_s";
+        crowded("requests", text).retry_after_ms(millis_ceil(wait)).into_response()
+    })
+}
+
+/// What a line of the log says of a request with a key.
+struct Told {
+    key_id: Arc<str>,
+    path: Line<200>,
+    peer: std::net::IpAddr,
+}
+
+impl Told {
+    fn of(request: &Request, principal: &Principal) -> Self {
+        let key_id = principal.key_id.clone().unwrap_or_default();
+        Told { key_id, path: request.uri().path().into(), peer: peer_of(request) }
+    }
+}
+
+/// The refusal of a key that does not reach so far.
+fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) -> Response {
+    app.access.denied.count("scope");
+    let needed = needed.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
+    if let Some(suppressed) = app.manners.lines.take(key_id, app.manners.env.now()) {
+        let (key_id, path) = (&**key_id, path.as_str());
+        tracing::warn!(
+            target: "audit", event = "scope_refused", key_id, needed, path, %peer, suppressed,
+            "a key does not reach so far"
+        );
+    }
+    let text = format!("this needs a key with the scope '{needed}'");
+    ApiError::with_status(StatusCode::FORBIDDEN, ErrorCode::InvalidParams, text).into_response()
+}
+
+/// The line about an operator's request: each one that was carried out has its own, those that were refused are bounded.
+fn tell_admin(app: &App, principal: &Principal, method: &Method, told: &Told, status: StatusCode) {
+    let Told { key_id, path, peer } = told;
+    let is_refused = status.is_client_error();
+    let suppressed = if is_refused { app.manners.lines.take(key_id, app.manners.env.now()) } else { Some(0) };
+    if let Some(suppressed) = suppressed {
+        let (client_id, key_id, path, status) = (&principal.client_id, &**key_id, path.as_str(), status.as_u16());
+        tracing::info!(
+            target: "audit", event = "admin", key_id, %client_id, %method, path, %peer, status, suppressed,
+            "an operator's request"
+        );
+    }
+}
