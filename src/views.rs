@@ -252,6 +252,26 @@ impl PoolView {
     }
 }
 
+/// What stands for words of engines that are for operators alone.
+#[cfg(feature = "service")]
+const FOR_ADMIN: &str = "what it says is for 'admin'";
+
+impl PoolView {
+    /// The same without what engines said, which may be a part of anybody's request: for whoever may not see that.
+    #[cfg(feature = "service")]
+    pub(crate) fn hide_words(&mut self) {
+        for replica in &mut self.replicas {
+            replica.last_error = replica.last_error.as_ref().map(|_| FOR_ADMIN.into());
+            if let Some(death) = &mut replica.last_death {
+                death.message = format!("{}; {FOR_ADMIN}", death.cause.as_str()).into();
+            }
+        }
+        if let Some(reason) = self.reload.as_mut().and_then(|reload| reload.reason.as_mut()) {
+            *reason = FOR_ADMIN.into();
+        }
+    }
+}
+
 /// The causes that have struck.
 fn by_cause(counts: &[AtomicU64; Cause::ALL.len()]) -> BTreeMap<Cause, u64> {
     let counts = Cause::ALL.into_iter().zip(counts.each_ref().map(|count| count.load(Relaxed)));

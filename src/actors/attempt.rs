@@ -216,7 +216,8 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
         }
         Outcome::Returned(Err(EngineError::Refused(text))) => {
             attempt.note_failed(record, Cause::Client); // The engine is well: nothing is suspected, nothing restarts.
-            Terminal::Error(attempt.error(ErrorCode::InvalidParams, format!("the engine refuses the request: {text}")))
+            let text = format!("the engine refuses the request: {text}");
+            Terminal::Error(attempt.error(ErrorCode::InvalidParams, text).quoting(Cause::Client))
         }
         Outcome::Returned(Err(error)) => match attempt.lost(record, epoch, error) {
             Some(terminal) => terminal,

@@ -66,6 +66,7 @@ impl TaskRecord {
             resume_gap: state.resume_gap,
             tokens_in,
             tokens_out: output.0,
+            weight: state.route.as_ref().map_or(1, |route| route.client.policy().weight),
             bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.log.bytes(),
         };
         self.wake_readers(state);

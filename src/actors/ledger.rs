@@ -3,10 +3,8 @@
 //! It alone knows ids (ORCH-3024), ends tasks, counts and logs their ends, and forgets them by the bounds of
 //! [`RetentionConfig`]. A restarted actor finds here what it has lost.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -16,11 +14,12 @@ use crate::actors::failures::{FailedTask, Failures};
 use crate::actors::gate::Permit;
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
+use crate::actors::retained::{Ended, Retained};
 use crate::actors::sample::note_end;
 use crate::actors::task_log;
 use crate::actors::task_view::SealedTask;
 use crate::config::RetentionConfig;
-use crate::core::id::{Epoch, TaskId, TaskSeq};
+use crate::core::id::{ClientId, Epoch, TaskId, TaskSeq};
 use crate::core::lifecycle::Intent;
 use crate::core::seed::effective_seed;
 use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
@@ -33,32 +32,66 @@ use crate::planted::planted;
 pub(crate) struct Ledger {
     env: Env,
     /// Sharded, since every submission and every cancel looks here. Its order of iteration is never used.
-    tasks: DashMap<TaskId, Arc<TaskRecord>>,
+    tasks: DashMap<TaskId, Namesakes>,
     next_seq: AtomicU64,
-    retention: RetentionConfig,
     /// Ended tasks in the order of their ends. One short lock for each end.
-    ended: Mutex<Ended>,
+    ended: Mutex<Retained>,
     pub(crate) failures: Failures,
 }
 
-#[derive(Default)]
-struct Ended {
-    order: VecDeque<(TaskId, TaskSeq, Timestamp, usize)>,
-    bytes: u64,
+/// The tasks of one id, of different clients: an id is its client's own. Nearly always there is one.
+struct Namesakes {
+    first: Arc<TaskRecord>,
+    others: Vec<Arc<TaskRecord>>,
+}
+
+impl Namesakes {
+    fn all(&self) -> impl Iterator<Item = &Arc<TaskRecord>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    fn of(&self, client: &ClientId) -> Option<&Arc<TaskRecord>> {
+        self.all().find(|record| record.request.client_id == *client)
+    }
+
+    /// Takes a task out; returns whether it was the last.
+    fn remove(&mut self, seq: TaskSeq) -> bool {
+        if self.first.seq != seq {
+            self.others.retain(|other| other.seq != seq);
+            return false;
+        }
+        if self.others.is_empty() {
+            return true;
+        }
+        self.first = self.others.remove(0);
+        false
+    }
 }
 
 impl Ledger {
     pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
         let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
-        Ledger { env, tasks, next_seq, retention, ended: Mutex::default(), failures: Failures::default() }
+        let ended = Mutex::new(Retained::new(&retention));
+        Ledger { env, tasks, next_seq, ended, failures: Failures::default() }
     }
 
-    /// The task with this id.
+    /// The task with this id; where several clients have one, that of the client who used it first.
     pub(crate) fn get(&self, id: &TaskId) -> Option<Arc<TaskRecord>> {
-        self.tasks.get(id).map(|record| record.clone())
+        self.tasks.get(id).map(|namesakes| namesakes.first.clone())
     }
 
-    /// Opens a record for a task, or returns the one that has its id already.
+    /// This client's task with this id.
+    pub(crate) fn get_of(&self, client: &ClientId, id: &TaskId) -> Option<Arc<TaskRecord>> {
+        self.tasks.get(id)?.of(client).cloned()
+    }
+
+    /// Every client's task with this id.
+    #[cfg(feature = "service")]
+    pub(crate) fn every(&self, id: &TaskId) -> Vec<Arc<TaskRecord>> {
+        self.tasks.get(id).map(|namesakes| namesakes.all().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Opens a record for a task, or returns the one of its client that has its id already.
     pub(crate) fn open(
         &self,
         id: TaskId,
@@ -66,18 +99,22 @@ impl Ledger {
         permit: Permit,
         now: Timestamp,
     ) -> Result<Arc<TaskRecord>, Arc<TaskRecord>> {
-        match self.tasks.entry(id) {
-            Entry::Occupied(known) => Err(known.get().clone()),
-            Entry::Vacant(place) => {
-                let id = place.key().clone();
-                let seq = TaskSeq(self.next_seq.fetch_add(1, Relaxed));
-                let seed = effective_seed(request.seed, &id);
-                let record = Arc::new(TaskRecord::new(id, seq, request.clone(), seed, now, permit));
-                place.insert(record.clone());
-                self.env.trace(|| TraceKind::Submitted { seq });
-                Ok(record)
-            }
+        let mut place = self.tasks.entry(id);
+        if let Entry::Occupied(taken) = &place
+            && let Some(known) = taken.get().of(&request.client_id)
+        {
+            return Err(known.clone());
         }
+        let id = place.key().clone();
+        let seq = TaskSeq(self.next_seq.fetch_add(1, Relaxed));
+        let seed = effective_seed(request.seed, &id);
+        let record = Arc::new(TaskRecord::new(id, seq, request.clone(), seed, now, permit));
+        match &mut place {
+            Entry::Occupied(taken) => taken.get_mut().others.push(record.clone()),
+            Entry::Vacant(_) => drop(place.insert(Namesakes { first: record.clone(), others: Vec::new() })),
+        }
+        self.env.trace(|| TraceKind::Submitted { seq });
+        Ok(record)
     }
 
     /// Ends a task, and does all that follows from an end: counters, log, trace, memory. With `by`, only for that epoch.
@@ -107,7 +144,7 @@ impl Ledger {
                 let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
                 self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });
             }
-            self.retain(record, now, sealed.bytes);
+            self.retain(record, now, &sealed);
         } else {
             self.forget(&record.id, record.seq); // Never accepted: its id is free again.
         }
@@ -115,33 +152,26 @@ impl Ledger {
     }
 
     fn forget(&self, id: &TaskId, seq: TaskSeq) {
-        self.tasks.remove_if(id, |_, record| record.seq == seq);
+        let is_alone = |namesakes: &Namesakes| namesakes.first.seq == seq && namesakes.others.is_empty();
+        if self.tasks.remove_if(id, |_, namesakes| is_alone(namesakes)).is_some() {
+            return;
+        }
+        if let Entry::Occupied(mut place) = self.tasks.entry(id.clone())
+            && place.get_mut().remove(seq)
+        {
+            place.remove();
+        }
     }
 
     /// Remembers an ended task, and forgets those that exceed a bound.
-    fn retain(&self, record: &TaskRecord, now: Timestamp, bytes: usize) {
-        {
-            let mut ended = self.ended.lock();
-            ended.order.push_back((record.id.clone(), record.seq, now, bytes));
-            ended.bytes += bytes as u64;
-        }
+    fn retain(&self, record: &TaskRecord, at: Timestamp, sealed: &SealedTask) {
+        let ended = Ended { id: record.id.clone(), seq: record.seq, at, bytes: sealed.bytes };
+        self.ended.lock().push(&record.request.client_id, sealed.weight, ended);
         // One at a time: a record is dropped outside the lock, which every ending task takes.
-        while let Some((id, seq)) = self.next_to_forget(now) {
-            self.forget(&id, seq);
+        loop {
+            let Some(ended) = self.ended.lock().pop(at) else { return };
+            self.forget(&ended.id, ended.seq);
         }
-    }
-
-    fn next_to_forget(&self, now: Timestamp) -> Option<(TaskId, TaskSeq)> {
-        let mut ended = self.ended.lock();
-        let (_, _, since, _) = ended.order.front()?;
-        let too_old = now.since(*since) > Duration::from_millis(self.retention.age_ms);
-        let too_many = ended.order.len() > self.retention.tasks as usize;
-        if !too_old && !too_many && ended.bytes <= self.retention.bytes {
-            return None;
-        }
-        let (id, seq, _, bytes) = ended.order.pop_front()?;
-        ended.bytes -= bytes as u64;
-        Some((id, seq))
     }
 
     /// Tasks of this pool that have not ended, in the order of submission.
@@ -160,12 +190,15 @@ impl Ledger {
             let (phase, pool) = record.place();
             wanted(phase, pool)
         };
-        let mut found: Vec<_> = self.tasks.iter().filter(|entry| matches(entry)).map(|entry| entry.clone()).collect();
+        let mut found: Vec<_> = Vec::new();
+        for namesakes in &self.tasks {
+            found.extend(namesakes.all().filter(|record| matches(record)).cloned());
+        }
         found.sort_by_key(|record| record.seq);
         found
     }
 
-    /// Number of tasks that are known, ended ones included.
+    /// Number of ids that are known, of ended tasks included.
     pub(crate) fn len(&self) -> usize {
         self.tasks.len()
     }

@@ -50,7 +50,8 @@ impl Attempt {
             self.give_back(record, epoch);
             return None;
         }
-        Some(Terminal::Error(self.error(ErrorCode::WorkerReset, error.to_string())))
+        let cause = error.cause();
+        Some(Terminal::Error(self.error(ErrorCode::WorkerReset, error.to_string()).quoting(cause)))
     }
 
     /// Its engine has too much to do: it is left alone for a while. The task waits for it, or for another; at most as long as it may run.
@@ -63,7 +64,7 @@ impl Attempt {
         self.eject(until, asked.map_or(now, |asked| now.after(asked)));
         self.has_gone_round(record).then(|| {
             let text = format!("every engine was busy for {wall:?}; the last one said: {said}");
-            let error = self.error(ErrorCode::ReplicaExhausted, text);
+            let error = self.error(ErrorCode::ReplicaExhausted, text).quoting(Cause::Busy);
             Terminal::Error(error.retry_after(until.since(now)))
         })
     }

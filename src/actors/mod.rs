@@ -45,6 +45,7 @@ pub mod reload;
 mod reload_walk;
 pub(crate) mod replay;
 pub(crate) mod replica;
+mod retained;
 pub(crate) mod rollouts;
 pub(crate) mod root;
 pub(crate) mod route;

@@ -14,7 +14,7 @@ use crate::actors::shared::PoolShared;
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::lifecycle::Intent;
-use crate::core::line::Name;
+use crate::core::line::{Message, Name};
 use crate::core::model::{ModelChange, ModelSpec};
 use crate::core::reload::{Seen, Step, next};
 use crate::core::trace::TraceKind;
@@ -70,7 +70,7 @@ pub struct ReloadView {
     pub to: ModelSpec,
     /// Why it failed, if it has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Message>,
     /// How long it took, or takes until now, in milliseconds.
     pub took_ms: u64,
 }
@@ -89,7 +89,7 @@ pub(crate) struct Reloads {
 struct Roll {
     from: Arc<Edition>,
     to: Arc<Edition>,
-    failed: Option<String>,
+    failed: Option<Message>,
     began_at: Timestamp,
     /// When it last came a step further.
     progress_at: Timestamp,
@@ -270,7 +270,7 @@ impl PoolShared {
     pub(crate) fn fail_reload(&self, of: u64, reason: String) {
         if let Some(roll) = self.reloads.lock().roll.as_mut().filter(|roll| roll.to.generation == of) {
             tracing::warn!(pool_id = %self.id, to = %roll.to.spec.model, %reason, "a reload failed and is undone");
-            roll.failed.get_or_insert(reason);
+            roll.failed.get_or_insert(reason.into());
             roll.progress_at = self.env.now();
         }
     }

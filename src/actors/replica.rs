@@ -193,7 +193,7 @@ impl ReplicaShared {
         let failing = self.failing.lock().clone();
         let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
         self.deaths[cause.index()].fetch_add(1, Relaxed);
-        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event, ToString::to_string).into()));
+        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event.into(), EngineError::whole)));
     }
 
     /// It gave other tokens than an earlier run did.

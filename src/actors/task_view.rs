@@ -84,8 +84,18 @@ pub(crate) struct SealedTask {
     pub(crate) resume_gap: Option<Duration>,
     pub(crate) tokens_in: Tokens,
     pub(crate) tokens_out: u32,
+    /// Its client's weight.
+    pub(crate) weight: u32,
     /// Memory that the record goes on holding.
     pub(crate) bytes: usize,
+}
+
+impl TaskView {
+    /// The same without what an engine said: for whoever may see how the task stands, and nothing of its content.
+    #[cfg(feature = "service")]
+    pub(crate) fn hide_words(&mut self) {
+        self.error.iter_mut().for_each(TaskError::hide_words);
+    }
 }
 
 impl TaskRecord {

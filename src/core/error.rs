@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::failure::Cause;
 use crate::core::line::{Message, Name};
 use crate::core::units::millis_ceil;
 
@@ -91,6 +92,9 @@ pub struct TaskError {
     /// The full-queue policy that decided, when one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// What the engine failed of whose words the message has. Not part of the envelope.
+    #[serde(skip)]
+    pub quotes: Option<Cause>,
     /// Tasks that would have been ahead of it, when a queue refused it. Not part of the envelope.
     #[serde(skip)]
     pub queue_position: Option<u64>,
@@ -106,6 +110,7 @@ impl TaskError {
             retriable: code.retriable(),
             retry_after_ms: None,
             policy: None,
+            quotes: None,
             queue_position: None,
         }
     }
@@ -124,12 +129,32 @@ impl TaskError {
         self
     }
 
+    /// The same error, whose message has words of an engine that failed of this.
+    #[must_use]
+    pub fn quoting(mut self, cause: Cause) -> Self {
+        self.quotes = Some(cause);
+        self
+    }
+
+    /// The same error without what an engine said, which may be a part of the request: for whoever may not see that.
+    pub fn hide_words(&mut self) {
+        if let Some(cause) = self.quotes {
+            self.message = hidden(cause);
+        }
+    }
+
     /// The same error, naming the full-queue policy that decided.
     #[must_use]
     pub fn policy(mut self, policy: impl Into<String>) -> Self {
         self.policy = Some(policy.into());
         self
     }
+}
+
+/// What stands for the words of an engine that failed of this.
+pub fn hidden(cause: Cause) -> Message {
+    let cause = cause.as_str();
+    format!("the engine failed: {cause}; what it said is for the task's client and for 'admin'").into()
 }
 
 #[cfg(test)]

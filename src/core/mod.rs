@@ -18,6 +18,7 @@ pub mod hash;
 pub mod headroom;
 pub mod health;
 mod heap;
+pub mod holders;
 pub mod id;
 pub mod journal;
 pub mod lifecycle;

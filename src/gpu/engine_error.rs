@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::core::failure::Cause;
-use crate::core::line::{LastLines, Line};
+use crate::core::line::{LastLines, Line, Message};
 use crate::gpu::engine::Stopped;
 
 /// How a process ended.
@@ -27,11 +27,15 @@ impl std::fmt::Display for Exit {
     }
 }
 
-fn said_last(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!("; it said last: {said}") }
-}
-
 impl EngineError {
+    /// The error with the last lines of a process that has ended: they may have words of anybody's requests.
+    pub fn whole(&self) -> Message {
+        match self {
+            EngineError::Exited { said, .. } if !said.is_empty() => format!("{self}; it said last: {said}").into(),
+            _ => self.to_string().into(),
+        }
+    }
+
     /// What an attempt was lost to, or a worker died of.
     pub fn cause(&self) -> Cause {
         match self {
@@ -108,7 +112,7 @@ pub enum EngineError {
     #[error("the engine hangs: {0}")]
     Hung(Line),
     /// Its process has ended.
-    #[error("the engine's process has ended: {how}{}", said_last(.said))]
+    #[error("the engine's process has ended: {how}")]
     Exited {
         /// With an exit code, or by a signal.
         how: Exit,

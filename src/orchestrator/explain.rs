@@ -52,9 +52,20 @@ pub struct Explanation {
     /// The limit that refused it, if it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<TaskError>,
+    /// How it failed, if it has.
+    #[serde(skip)]
+    error: Option<TaskError>,
 }
 
 impl Explanation {
+    /// The same without what an engine said: for whoever may see nothing of the task's content.
+    #[cfg(feature = "service")]
+    pub(crate) fn hide_words(&mut self) {
+        let Some(error) = self.error.as_mut().filter(|error| error.quotes.is_some()) else { return };
+        error.hide_words();
+        self.why = error.to_string();
+    }
+
     /// The same without what it says of other clients and of the pools' insides: for whoever may see its own tasks only.
     #[cfg(feature = "service")]
     pub(crate) fn hide_others(&mut self) {
@@ -106,23 +117,43 @@ impl Orchestrator {
     pub async fn explain(&self, id: &TaskId) -> Result<Option<Explanation>, TaskError> {
         match self.runtime.ledger.get(id) {
             Some(record) => self.explain_known(&record).await.map(Some),
-            None => Ok(self.runtime.refusals.find(id).map(|refusal| Explanation {
-                task_id: id.clone(),
-                why: format!("it was refused: {}", refusal.message),
-                phase: None,
-                client_id: None,
-                priority: None,
-                pool_id: None,
-                replica_id: None,
-                predicted_start_ms: None,
-                standing: None,
-                pools: Vec::new(),
-                refusal: Some(refusal),
-            })),
+            None => Ok(self.explain_refused(None, id)),
         }
     }
 
-    async fn explain_known(&self, record: &TaskRecord) -> Result<Explanation, TaskError> {
+    /// The same of this client's task.
+    ///
+    /// # Errors
+    /// As [`Orchestrator::explain`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn explain_of(&self, client: &ClientId, id: &TaskId) -> Result<Option<Explanation>, TaskError> {
+        match self.runtime.ledger.get_of(client, id) {
+            Some(record) => self.explain_known(&record).await.map(Some),
+            None => Ok(self.explain_refused(Some(client), id)),
+        }
+    }
+
+    /// What is remembered of the newest refusal of this id.
+    pub(crate) fn explain_refused(&self, client: Option<&ClientId>, id: &TaskId) -> Option<Explanation> {
+        self.runtime.refusals.find(client, id).map(|(client, refusal)| Explanation {
+            task_id: id.clone(),
+            why: format!("it was refused: {}", refusal.message),
+            phase: None,
+            client_id: Some(client),
+            priority: None,
+            pool_id: None,
+            replica_id: None,
+            predicted_start_ms: None,
+            standing: None,
+            pools: Vec::new(),
+            refusal: Some(refusal),
+            error: None,
+        })
+    }
+
+    pub(crate) async fn explain_known(&self, record: &TaskRecord) -> Result<Explanation, TaskError> {
         let home = record.pool();
         let standing = match (&home, record.phase()) {
             (Some(pool), Phase::Queued) => ask_standing(pool, record).await?,
@@ -151,6 +182,7 @@ impl Orchestrator {
             standing,
             pools: self.runtime.pools.table().serving.iter().map(|pool| self.consider(pool, record)).collect(),
             refusal: None,
+            error: view.error,
         })
     }
 

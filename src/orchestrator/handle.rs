@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use crate::actors::cancel::cancel;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::reader::TaskStream;
+use crate::actors::record::TaskRecord;
 use crate::actors::root::RootMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::sessions::{SessionView, SessionsMsg};
@@ -65,10 +66,27 @@ impl Orchestrator {
 
     /// Ends a task. When this returns, its log is sealed: no token follows (ORCH-3017, ORCH-3026).
     pub fn cancel(&self, id: &TaskId) -> CancelOutcome {
-        let Some(record) = self.runtime.ledger.get(id) else {
-            return CancelOutcome::Unknown;
-        };
-        match cancel(&self.runtime, &record) {
+        self.runtime.ledger.get(id).map_or(CancelOutcome::Unknown, |record| self.cancel_known(&record))
+    }
+
+    /// This client's task with this id, as it stands now. Ids that clients choose are their own: two may choose the same, and then the
+    /// methods that are told an id alone mean the task of the client who used it first.
+    pub fn task_of(&self, client: &ClientId, id: &TaskId) -> Option<TaskView> {
+        self.runtime.ledger.get_of(client, id).map(|record| record.view())
+    }
+
+    /// The events of this client's task from index `from` on.
+    pub fn stream_of(&self, client: &ClientId, id: &TaskId, from: usize) -> Option<TaskStream> {
+        self.runtime.ledger.get_of(client, id).map(|record| TaskStream::new(record, from, &self.runtime))
+    }
+
+    /// Ends this client's task, as [`Orchestrator::cancel`] does.
+    pub fn cancel_of(&self, client: &ClientId, id: &TaskId) -> CancelOutcome {
+        self.runtime.ledger.get_of(client, id).map_or(CancelOutcome::Unknown, |record| self.cancel_known(&record))
+    }
+
+    pub(crate) fn cancel_known(&self, record: &TaskRecord) -> CancelOutcome {
+        match cancel(&self.runtime, record) {
             true => CancelOutcome::Canceled(record.view()),
             false => CancelOutcome::AlreadyEnded(record.view()),
         }

@@ -100,7 +100,7 @@ impl Orchestrator {
     async fn submit_as(&self, request: TaskRequest, mark: impl FnOnce(&TaskRecord)) -> Result<Submitted, TaskError> {
         let runtime = &self.runtime;
         let request = Arc::new(request);
-        while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get(id)) {
+        while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get_of(&request.client_id, id)) {
             if let Some(outcome) = same_task(runtime, known, &request).await {
                 return outcome;
             }
@@ -168,7 +168,7 @@ impl Orchestrator {
     /// Counts a refusal, and remembers it for a client that can name it.
     fn refused(&self, request: &TaskRequest, error: TaskError) -> TaskError {
         if let Some(id) = &request.task_id {
-            self.runtime.refusals.note(id.clone(), error.clone());
+            self.runtime.refusals.note(request.client_id.clone(), id.clone(), error.clone());
         }
         let counter = &self.runtime.rejected[code_index(error.code)];
         counter.fetch_add(1, Relaxed);

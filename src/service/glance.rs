@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::core::units::Timestamp;
 use crate::service::access::Principal;
 use crate::service::app::App;
+use crate::service::keys::Scope;
 use crate::service::stream::{event_response, void};
 use crate::views::OverviewView;
 
@@ -34,27 +35,46 @@ struct Glanced {
     cluster: Option<serde_json::Value>,
 }
 
+/// What was put together last: as JSON for operators, and for those who may only look.
+struct Picture {
+    at: Timestamp,
+    whole: Bytes,
+    without_words: Bytes,
+}
+
 /// What was put together last.
 #[derive(Default)]
-pub(crate) struct Glance(Mutex<Option<(Timestamp, Bytes)>>);
+pub(crate) struct Glance(Mutex<Option<Picture>>);
 
 impl Glance {
     /// The overview as one line of JSON, as of now or half a second ago.
-    fn json(&self, app: &App) -> Bytes {
+    fn json(&self, app: &App, principal: &Principal) -> Bytes {
+        let is_whole = principal.has(Scope::Admin);
+        let part = |picture: &Picture| if is_whole { &picture.whole } else { &picture.without_words }.clone();
         let orchestrator = &app.orchestrator;
         // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on elsewhere meanwhile.
         tokio::task::block_in_place(|| {
             let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
             let now = orchestrator.env().now();
-            if let Some((_, json)) = last.as_ref().filter(|(at, _)| now.since(*at) < AGE_MAX) {
-                return json.clone();
+            if let Some(picture) = last.as_ref().filter(|picture| now.since(picture.at) < AGE_MAX) {
+                return part(picture);
             }
             let (at_ms, overview) = (orchestrator.env().unix_ms(), orchestrator.overview());
             let uptime_s = overview.uptime_ms as f64 / 1000.0;
-            let glanced =
+            let mut glanced =
                 Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview, cluster: app.nodes.view() };
-            let json = Bytes::from(serde_json::to_vec(&glanced).unwrap_or_default()); // None of its types refuses.
-            *last = Some((now, json.clone()));
+            let json = |glanced: &Glanced| Bytes::from(serde_json::to_vec(glanced).unwrap_or_default()); // No type refuses.
+            let whole = json(&glanced);
+            // Without keys everybody is an operator.
+            let without_words = if app.access.is_on() {
+                glanced.overview.hide_words();
+                json(&glanced)
+            } else {
+                whole.clone()
+            };
+            let picture = Picture { at: now, whole, without_words };
+            let json = part(&picture);
+            *last = Some(picture);
             json
         })
     }
@@ -62,8 +82,8 @@ impl Glance {
 
 /// The runtime at a glance: pools with their percentiles and clients, devices, objectives, the newest failures.
 #[utoipa::path(get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
-pub(crate) async fn overview(State(app): State<App>) -> Response {
-    let mut response = Response::new(Body::from(app.glance.json(&app)));
+pub(crate) async fn overview(State(app): State<App>, principal: Principal) -> Response {
+    let mut response = Response::new(Body::from(app.glance.json(&app, &principal)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
@@ -85,7 +105,7 @@ pub(crate) async fn events(State(app): State<App>, principal: Principal) -> Resp
             }
             _ = ticks.tick() => {}
         }
-        let json = app.glance.json(&app);
+        let json = app.glance.json(&app, &principal);
         let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
         Some((Ok(piece), Some((app, principal, ticks))))
     });

@@ -15,6 +15,7 @@ use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::executed;
 use crate::service::http::{body_of, json_body};
+use crate::service::keys::Scope;
 use crate::service::request_guard::Asker;
 use crate::views::{PoolView, ReplicaSetView};
 
@@ -30,8 +31,12 @@ fn unknown_pool(orchestrator: &Orchestrator, id: &PoolId) -> ApiError {
 
 /// Every pool.
 #[utoipa::path(get, path = "/v1/pools", responses((status = 200, description = "Every pool as it stands.")))]
-pub(crate) async fn list(State(orchestrator): State<Orchestrator>) -> Json<Vec<PoolView>> {
-    Json(orchestrator.pools())
+pub(crate) async fn list(State(orchestrator): State<Orchestrator>, principal: Principal) -> Json<Vec<PoolView>> {
+    let mut pools = orchestrator.pools();
+    if !principal.has(Scope::Admin) {
+        pools.iter_mut().for_each(PoolView::hide_words);
+    }
+    Json(pools)
 }
 
 /// One pool; the status says whether it is Ready.
@@ -42,10 +47,14 @@ pub(crate) async fn list(State(orchestrator): State<Orchestrator>) -> Json<Vec<P
 ))]
 pub(crate) async fn health(
     State(orchestrator): State<Orchestrator>,
+    principal: Principal,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let id = parse_pool(&id)?;
-    let view = orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
+    let mut view = orchestrator.pool(&id).ok_or_else(|| unknown_pool(&orchestrator, &id))?;
+    if !principal.has(Scope::Admin) {
+        view.hide_words();
+    }
     let status = if view.state == PoolState::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(view)).into_response())
 }

@@ -1,13 +1,18 @@
 //! `/v1/tasks`: submit, look, stream, cancel.
 
+use std::sync::Arc;
+
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::actors::reader::TaskStream;
-use crate::core::id::TaskId;
+use crate::actors::record::TaskRecord;
+use crate::core::id::{ClientId, TaskId};
 use crate::core::traceparent::TraceParent;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
@@ -59,10 +64,45 @@ fn parse_id(id: &str) -> Result<TaskId, ApiError> {
     TaskId::parse(id).map_err(|error| ApiError::invalid(format!("task id in the path: {error}")))
 }
 
-/// Refuses what is another client's as if it were not there.
-fn owned(orchestrator: &Orchestrator, principal: &Principal, id: &TaskId) -> Result<(), ApiError> {
-    let task = orchestrator.task(id).filter(|task| principal.owns(&task.client_id));
-    task.map(|_| ()).ok_or_else(|| unknown(id))
+/// Whose task is meant, where an id does not say it: several clients may have chosen the same one.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Whose {
+    client_id: Option<String>,
+}
+
+type WhoseQuery = Result<Query<Whose>, QueryRejection>;
+
+/// The client that a query names.
+fn whose(query: WhoseQuery) -> Result<Option<ClientId>, ApiError> {
+    let Query(Whose { client_id }) =
+        query.map_err(|error| ApiError::invalid(format!("query: {}", error.body_text())))?;
+    let parsed = client_id.as_deref().map(ClientId::parse).transpose();
+    parsed.map_err(|error| ApiError::invalid(format!("query, 'client_id': {error}")))
+}
+
+/// The task of this id that is meant: of the client that is named, else the own one, else the only one. What may not be seen is as if it
+/// were not there.
+fn find(
+    orchestrator: &Orchestrator,
+    principal: &Principal,
+    id: &TaskId,
+    whose: Option<&ClientId>,
+    may: impl Fn(&Principal, &ClientId) -> bool,
+) -> Result<Arc<TaskRecord>, ApiError> {
+    let mut found = orchestrator.shared().ledger.every(id);
+    found.retain(|record| may(principal, &record.request.client_id));
+    let wanted = whose.unwrap_or(&principal.client_id);
+    if let Some(at) = found.iter().position(|record| record.request.client_id == *wanted) {
+        return Ok(found.swap_remove(at));
+    }
+    match (found.len(), whose) {
+        (2.., None) => {
+            Err(ApiError::invalid(format!("{} clients have a task {id}; name one with ?client_id=", found.len())))
+        }
+        (_, Some(_)) | (0, None) => Err(unknown(id)),
+        (1, None) => found.pop().ok_or_else(|| unknown(id)),
+    }
 }
 
 fn unknown(id: &TaskId) -> ApiError {
@@ -70,7 +110,7 @@ fn unknown(id: &TaskId) -> ApiError {
 }
 
 /// Where a task stands.
-#[utoipa::path(get, path = "/v1/tasks/{id}", params(("id" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/tasks/{id}", params(("id" = String, Path), ("client_id" = Option<String>, Query)), responses(
     (status = 200, description = "The task as it stands."),
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
 ))]
@@ -78,15 +118,20 @@ pub(crate) async fn status(
     State(orchestrator): State<Orchestrator>,
     principal: Principal,
     Path(id): Path<String>,
+    query: WhoseQuery,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
-    let task = orchestrator.task(&id).filter(|task| principal.sees(&task.client_id));
-    task.map(|view| Json(view).into_response()).ok_or_else(|| unknown(&id))
+    let record = find(&orchestrator, &principal, &id, whose(query)?.as_ref(), Principal::sees)?;
+    let mut view = record.view();
+    if !principal.owns(&view.client_id) {
+        view.hide_words();
+    }
+    Ok(Json(view).into_response())
 }
 
 /// A task's events, from the first or from behind `Last-Event-ID`.
 #[utoipa::path(get, path = "/v1/tasks/{id}/stream",
-    params(("id" = String, Path), ("Last-Event-ID" = Option<u64>, Header)), responses(
+    params(("id" = String, Path), ("client_id" = Option<String>, Query), ("Last-Event-ID" = Option<u64>, Header)), responses(
     (status = 200, description = "Events: started, token, metrics, end, error.", content_type = "text/event-stream"),
     (status = 204, description = "Nothing follows behind Last-Event-ID."),
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
@@ -95,11 +140,12 @@ pub(crate) async fn stream(
     State(app): State<App>,
     principal: Principal,
     Path(id): Path<String>,
+    query: WhoseQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let orchestrator = &app.orchestrator;
     let id = parse_id(&id)?;
-    owned(orchestrator, &principal, &id)?;
+    let record = find(orchestrator, &principal, &id, whose(query)?.as_ref(), Principal::owns)?;
     let from = match headers.get("last-event-id") {
         None => 0,
         Some(value) => {
@@ -108,7 +154,7 @@ pub(crate) async fn stream(
             last as usize + 1
         }
     };
-    let stream: TaskStream = orchestrator.stream(&id, from).ok_or_else(|| unknown(&id))?;
+    let stream = TaskStream::new(record, from, orchestrator.shared());
     if from > 0 && stream.is_exhausted() {
         return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
     }
@@ -116,7 +162,7 @@ pub(crate) async fn stream(
 }
 
 /// End a task. No token follows.
-#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", params(("id" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/tasks/{id}/cancel", params(("id" = String, Path), ("client_id" = Option<String>, Query)), responses(
     (status = 200, description = "The task has ended: by this call, or before it."),
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
 ))]
@@ -124,10 +170,11 @@ pub(crate) async fn cancel(
     State(orchestrator): State<Orchestrator>,
     principal: Principal,
     Path(id): Path<String>,
+    query: WhoseQuery,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
-    owned(&orchestrator, &principal, &id)?;
-    match orchestrator.cancel(&id) {
+    let record = find(&orchestrator, &principal, &id, whose(query)?.as_ref(), Principal::owns)?;
+    match orchestrator.cancel_known(&record) {
         CancelOutcome::Canceled(task) => Ok(Json(json!({ "canceled": true, "task": task })).into_response()),
         CancelOutcome::AlreadyEnded(task) => Ok(Json(json!({ "canceled": false, "task": task })).into_response()),
         CancelOutcome::Unknown => Err(unknown(&id)),
@@ -136,7 +183,7 @@ pub(crate) async fn cancel(
 
 /// Why a task stands where it stands: its place in class, client and lane, who is ahead and by how many tokens, which
 /// replicas could take it, which limit refused it.
-#[utoipa::path(get, path = "/v1/tasks/{id}/explain", params(("id" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/tasks/{id}/explain", params(("id" = String, Path), ("client_id" = Option<String>, Query)), responses(
     (status = 200, description = "Why the task waits, runs where it runs, or was refused."),
     (status = 404, description = "No such task.", body = crate::service::api::ErrorBody),
 ))]
@@ -144,16 +191,26 @@ pub(crate) async fn explain(
     State(orchestrator): State<Orchestrator>,
     principal: Principal,
     Path(id): Path<String>,
+    query: WhoseQuery,
 ) -> Result<Response, ApiError> {
     let id = parse_id(&id)?;
-    let explanation = orchestrator.explain(&id).await?;
-    // A refusal knows no client.
-    let may_see = |explained: &crate::Explanation| {
-        explained.client_id.as_ref().map_or(principal.has(Scope::Read), |client| principal.sees(client))
+    let whose = whose(query)?;
+    let mut explanation = match find(&orchestrator, &principal, &id, whose.as_ref(), Principal::sees) {
+        Ok(record) => orchestrator.explain_known(&record).await?,
+        Err(not_found) => {
+            // Whoever may see everybody's may leave the client out.
+            let own = (!principal.has(Scope::Read)).then_some(&principal.client_id);
+            let refused = orchestrator.explain_refused(whose.as_ref().or(own), &id);
+            refused
+                .filter(|refused| refused.client_id.as_ref().is_some_and(|client| principal.sees(client)))
+                .ok_or(not_found)?
+        }
     };
-    let mut explanation = explanation.filter(may_see).ok_or_else(|| unknown(&id))?;
     if !principal.has(Scope::Read) {
         explanation.hide_others();
+    }
+    if !explanation.client_id.as_ref().is_some_and(|client| principal.owns(client)) {
+        explanation.hide_words();
     }
     Ok(Json(explanation).into_response())
 }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::actors::latency::{Quantiles, Stage};
-use crate::core::error::ErrorCode;
+use crate::core::error::{ErrorCode, hidden};
+use crate::core::failure::Cause;
 use crate::core::id::{ClientId, PoolId, TaskId};
 use crate::core::line::Message;
 use crate::core::objectives::{SloView, Tally, Window, attained};
@@ -103,8 +104,26 @@ pub struct FailureView {
     pub code: ErrorCode,
     /// In words.
     pub message: Message,
+    #[serde(skip)]
+    quotes: Option<Cause>,
     /// How long ago, in milliseconds.
     pub ago_ms: u64,
+}
+
+impl OverviewView {
+    /// The same without what engines said: for whoever may not see what is in tasks.
+    #[cfg(feature = "service")]
+    pub(crate) fn hide_words(&mut self) {
+        for pool in &mut self.pools {
+            pool.pool.hide_words();
+            pool.reason = pool.pool.reason();
+        }
+        for failure in &mut self.failures {
+            if let Some(cause) = failure.quotes {
+                failure.message = hidden(cause);
+            }
+        }
+    }
 }
 
 impl PoolView {
@@ -163,6 +182,7 @@ impl Orchestrator {
             pool_id: failed.pool_id,
             code: failed.error.code,
             message: failed.error.message,
+            quotes: failed.error.quotes,
             ago_ms: millis_ceil(now.since(failed.at)),
         };
         OverviewView {
