@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use rustls::RootCertStore;
+#[cfg(feature = "service")]
+use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -36,4 +38,17 @@ pub(crate) fn roots(path: &str) -> Result<RootCertStore, String> {
         roots.add(certificate).map_err(|error| format!("{path}: {error}"))?;
     }
     Ok(roots)
+}
+
+/// The certificate revocation lists of a file; at least one.
+///
+/// # Errors
+/// The file cannot be read, or has none.
+#[cfg(feature = "service")]
+pub(crate) fn revocation_lists(path: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let fault =
+        |error: &dyn std::fmt::Display| format!("{path}: no certificate revocation lists in PEM format: {error}");
+    let found = CertificateRevocationListDer::pem_file_iter(Path::new(path)).map_err(|error| fault(&error))?;
+    let found = found.collect::<Result<Vec<_>, _>>().map_err(|error| fault(&error))?;
+    if found.is_empty() { Err(fault(&"there is none")) } else { Ok(found) }
 }

@@ -63,6 +63,7 @@ impl Config {
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults.extend(objectives.share_faults());
         faults.extend(self.http.host_faults());
+        faults.extend(self.http.tls_fault());
         let rates =
             [("access.failures_per_s", self.access.failures_per_s), ("http.requests_per_s", self.http.requests_per_s)];
         for (path, _) in rates.into_iter().filter(|(_, rate)| !(1e-6..=RATE_MAX).contains(rate)) {

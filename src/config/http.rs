@@ -55,6 +55,19 @@ pub struct TlsConfig {
     /// Who vouches for clients. With it, a client without such a certificate is not let in (mutual TLS).
     #[serde(default)]
     pub client_ca_file: Option<String>,
+    /// Certificate revocation lists: a client whose certificate is in one is not let in. Every authority in a client's chain needs a list
+    /// here, and one that is not over (`nextUpdate`); without, its clients are not let in. Needs `client_ca_file`.
+    #[serde(default)]
+    pub client_crl_file: Option<String>,
+}
+
+impl TlsConfig {
+    /// Its files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &str> {
+        let TlsConfig { certificate_file, key_file, client_ca_file, client_crl_file } = self;
+        let files = [Some(certificate_file), Some(key_file), client_ca_file.as_ref(), client_crl_file.as_ref()];
+        files.into_iter().flatten().map(String::as_str)
+    }
 }
 
 section! {
@@ -99,14 +112,20 @@ impl HttpConfig {
             ConfigError::new(format!("http.hosts[{position}]"), text)
         })
     }
+
+    /// What is wrong with the certificates' files, as far as it is seen without them.
+    pub(crate) fn tls_fault(&self) -> Option<ConfigError> {
+        let tls = self.tls.as_ref().filter(|tls| tls.client_crl_file.is_some() && tls.client_ca_file.is_none())?;
+        let list = tls.client_crl_file.as_deref().unwrap_or_default();
+        let text = format!("{list:?} says nothing while clients need no certificate; set client_ca_file too");
+        Some(ConfigError::new("http.tls.client_crl_file", text))
+    }
 }
 
 impl Config {
     /// The files of keys and certificates that it names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        let tls = self.http.tls.iter();
-        let tls = tls.flat_map(|tls| [Some(&tls.certificate_file), Some(&tls.key_file), tls.client_ca_file.as_ref()]);
-        self.access.keys_file.iter().chain(tls.flatten()).map(String::as_str)
+        self.access.keys_file.as_deref().into_iter().chain(self.http.tls.iter().flat_map(TlsConfig::files))
     }
 
     /// The same with other addresses to listen on, where they are given.
@@ -150,5 +169,31 @@ mod tests {
         let http = HttpConfig { hosts: vec!["a.test".into(), "a.test:80".into()], ..HttpConfig::default() };
         let faults: Vec<String> = http.host_faults().map(|fault| fault.path).collect();
         assert_eq!(faults, ["http.hosts[1]"]);
+    }
+
+    #[test]
+    fn lists_of_revoked_certificates_need_somebody_who_vouches_for_clients() {
+        let file = |name: &str| Some(name.to_owned());
+        let fault = |ca: Option<String>, crl: Option<String>| {
+            let tls = TlsConfig {
+                certificate_file: "cert".into(),
+                key_file: "key".into(),
+                client_ca_file: ca,
+                client_crl_file: crl,
+            };
+            let config = Config {
+                http: HttpConfig { tls: Some(tls), ..HttpConfig::default() },
+                access: AccessConfig { keys_file: file("keys"), ..AccessConfig::default() },
+                ..Config::default()
+            };
+            let files = config.files().collect::<Vec<_>>().join(" ");
+            (files, config.http.tls_fault().map(|fault| fault.to_string()))
+        };
+        assert_eq!(fault(None, None), ("keys cert key".into(), None));
+        assert_eq!(fault(file("ca"), file("crl")), ("keys cert key ca crl".into(), None));
+        let (files, wrong) = fault(None, file("crl"));
+        assert_eq!(files, "keys cert key crl");
+        assert!(wrong.is_some_and(|wrong| wrong.starts_with("http.tls.client_crl_file: \"crl\" says nothing")));
+        assert!(HttpConfig::default().tls_fault().is_none());
     }
 }
