@@ -339,6 +339,7 @@ fn eight_hours_of_history_stay_under_a_hundred_megabytes() {
 fn where_keys_are_wanted_the_page_asks_for_one() {
     let Some(browser) = Browser::start() else { return };
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    crate::support::owners_alone(folder);
     let (keys, config) = (folder.join("dashboard-keys.json"), folder.join("dashboard-keys.yaml"));
     let _ = std::fs::remove_file(&keys);
     let made = Command::new(env!("CARGO_BIN_EXE_orchestratord"))

@@ -36,6 +36,7 @@ fn every_command_that_the_documents_say_to_run_works() {
             let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("documents-{line}-{}", document.len()));
             let _ = std::fs::remove_dir_all(&place); // None from an earlier run.
             std::fs::create_dir_all(&place).unwrap();
+            crate::support::owners_alone(&place);
             let output = Command::new("bash")
                 .args(["-euo", "pipefail", "-c", &block])
                 .current_dir(&place)

@@ -73,16 +73,24 @@ impl Config {
     }
 
     fn client_faults(&self, path: &str, client: &ClientConfig, faults: &mut Vec<ConfigError>) {
-        let at = |field: &str| format!("{path}.{field}");
-        check_range(&at("weight"), client.weight.into(), 1, WEIGHT_MAX.into(), faults);
+        faults.extend(client.faults(path));
         for (position, name) in client.pools.iter().flatten().enumerate() {
             if !self.pools.iter().any(|pool| pool.id == *name) {
                 let known: Vec<&str> = self.pools.iter().map(|pool| pool.id.as_str()).collect();
                 let text = format!("there is no pool {name:?}; there is {}", known.join(", "));
-                faults.push(ConfigError::new(at(&format!("pools[{position}]")), text));
+                faults.push(ConfigError::new(format!("{path}.pools[{position}]"), text));
             }
         }
-        let limits = &client.limits;
+    }
+}
+
+impl ClientConfig {
+    /// What is wrong with it whatever pools there are; `path` is where it stands. The file of keys is held against the same.
+    pub(crate) fn faults(&self, path: &str) -> Vec<ConfigError> {
+        let mut faults = Vec::new();
+        let at = |field: &str| format!("{path}.{field}");
+        check_range(&at("weight"), self.weight.into(), 1, WEIGHT_MAX.into(), &mut faults);
+        let limits = &self.limits;
         let rates = [
             ("requests", limits.requests_per_s, limits.requests_burst),
             ("tokens", limits.tokens_per_s, limits.tokens_burst),
@@ -96,9 +104,16 @@ impl Config {
                 let text = format!("a burst needs a rate: set {name}_per_s too");
                 faults.push(ConfigError::new(at(&format!("limits.{name}_burst")), text));
             }
-            check_range(&at(&format!("limits.{name}_burst")), burst.unwrap_or(1).into(), 1, u32::MAX.into(), faults);
+            check_range(
+                &at(&format!("limits.{name}_burst")),
+                burst.unwrap_or(1).into(),
+                1,
+                u32::MAX.into(),
+                &mut faults,
+            );
         }
-        check_range(&at("quotas.running"), client.quotas.running.unwrap_or(1).into(), 1, u32::MAX.into(), faults);
+        check_range(&at("quotas.running"), self.quotas.running.unwrap_or(1).into(), 1, u32::MAX.into(), &mut faults);
+        faults
     }
 }
 

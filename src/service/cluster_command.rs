@@ -1,16 +1,20 @@
 //! `orchestratord cluster`: certificates for a first cluster, and a look at a node.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use hyper::Method;
-use rustix::fs::Mode;
 use serde_json::Value;
 
 use crate::core::hash::hex;
 use crate::core::node::NodeName;
 use crate::service::cli::say;
+use crate::service::folder::Folder;
 use crate::service::remote::Remote;
 
 /// Bytes of a new cookie, before they are written in hexadecimal.
@@ -76,33 +80,30 @@ fn init(arguments: &InitArguments) -> Result<(), String> {
         }
         nodes.push((name, address));
     }
-    let folder = &arguments.folder;
-    let fault = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    std::fs::create_dir(folder).map_err(|error| fault(folder, &error))?;
-    let folder = folder.canonicalize().map_err(|error| fault(folder, &error))?;
+    let folder = Folder::make(&arguments.folder)?;
     let mut secret = [0; COOKIE_BYTES];
     getrandom::fill(&mut secret).map_err(|error| format!("the system has no chance for us: {error}"))?;
-    write_secret(&folder.join("cookie"), &hex(&secret))?;
+    write_secret(&folder, "cookie", &hex(&secret))?;
     let ca_key = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
     let mut ca = rcgen::CertificateParams::new(Vec::new()).map_err(|error| error.to_string())?;
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     ca.distinguished_name.push(rcgen::DnType::CommonName, "orchestratord cluster");
     let certificate = ca.self_signed(&ca_key).map_err(|error| error.to_string())?;
-    write(&folder.join("ca.pem"), &certificate.pem())?;
-    write_secret(&folder.join("ca.key"), &ca_key.serialize_pem())?;
+    write(&folder, "ca.pem", &certificate.pem())?;
+    write_secret(&folder, "ca.key", &ca_key.serialize_pem())?;
     let issuer = rcgen::Issuer::new(ca, ca_key);
     for (index, (name, address)) in nodes.iter().enumerate() {
         let params = rcgen::CertificateParams::new(vec![name.to_string()]).map_err(|error| error.to_string())?;
         let key = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
         let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
-        write(&folder.join(format!("{name}.pem")), &certificate.pem())?;
-        write_secret(&folder.join(format!("{name}.key")), &key.serialize_pem())?;
+        write(&folder, &format!("{name}.pem"), &certificate.pem())?;
+        write_secret(&folder, &format!("{name}.key"), &key.serialize_pem())?;
         let peers: String = nodes
             .iter()
             .filter(|(peer, _)| peer != name)
             .map(|(peer, address)| format!("    {peer}: \"{address}\"\n"))
             .collect();
-        let at = |file: &str| folder.join(file).display().to_string();
+        let at = |file: &str| folder.path(OsStr::new(file)).display().to_string();
         let text = format!(
             "# Node {name}. The pool is simulated: put your own in its place.\nhttp:\n  listen: 127.0.0.1:{}\ncluster:\n  name: {name}\n  \
              listen: {address}\n  peers:\n{peers}  tls:\n    ca_file: {}\n    certificate_file: {}\n    key_file: {}\n  cookie_file: {}\n\
@@ -113,28 +114,30 @@ fn init(arguments: &InitArguments) -> Result<(), String> {
             at(&format!("{name}.key")),
             at("cookie"),
         );
-        write(&folder.join(format!("{name}.yaml")), &text)?;
+        write(&folder, &format!("{name}.yaml"), &text)?;
     }
-    say(&format!("{}: an authority, a cookie, and for each node a certificate and a configuration", folder.display()));
+    let at = |file: &str| folder.path(OsStr::new(file)).display().to_string();
+    say(&format!("{}: an authority, a cookie, and for each node a certificate and a configuration", at("")));
     for (name, _) in &nodes {
-        say(&format!("  orchestratord serve --config {}", folder.join(format!("{name}.yaml")).display()));
+        say(&format!("  orchestratord serve --config {}", at(&format!("{name}.yaml"))));
     }
     say("keep ca.key where no node is: whoever has it can make nodes");
     Ok(())
 }
 
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+/// A file for everybody, by the umask.
+fn write(folder: &Folder, name: &str, text: &str) -> Result<(), String> {
+    let written = folder.create(OsStr::new(name), 0o644).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| format!("{}: {error}", folder.path(OsStr::new(name)).display()))
 }
 
 /// A file that only its owner reads, from its first moment.
-fn write_secret(path: &Path, text: &str) -> Result<(), String> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mode = (Mode::RUSR | Mode::WUSR).bits();
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| format!("{}: {error}", path.display()))
+fn write_secret(folder: &Folder, name: &str, text: &str) -> Result<(), String> {
+    let written = folder.create(OsStr::new(name), 0o600).and_then(|mut file| {
+        file.set_permissions(Permissions::from_mode(0o600))?; // Whatever the umask is.
+        file.write_all(text.as_bytes())
+    });
+    written.map_err(|error| format!("{}: {error}", folder.path(OsStr::new(name)).display()))
 }
 
 async fn status(remote: &Remote, json: bool) -> Result<(), String> {
@@ -204,5 +207,28 @@ async fn drain(remote: &Remote) -> Result<(), String> {
             return Ok(());
         }
         tokio::time::sleep(LOOK_PERIOD).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_cluster_has_secrets_that_their_owner_alone_reads_in_a_directory_that_was_not_there() {
+        let folder = std::env::temp_dir().join(format!("oc-cluster-init-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder); // Of an earlier run.
+        let arguments = InitArguments { folder: folder.clone(), nodes: vec!["a".into(), "b".into()] };
+        init(&arguments).unwrap();
+        let mode = |name: &str| std::fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
+        for secret in ["cookie", "ca.key", "a.key", "b.key"] {
+            assert_eq!(mode(secret), 0o600, "{secret}");
+        }
+        assert_eq!(mode("") & 0o022, 0);
+        let text = std::fs::read_to_string(folder.join("b.yaml")).unwrap();
+        assert!(text.contains(&folder.canonicalize().unwrap().join("b.key").display().to_string()), "{text}");
+        let error = init(&arguments).unwrap_err();
+        assert!(error.contains("File exists"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

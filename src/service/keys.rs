@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, ConfigError};
 use crate::core::hash::hex;
 use crate::core::id::{ClientId, PoolId};
-use crate::service::file_write;
+use crate::service::file_write::Place;
 
 /// What a key begins with, so that scanners for leaked secrets know it.
 const PREFIX: &str = "oc_";
@@ -123,6 +123,15 @@ impl ClientTerms {
         client.limits.requests_per_s = self.requests_per_s.or(client.limits.requests_per_s);
         client
     }
+
+    /// What the service would refuse of them, each with the field that it is in.
+    pub(crate) fn faults(&self) -> Vec<ConfigError> {
+        let field = |fault: ConfigError| {
+            let path = fault.path.rsplit('.').next().unwrap_or_default().to_owned();
+            ConfigError { path, message: fault.message }
+        };
+        self.over(ClientConfig::default()).faults("").into_iter().map(field).collect()
+    }
 }
 
 impl Default for KeyFile {
@@ -190,16 +199,40 @@ impl KeyFile {
         Ok(text)
     }
 
-    /// Reads a file; one that is not there has no keys.
+    /// Reads a file that a service is to begin with; one that is not there has no keys.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with it, or with what it says of clients.
+    pub fn load(path: &Path) -> Result<KeyFile, String> {
+        let file = Self::read(path)?;
+        file.check_terms().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(file)
+    }
+
+    /// Reads a file whose clients are looked at elsewhere; one that is not there has no keys.
     ///
     /// # Errors
     /// One line that says what is wrong with it.
-    pub fn load(path: &Path) -> Result<KeyFile, String> {
-        let text = match std::fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(KeyFile::default()),
-            other => other.map_err(|error| format!("{}: it cannot be read: {error}", path.display()))?,
-        };
-        let file: KeyFile = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    pub(crate) fn read(path: &Path) -> Result<KeyFile, String> {
+        match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(KeyFile::default()),
+            other => {
+                let text = other.map_err(|error| format!("{}: it cannot be read: {error}", path.display()))?;
+                Self::parse(&text, path)
+            }
+        }
+    }
+
+    /// Reads a file that is to be changed; `None` when it is not there.
+    ///
+    /// # Errors
+    /// As [`KeyFile::read`].
+    pub(crate) fn read_at(place: &Place) -> Result<Option<KeyFile>, String> {
+        place.text()?.map(|text| Self::parse(&text, place.path())).transpose()
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<KeyFile, String> {
+        let file: KeyFile = serde_json::from_str(text).map_err(|error| format!("{}: {error}", path.display()))?;
         file.check().map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(file)
     }
@@ -221,13 +254,38 @@ impl KeyFile {
         Ok(())
     }
 
-    /// Writes the file; one that was not there before is for its owner alone.
+    /// Whether a service takes what it says of clients.
+    fn check_terms(&self) -> Result<(), String> {
+        let of_client = |(name, terms): (&String, &ClientTerms)| {
+            let path = format!("clients.{name}");
+            let wrong_name = ClientId::parse(name).err().map(|error| format!("{path}: {error}"));
+            let faults = terms.faults().into_iter().map(|fault| format!("{path}.{fault}"));
+            wrong_name.into_iter().chain(faults).collect::<Vec<_>>()
+        };
+        let faults: Vec<String> = self.clients.iter().flat_map(of_client).collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
+    }
+
+    /// Writes the file; one that was not there before is for its owner alone. Nothing is written that a service would not take: it would go
+    /// on with the keys that it has.
+    ///
+    /// # Errors
+    /// One line that says why it could not be written; what was there is still there.
+    pub(crate) fn write(&self, place: &Place) -> Result<(), String> {
+        let refused = |error: String| {
+            format!("{}: {error}; a service does not take such a file, so nothing was changed", place.path().display())
+        };
+        self.check_terms().map_err(refused)?;
+        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
+        place.replace(format!("{text}\n").as_bytes())
+    }
+
+    /// Writes the file at this path, as the commands do.
     ///
     /// # Errors
     /// One line that says why it could not be written; what was there is still there.
     pub fn save(&self, path: &Path) -> Result<(), String> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
-        file_write::replace(path, format!("{text}\n").as_bytes())
+        self.write(&Place::find(path)?)
     }
 }
 
@@ -320,5 +378,29 @@ mod tests {
         std::fs::write(&path, "{\"version\":9,\"keys\":[]}").expect("written");
         assert!(KeyFile::load(&path).expect_err("another version").contains("version 9 is not known"));
         std::fs::remove_dir_all(&folder).expect("gone");
+    }
+
+    #[test]
+    fn what_is_said_of_clients_is_what_a_configuration_may_say() {
+        let faults = |terms: ClientTerms| {
+            let fields = terms.faults().into_iter().map(|fault| fault.path).collect::<Vec<_>>().join(",");
+            let file = KeyFile { clients: [("a.b".to_owned(), terms)].into(), ..KeyFile::default() };
+            assert_eq!(file.check_terms().is_ok(), fields.is_empty(), "{fields}");
+            fields
+        };
+        let good = ClientTerms { weight: Some(1), running: Some(1), queued: Some(0), requests_per_s: Some(0.5) };
+        assert_eq!((faults(ClientTerms::default()), faults(good)), (String::new(), String::new()));
+        assert_eq!(faults(ClientTerms { weight: Some(0), running: Some(0), ..good }), "weight,running");
+        for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300] {
+            assert_eq!(faults(ClientTerms { requests_per_s: Some(rate), ..good }), "requests_per_s", "{rate}");
+        }
+        let wrong = ClientTerms { weight: Some(0), ..good };
+        let file =
+            KeyFile { clients: [("a".to_owned(), wrong), ("b c".to_owned(), good)].into(), ..KeyFile::default() };
+        let error = file.check_terms().expect_err("two faults");
+        assert!(
+            error.starts_with("clients.a.weight: it must be from 1 to ") && error.contains("; clients.b c: "),
+            "{error}"
+        );
     }
 }

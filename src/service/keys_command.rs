@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use rustix::fs::FlockOperation;
 
 use crate::core::id::{ClientId, PoolId};
 use crate::service::access::unix_s;
 use crate::service::cli::{say, tell};
-use crate::service::file_write;
-use crate::service::keys::{Key, KeyFile, Scope};
-use crate::service::output;
+use crate::service::file_write::Place;
+use crate::service::keys::{ClientTerms, Key, KeyFile, Scope};
+use crate::service::{keys_lock, output};
 
 /// What to do with the keys.
 #[derive(Debug, Subcommand)]
@@ -73,7 +72,7 @@ pub(crate) fn run(command: KeyCommand) -> Result<(), String> {
     match command {
         KeyCommand::New(new) => make(new),
         KeyCommand::List { file } => {
-            let keys = KeyFile::load(&file)?.keys;
+            let keys = KeyFile::read(&file)?.keys;
             if keys.is_empty() {
                 say(&format!("{} has no keys; make one with: orchestratord key new --client NAME", file.display()));
             }
@@ -82,32 +81,6 @@ pub(crate) fn run(command: KeyCommand) -> Result<(), String> {
         }
         KeyCommand::Revoke { id, file } => revoke(&id, &file),
     }
-}
-
-/// Keeps others from changing the file, until it is dropped.
-fn hold(file: &Path) -> Result<std::fs::File, String> {
-    let file = file_write::target(file);
-    let lock = file.with_extension("lock");
-    let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", lock.display());
-    let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-    // It may be written to where nothing can be put beside it.
-    let opened = opened.or_else(|_| std::fs::File::open(&lock)); // Another user's, who may write to the file as well.
-    let held = opened.or_else(|error| match file.exists() {
-        true => std::fs::File::open(file_write::folder(&file)),
-        false => Err(error),
-    });
-    let held = held.map_err(|error| fault(&error))?;
-    rustix::fs::flock(&held, FlockOperation::LockExclusive).map_err(|error| fault(&error))?;
-    Ok(held)
-}
-
-/// Changes the file while nobody else does.
-fn change<T>(file: &Path, change: impl FnOnce(&mut KeyFile) -> Result<T, String>) -> Result<T, String> {
-    let _held = hold(file)?;
-    let mut keys = KeyFile::load(file)?;
-    let outcome = change(&mut keys)?;
-    keys.save(file)?;
-    Ok(outcome)
 }
 
 fn make(new: NewKey) -> Result<(), String> {
@@ -119,21 +92,23 @@ fn make(new: NewKey) -> Result<(), String> {
     scopes.sort();
     scopes.dedup();
     let expires_at = new.expires.as_deref().map(seconds).transpose()?.map(|seconds| now.saturating_add(seconds));
+    let terms = terms(&new)?;
     if output::leads_nowhere() {
         return Err("standard output is /dev/null, and the key is shown there and nowhere else".into());
     }
-    let _held = hold(&new.file)?;
-    let before = new.file.exists().then(|| KeyFile::load(&new.file)).transpose()?;
+    let place = Place::find(&new.file)?;
+    let _held = keys_lock::hold(&place)?;
+    let before = KeyFile::read_at(&place)?;
     let mut keys = before.clone().unwrap_or_default();
     let text = keys.add(&new.client, scopes, now, expires_at)?;
     if let Some(key) = keys.keys.last_mut() {
         key.pools = new.pools.clone();
     }
-    set_terms(&mut keys, &new);
-    keys.save(&new.file)?;
+    set_terms(&mut keys, &new.client, terms);
+    keys.write(&place)?;
     if let Err(error) = output::try_print(&format!("{text}\n")) {
         let lost = format!("standard output cannot be written to: {error}; nobody has seen the key");
-        return Err(match take_back(&new.file, before) {
+        return Err(match take_back(&place, before) {
             Ok(()) => format!("{lost}, and it was taken back"),
             Err(fault) => format!("{lost}, and it cannot be taken back: {fault}; revoke the newest one"),
         });
@@ -142,36 +117,60 @@ fn make(new: NewKey) -> Result<(), String> {
     Ok(())
 }
 
+/// What is said of the client, if the service takes it.
+fn terms(new: &NewKey) -> Result<ClientTerms, String> {
+    let terms = ClientTerms {
+        weight: new.weight,
+        running: new.quota_running,
+        queued: new.quota_queued,
+        requests_per_s: new.requests_per_s,
+    };
+    match terms.faults().first() {
+        None => Ok(terms),
+        Some(fault) => Err(format!("{}: {}", option(&fault.path), fault.message)),
+    }
+}
+
+/// The option that a field is given by.
+fn option(field: &str) -> &str {
+    match field {
+        "weight" => "--weight",
+        "running" => "--quota-running",
+        "queued" => "--quota-queued",
+        "requests_per_s" => "--requests-per-s",
+        other => other,
+    }
+}
+
 /// Puts what is said of the client into the file.
-fn set_terms(keys: &mut KeyFile, new: &NewKey) {
-    let limits =
-        [new.weight.is_some(), new.quota_running.is_some(), new.quota_queued.is_some(), new.requests_per_s.is_some()];
-    if limits.contains(&true) {
-        let client = keys.clients.entry(new.client.clone()).or_default();
-        client.weight = new.weight.or(client.weight);
-        client.running = new.quota_running.or(client.running);
-        client.queued = new.quota_queued.or(client.queued);
-        client.requests_per_s = new.requests_per_s.or(client.requests_per_s);
+fn set_terms(keys: &mut KeyFile, client: &str, terms: ClientTerms) {
+    if terms != ClientTerms::default() {
+        let client = keys.clients.entry(client.to_owned()).or_default();
+        client.weight = terms.weight.or(client.weight);
+        client.running = terms.running.or(client.running);
+        client.queued = terms.queued.or(client.queued);
+        client.requests_per_s = terms.requests_per_s.or(client.requests_per_s);
     }
 }
 
 /// Gives the file what it had before; one that was not there goes again.
-fn take_back(file: &Path, before: Option<KeyFile>) -> Result<(), String> {
+fn take_back(place: &Place, before: Option<KeyFile>) -> Result<(), String> {
     match before {
-        Some(keys) => keys.save(file),
-        None => std::fs::remove_file(file_write::target(file)).map_err(|error| error.to_string()),
+        Some(keys) => keys.write(place),
+        None => place.remove(),
     }
 }
 
 fn revoke(id: &str, file: &Path) -> Result<(), String> {
     let id = id.strip_prefix("oc_").unwrap_or(id).split('_').next().unwrap_or_default().to_owned();
-    change(file, |keys| {
-        let known = keys.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>().join(", ");
-        let key = keys.keys.iter_mut().find(|key| key.id == id);
-        let key = key.ok_or_else(|| format!("there is no key {id:?}; there is {known}"))?;
-        key.revoked_at.get_or_insert(unix_s());
-        Ok(())
-    })?;
+    let place = Place::find(file)?;
+    let _held = keys_lock::hold(&place)?;
+    let mut keys = KeyFile::read_at(&place)?.unwrap_or_default();
+    let known = keys.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>().join(", ");
+    let key = keys.keys.iter_mut().find(|key| key.id == id);
+    let key = key.ok_or_else(|| format!("there is no key {id:?}; there is {known}"))?;
+    key.revoked_at.get_or_insert(unix_s());
+    keys.write(&place)?;
     say(&format!("revoked {id}; a running service refuses it within a second"));
     Ok(())
 }

@@ -260,6 +260,7 @@ fn output_that_is_lost_is_an_error_and_a_reader_that_has_enough_is_none() {
 #[test]
 fn a_key_that_nobody_has_seen_is_taken_back() {
     let path = file("guest-keys.json");
+    crate::support::owners_alone(path.parent().unwrap());
     let _ = std::fs::remove_file(&path); // Of an earlier run.
     let keys = path.display().to_string();
     let new = ["key", "new", "--file", &keys, "--client", "alice", "--weight", "7"];
@@ -282,6 +283,7 @@ fn a_key_that_nobody_has_seen_is_taken_back() {
 fn keys_behind_a_symbolic_link_are_changed_where_they_are() {
     use std::os::unix::fs::PermissionsExt;
     let (link, target) = (file("guest-link.json"), file("guest-target.json"));
+    crate::support::owners_alone(link.parent().unwrap());
     for path in [&link, &target] {
         let _ = std::fs::remove_file(path); // Of an earlier run.
     }

@@ -160,6 +160,13 @@ impl Drop for Service {
     }
 }
 
+/// Takes from others what a generous umask gave them: the commands about keys write only where their user alone may.
+pub fn owners_alone(folder: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(folder).unwrap().permissions().mode();
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode & 0o7755)).unwrap();
+}
+
 /// Sends a signal to a process that this test has started, directly or through the runtime.
 pub fn kill(pid: u32, signal: &str) {
     let status = std::process::Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs");
