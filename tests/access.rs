@@ -3,6 +3,8 @@
 
 #[path = "access/browsers.rs"]
 mod browsers;
+#[path = "access/key_files.rs"]
+mod key_files;
 #[path = "access/matrix.rs"]
 mod matrix;
 #[path = "access/throttle.rs"]
@@ -13,7 +15,7 @@ mod tls;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::{Service, exchange};
+use crate::support::{Service, exchange, owners_alone};
 
 /// A file of this test program's own.
 fn file(name: &str) -> PathBuf {
@@ -30,6 +32,7 @@ fn orchestratord(arguments: &[&str]) -> (bool, String, String) {
 /// A file of keys of this name, without any key yet.
 fn keys(name: &str) -> String {
     let path = file(name);
+    owners_alone(path.parent().unwrap());
     let _ = std::fs::remove_file(&path); // None from an earlier run.
     path.display().to_string()
 }

@@ -68,18 +68,24 @@ pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, m
     }
 }
 
-/// Takes the keys as the file has them now. A file that is wrong or gone closes nothing and opens nothing.
+/// Takes the keys as the file has them now, together with what it says of clients. A file that is wrong or gone closes nothing and opens
+/// nothing.
 fn take_keys(app: &App) {
     let Some(path) = app.access.file() else { return };
     if !path.exists() {
         return tracing::error!(path = %path.display(), "the file of keys is gone; the keys that were read stay in force");
     }
-    match KeyFile::load(path) {
-        Ok(file) => {
-            app.access.set(&file);
-            tracing::info!(target: "audit", event = "keys_read", keys = file.keys.len(), "the keys have changed");
-            let _ = app.store.set_clients(file.clients); // What was wrong has been logged.
+    let file = match KeyFile::read(path) {
+        Ok(file) => file,
+        Err(error) => {
+            return tracing::error!(%error, "the file of keys is wrong; the keys that were read stay in force");
         }
-        Err(error) => tracing::error!(%error, "the file of keys is wrong; the keys that were read stay in force"),
+    };
+    // First what may fail: a new key never has what its client had before.
+    if let Err(faults) = app.store.set_clients(file.clients.clone()) {
+        let path = path.display();
+        return tracing::error!(%path, ?faults, "what the file of keys says of clients is wrong; the keys that were read stay in force");
     }
+    app.access.set(&file);
+    tracing::info!(target: "audit", event = "keys_read", keys = file.keys.len(), "the keys have changed");
 }
