@@ -17,6 +17,7 @@ pub(crate) mod dispatch;
 mod ending;
 pub(crate) mod engine_watch;
 pub mod event_log;
+mod explaining;
 pub(crate) mod failures;
 pub(crate) mod gate;
 pub(crate) mod gpu_monitor;

@@ -28,7 +28,7 @@ use crate::core::full::FullPolicy;
 use crate::core::id::{ClientId, TaskSeq};
 use crate::core::lifecycle::Intent;
 use crate::core::queue::{Arrival, Enqueued, Queue};
-use crate::core::standing::Standing;
+use crate::core::standing::{Picture, Standing};
 use crate::core::task::{Phase, Priority, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
@@ -94,6 +94,8 @@ pub(crate) struct QueueState {
     pub(super) armed: Option<Timestamp>,
     /// What waited when the pool began to leave has been handed over.
     pub(super) handed_over: bool,
+    /// What explanations are read from, and of when it is.
+    pub(super) picture: Option<(Timestamp, Picture)>,
 }
 
 impl Actor for QueueActor {
@@ -108,8 +110,17 @@ impl Actor for QueueActor {
         let mut books = shared.books.lock();
         let queue = Queue::new(pool.config.queue.bounds(), &mut books);
         let (deadlines, armed) = (BTreeSet::new(), None);
-        let mut state =
-            QueueState { runtime, pool, queue, credit: 0, generation, deadlines, armed, handed_over: false };
+        let mut state = QueueState {
+            runtime,
+            pool,
+            queue,
+            credit: 0,
+            generation,
+            deadlines,
+            armed,
+            handed_over: false,
+            picture: None,
+        };
         on_refill(&mut state, &mut books);
         state.publish(&books);
         drop(books);
@@ -137,7 +148,7 @@ impl Actor for QueueActor {
             QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
             QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
             QueueMsg::Explain { seq, reply } => {
-                let _ = reply.send(state.queue.standing(&books, seq, |record| record.session().cloned()));
+                let _ = reply.send(state.explain(&books, seq));
             }
             QueueMsg::Return { record } => on_return(state, &mut books, record),
             QueueMsg::Offer { slots } => state.credit += slots,

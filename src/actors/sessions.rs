@@ -19,6 +19,7 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::submission::Submission;
+use crate::core::holders::Holders;
 #[cfg(feature = "cluster")]
 use crate::core::id::PoolId;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
@@ -113,6 +114,9 @@ pub(crate) struct SessionsState {
     sessions: BTreeMap<Key, Session>,
     /// The conversation used longest ago first. Invariant: one entry for each of `sessions`, under its `turn`.
     by_use: BTreeMap<u64, Key>,
+    /// The same of each client. Never empty for one.
+    by_client: BTreeMap<ClientId, BTreeMap<u64, SessionId>>,
+    holders: Holders,
     next_turn: u64,
 }
 
@@ -126,7 +130,7 @@ impl Actor for Sessions {
         _: ActorRef<SessionsMsg>,
         runtime: Arc<RuntimeShared>,
     ) -> Result<SessionsState, ActorProcessingErr> {
-        Ok(SessionsState { runtime, sessions: BTreeMap::new(), by_use: BTreeMap::new(), next_turn: 0 })
+        Ok(SessionsState::new(runtime))
     }
 
     async fn handle(
@@ -188,45 +192,76 @@ fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolSha
 }
 
 impl SessionsState {
-    /// The conversation, opened if need be, as the one used last. The one used longest ago makes room.
+    fn new(runtime: Arc<RuntimeShared>) -> Self {
+        let holders = Holders::new(runtime.config().sessions.capacity.into(), 0);
+        let (sessions, by_use, by_client) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        SessionsState { runtime, sessions, by_use, by_client, holders, next_turn: 0 }
+    }
+
+    /// The conversation, opened if need be, as the one used last. Whoever has most makes room.
     fn touch(&mut self, key: Key) -> &mut Session {
         let turn = self.next_turn;
         self.next_turn += 1;
-        if !self.sessions.contains_key(&key) && self.is_full() {
-            let oldest = self.by_use.first_key_value().map(|(_, key)| key.clone());
-            oldest.iter().for_each(|oldest| self.forget(oldest));
+        match self.sessions.get(&key).map(|session| session.turn) {
+            Some(old) => self.leave(old, &key.0),
+            None => {
+                let weight = self.runtime.clients.get(&key.0).policy().weight;
+                self.holders.add(&key.0, weight, 0);
+                self.make_room();
+            }
         }
         self.by_use.insert(turn, key.clone());
+        self.by_client.entry(key.0.clone()).or_default().insert(turn, key.1.clone());
         let now = self.runtime.env.now();
         let session =
             self.sessions.entry(key).or_insert(Session { served_by: None, pool: None, tasks: 0, used_at: now, turn });
-        if session.turn != turn {
-            self.by_use.remove(&session.turn);
-        }
         (session.used_at, session.turn) = (now, turn);
         session
     }
 
+    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many.
+    fn make_room(&mut self) {
+        while self.holders.is_over() {
+            let Some(client) = self.holders.largest().cloned() else { return };
+            let oldest = self.by_client.get(&client).and_then(|own| own.first_key_value());
+            let Some((_, session)) = oldest else { return }; // It has none but the new one.
+            let key = (client, session.clone());
+            self.forget(&key);
+        }
+    }
+
+    /// Takes a conversation out of the orders of use.
+    fn leave(&mut self, turn: u64, client: &ClientId) {
+        self.by_use.remove(&turn);
+        if let Some(own) = self.by_client.get_mut(client) {
+            own.remove(&turn);
+            if own.is_empty() {
+                self.by_client.remove(client);
+            }
+        }
+    }
+
+    #[cfg(feature = "cluster")]
     fn is_full(&self) -> bool {
         self.sessions.len() >= self.runtime.config().sessions.capacity as usize
     }
 
     fn forget(&mut self, key: &Key) {
         if let Some(session) = self.sessions.remove(key) {
-            self.by_use.remove(&session.turn);
+            self.leave(session.turn, &key.0);
+            self.holders.sub(&key.0, 0);
         }
     }
 
     /// Forgets what nobody has used for the configured time.
     fn expire(&mut self) {
         let (now, ttl) = (self.runtime.env.now(), self.ttl());
-        while let Some(oldest) = self.by_use.first_entry() {
-            let used_at = self.sessions.get(oldest.get()).map(|session| session.used_at);
-            if used_at.is_some_and(|used_at| now.since(used_at) < ttl) {
+        while let Some((_, key)) = self.by_use.first_key_value() {
+            if self.sessions.get(key).is_some_and(|session| now.since(session.used_at) < ttl) {
                 break;
             }
-            let key = oldest.remove();
-            self.sessions.remove(&key);
+            let key = key.clone();
+            self.forget(&key);
         }
     }
 

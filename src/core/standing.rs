@@ -1,5 +1,7 @@
 //! Why a task waits: where it stands in class, client and lane, and who is ahead by how many tokens.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::core::chain::{List, NIL};
@@ -63,6 +65,34 @@ pub struct ClientAhead {
     pub queued: u32,
 }
 
+/// Whose turn comes when, as of some moment: what explanations are read from, so that those who ask cost nobody else anything.
+#[derive(Debug)]
+pub struct Picture {
+    /// Turns by class, the next one first.
+    order: [Vec<Turn>; 2],
+    /// Where each client's place in the accounts is in that order.
+    places: [Vec<(u32, usize)>; 2],
+    /// The nearest of them, with their names.
+    first: [Vec<Nearest>; 2],
+    /// Tasks that are out, by the client's place in the accounts.
+    running: BTreeMap<u32, u32>,
+}
+
+impl Picture {
+    /// Clients whose turn comes at some time: what a new picture costs goes by it.
+    pub fn clients(&self) -> usize {
+        self.order.iter().map(Vec::len).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Nearest {
+    id: ClientId,
+    weight: u32,
+    turn: Turn,
+    queued: u32,
+}
+
 /// Weighted tokens that a span of virtual time is worth at this weight.
 fn tokens(span: Virtual, weight: u32) -> u64 {
     u64::try_from((span * Virtual::from(weight) / SCALE).max(0)).unwrap_or(u64::MAX)
@@ -91,10 +121,40 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Where this task stands; `None` when it does not wait here. O(clients): for people who ask, not for the task path.
+    /// Whose turn comes when, as of now. O(clients log clients): whoever asks often keeps it for a while.
+    pub fn picture(&self, accounts: &Accounts) -> Picture {
+        let mut running = BTreeMap::new();
+        accounts.charges().for_each(|(_, charge)| *running.entry(charge.client).or_default() += 1);
+        let order = self.classes.each_ref().map(|class| {
+            let mut turns: Vec<Turn> = class.turns.iter().collect();
+            turns.sort_unstable();
+            turns
+        });
+        let first = Priority::ALL.map(|class| {
+            // One more than are named: whoever asks may be among them.
+            let nearest = order[class.index()].iter().take(CLIENTS_NAMED_MAX + 1);
+            nearest
+                .map(|turn| {
+                    let (id, weight) = (accounts.account(turn.slot).id.clone(), accounts.account(turn.slot).weight);
+                    Nearest { id, weight, turn: *turn, queued: accounts.waiting_in(turn.slot, class) }
+                })
+                .collect()
+        });
+        let places = order.each_ref().map(|turns| {
+            let mut places: Vec<(u32, usize)> =
+                turns.iter().enumerate().map(|(place, turn)| (turn.slot, place)).collect();
+            places.sort_unstable();
+            places
+        });
+        Picture { order, places, first, running }
+    }
+
+    /// Where this task stands, by a picture of a moment ago; `None` when it does not wait here. O(log clients), and what is before it in
+    /// its own lane is counted: for people who ask, not for the task path.
     pub fn standing(
         &self,
         accounts: &Accounts,
+        picture: &Picture,
         seq: TaskSeq,
         session_of: impl Fn(&T) -> Option<SessionId>,
     ) -> Option<Standing> {
@@ -102,18 +162,18 @@ impl<T> Queue<T> {
         let node = &self.nodes[key as usize];
         let (slot, class) = (node.client, node.class);
         let (account, lane) = (accounts.account(slot), self.lane(slot, class));
-        let turns = &self.classes[class.index()].turns;
         let own_turn = (account.time[class.index()], account.rank);
-        let mut ahead: Vec<Turn> =
-            turns.iter().filter(|turn| turn.slot != slot && (turn.time, turn.rank) < own_turn).collect();
-        ahead.sort_unstable();
-        let named = ahead.iter().take(CLIENTS_NAMED_MAX).map(|turn| {
-            let other = accounts.account(turn.slot);
-            ClientAhead {
-                client_id: other.id.clone(),
-                tokens: tokens(own_turn.0 - turn.time, other.weight),
-                queued: accounts.waiting_in(turn.slot, class),
-            }
+        let order = &picture.order[class.index()];
+        let before = order.partition_point(|turn| (turn.time, turn.rank) < own_turn);
+        let places = &picture.places[class.index()];
+        let own_place = places.binary_search_by_key(&slot, |(slot, _)| *slot).map(|at| places[at].1);
+        let ahead = before - usize::from(own_place.is_ok_and(|place| place < before)); // Its turn of a moment ago.
+        let nearest = picture.first[class.index()].iter();
+        let nearest = nearest.filter(|other| other.id != account.id && (other.turn.time, other.turn.rank) < own_turn);
+        let named = nearest.take(CLIENTS_NAMED_MAX).map(|other| ClientAhead {
+            client_id: other.id.clone(),
+            tokens: tokens(own_turn.0 - other.turn.time, other.weight),
+            queued: other.queued,
         });
         let clients_ahead_first: Vec<ClientAhead> = named.collect();
         let class_next = self.next_class(accounts);
@@ -122,7 +182,7 @@ impl<T> Queue<T> {
             u64::try_from(behind.max(0)).unwrap_or(u64::MAX)
         });
         let (lane_ahead, queued) = (self.lane_ahead(key), accounts.waiting_in(slot, class));
-        let running = accounts.charges().filter(|(_, charge)| charge.client == slot).count() as u32;
+        let running = picture.running.get(&slot).copied().unwrap_or_default();
         let mut standing = Standing {
             why: String::new(),
             class,
@@ -133,7 +193,7 @@ impl<T> Queue<T> {
             client_weight: account.weight,
             client_queued: queued,
             client_running: running,
-            clients_ahead: ahead.len() as u32,
+            clients_ahead: ahead as u32,
             clients_ahead_first,
             lane_ahead,
             waits_for_session: node.stands_aside.then(|| session_of(&node.item)).flatten(),
@@ -265,7 +325,9 @@ mod tests {
             self.queue.dispatch(&mut self.accounts, |_| true).map(|(seq, _)| seq)
         }
         fn standing(&self, number: u64) -> Standing {
-            self.queue.standing(&self.accounts, TaskSeq(number), Clone::clone).expect("it waits")
+            self.queue
+                .standing(&self.accounts, &self.queue.picture(&self.accounts), TaskSeq(number), Clone::clone)
+                .expect("it waits")
         }
     }
 
@@ -300,6 +362,23 @@ mod tests {
         assert_eq!((standing.class_next, standing.class_behind_tokens), (Some(Priority::Interactive), 9 * 200));
         assert!(standing.why.contains("turn of the interactive class"), "{}", standing.why);
         assert_eq!(lab.standing(2).why, "it is next; no slot is free");
+    }
+
+    #[test]
+    fn a_picture_of_a_moment_ago_still_answers_for_who_came_went_and_was_served_since() {
+        let mut lab = Lab::new();
+        (0..10).for_each(|number| lab.add(number, &format!("c{number}"), None, Priority::Batch));
+        (10..20).for_each(|number| lab.add(number, &format!("c{}", number - 10), None, Priority::Batch));
+        let picture = lab.queue.picture(&lab.accounts);
+        assert_eq!(picture.clients(), 10);
+        let old = |lab: &Lab, number| lab.queue.standing(&lab.accounts, &picture, TaskSeq(number), Clone::clone);
+        assert_eq!(old(&lab, 19), Some(lab.standing(19)), "nothing has happened");
+        assert_eq!(lab.dispatch(), Some(TaskSeq(0)));
+        let served = old(&lab, 10).expect("it waits");
+        assert_eq!(served.clients_ahead, 9, "its own turn of before is not ahead of it");
+        assert!(served.clients_ahead_first.iter().all(|ahead| ahead.client_id.as_str() != "c0"));
+        lab.add(20, "new", None, Priority::Batch);
+        assert!(old(&lab, 20).is_some() && old(&lab, 0).is_none());
     }
 
     #[test]

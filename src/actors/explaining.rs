@@ -1,0 +1,25 @@
+//! Where a waiting task stands, for people who ask: however many ask, the queue draws its picture at most ten times a second.
+
+use std::time::Duration;
+
+use crate::actors::queue::QueueState;
+use crate::core::fairness::Accounts;
+use crate::core::id::TaskSeq;
+use crate::core::standing::{Picture, Standing};
+use crate::core::units::Timestamp;
+
+/// Clients up to which each explanation is of this moment; with more, all that are asked for within [`PICTURE_AGE`] are of one.
+const PICTURE_CLIENTS: usize = 256;
+const PICTURE_AGE: Duration = Duration::from_millis(100);
+
+impl QueueState {
+    /// Where a task stands.
+    pub(super) fn explain(&mut self, books: &Accounts, seq: TaskSeq) -> Option<Standing> {
+        let now = self.pool.env.now();
+        let is_good =
+            |(at, picture): &(Timestamp, Picture)| picture.clients() > PICTURE_CLIENTS && now.since(*at) < PICTURE_AGE;
+        let kept = self.picture.take().filter(is_good);
+        let (_, picture) = self.picture.insert(kept.unwrap_or_else(|| (now, self.queue.picture(books))));
+        self.queue.standing(books, picture, seq, |record| record.session().cloned())
+    }
+}
