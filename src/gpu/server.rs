@@ -347,8 +347,22 @@ fn filled(command: &[String], context: &EngineContext, ports: &[u16]) -> Vec<Str
         ("{index}", context.replica.index.to_string()),
         ("{tensor_split}", split.join(",")),
     ]);
-    let fill = |part: &String| values.iter().fold(part.clone(), |part, (name, value)| part.replace(name, value));
-    command.iter().map(fill).collect()
+    command.iter().map(|part| filled_part(part, &values)).collect()
+}
+
+/// One argument, read once from its begin to its end: what is filled in is not looked through again.
+fn filled_part(part: &str, values: &[(&str, String)]) -> String {
+    let (mut filled, mut rest) = (String::with_capacity(part.len()), part);
+    while let Some(at) = rest.find('{') {
+        let (before, from) = rest.split_at(at);
+        filled.push_str(before);
+        let named = values.iter().find_map(|(name, value)| Some((from.strip_prefix(name)?, value.as_str())));
+        // A brace that begins no name of ours is a part of the argument.
+        let (behind, value) = named.unwrap_or((&from[1..], "{"));
+        filled.push_str(value);
+        rest = behind;
+    }
+    filled + rest
 }
 
 #[cfg(test)]
@@ -374,6 +388,32 @@ mod tests {
         let server = Server::new(&crate::gpu::runs::tests::context(1));
         assert!(server.client.set(HttpClient::new(base, None)).is_ok());
         server
+    }
+
+    #[test]
+    fn each_argument_is_filled_once_whatever_is_filled_in() {
+        let values = [
+            ("{port}", "80".to_owned()),
+            ("{model}", "{slots} {model} {port}{".to_owned()),
+            ("{slots}", "4".to_owned()),
+        ];
+        let cases = [
+            ("{model}", "{slots} {model} {port}{"),
+            ("--x={slots},{slots}", "--x=4,4"),
+            ("{{port}}", "{80}"),
+            ("{port", "{port"),
+            ("{other} {} {slots}", "{other} {} 4"),
+            ("{\u{e9}}{port}", "{\u{e9}}80"),
+            ("{", "{"),
+            ("", ""),
+        ];
+        for (part, wanted) in cases {
+            assert_eq!(filled_part(part, &values), wanted, "{part}");
+        }
+        let mut context = crate::gpu::runs::tests::context(3);
+        context.pool = std::sync::Arc::new(PoolConfig { model: "{slots}-{index}".into(), ..(*context.pool).clone() });
+        let command = ["{model}", "{port}", "{port3}", "{slots}", "{index}"].map(str::to_owned);
+        assert_eq!(filled(&command, &context, &[1, 2, 3]), ["{slots}-{index}", "1", "3", "3", "0"]);
     }
 
     #[tokio::test]
