@@ -10,6 +10,7 @@ mod masks;
 mod objectives;
 mod order;
 mod pool;
+mod process;
 mod resume;
 mod sim;
 
@@ -27,7 +28,8 @@ pub use devices::{AntiAffinity, DriverUse, GpuConfig, Resolved, resolve};
 pub use http::{AccessConfig, HttpConfig, TlsConfig};
 pub use objectives::{BatchObjectives, InteractiveObjectives, ObjectivesConfig};
 pub use order::{ClassOrder, ClassWeights, CostConfig, MemoryConfig, QueueConfig};
-pub use pool::{DeviceRef, ModelFile, PoolConfig, ProcessConfig, ReplicaConfig};
+pub use pool::{DeviceRef, ModelFile, PoolConfig, ReplicaConfig};
+pub use process::ProcessConfig;
 pub use resume::ResumeConfig;
 pub use sim::{SimConfig, SimFaults};
 

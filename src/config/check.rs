@@ -3,7 +3,7 @@
 use crate::config::{
     CTX_DEFAULT, ClientConfig, Config, ConfigError, DEADLINE_MS_MAX, PoolConfig, QUEUE_CAPACITY_MAX, SLOTS_MAX,
 };
-use crate::config::{cluster, masks};
+use crate::config::{cluster, masks, process};
 use crate::core::fairness::WEIGHT_MAX;
 use crate::core::id::{ClientId, PoolId};
 
@@ -11,6 +11,10 @@ use crate::core::id::{ClientId, PoolId};
 const TOKEN_COST_MAX: u64 = 1_000;
 /// Largest rate of a limit, a second.
 const RATE_MAX: f64 = 1e9;
+/// Longest name of a model, in characters. It stands in answers, log lines and labels of metrics.
+const NAME_CHARS_MAX: usize = 256;
+/// Longest path of a model's file, in bytes: what Linux takes.
+const PATH_BYTES_MAX: usize = 4095;
 
 impl Config {
     /// Checks everything that the types cannot, and returns every fault found.
@@ -31,6 +35,7 @@ impl Config {
             }
         }
         masks::faults(self, &mut faults);
+        process::faults(self, &mut faults);
         self.client_faults("default_client", &self.default_client, &mut faults);
         for (name, client) in &self.clients {
             let path = format!("clients.{name}");
@@ -146,6 +151,8 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
         faults.push(ConfigError::new(at("replicas"), "at least one is needed, and at most 65535"));
     }
     masks::pool_faults(pool, path, faults);
+    process::pool_faults(pool, path, faults);
+    model_faults(pool, path, faults);
     file_faults(pool, path, faults);
     let ranges = [
         ("ctx", u64::from(pool.ctx.unwrap_or(CTX_DEFAULT)), 2, u64::from(u32::MAX) / 2),
@@ -178,6 +185,36 @@ fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
     for (field, value, low, high) in ranges {
         check_range(&at(field), value, low, high, faults);
     }
+}
+
+/// What is wrong with the names that make up a model, or with its name as a part of the command.
+fn model_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+    let mut fault = |field: &str, text: String| faults.push(ConfigError::new(format!("{path}.{field}"), text));
+    let names =
+        [("model", &pool.model), ("quant", &pool.quant), ("sampler_profile_version", &pool.sampler_profile_version)];
+    for (field, name) in names {
+        name_fault(name).into_iter().for_each(|text| fault(field, text));
+    }
+    for (position, name) in pool.aliases.iter().enumerate() {
+        name_fault(name).into_iter().for_each(|text| fault(&format!("aliases[{position}]"), text));
+    }
+    let leads = pool.command.iter().flatten().any(|part| part.starts_with("{model}"));
+    if leads && pool.model.starts_with('-') {
+        let text = "it begins with '-', and the command has it where it would be taken for an option; write --OPTION={model} there, or \
+                    give the model another name";
+        fault("model", text.into());
+    }
+}
+
+fn name_fault(name: &str) -> Option<String> {
+    if name.chars().any(char::is_control) {
+        return Some("it must not have control characters, such as the end of a line".into());
+    }
+    let (length, most, unit) = match name.starts_with('/') {
+        true => (name.len(), PATH_BYTES_MAX, "bytes as a path"),
+        false => (name.chars().count(), NAME_CHARS_MAX, "characters, unless it is an absolute path"),
+    };
+    (length > most).then(|| format!("it must have at most {most} {unit}, not {length}"))
 }
 
 fn file_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
@@ -225,6 +262,28 @@ mod tests {
             pool.replicas = vec![ReplicaConfig { devices: vec![DeviceRef::Index(1)], ..ReplicaConfig::default() }];
         };
         assert_eq!(paths(outside), ["pools[0].replicas[0].devices"]);
+    }
+
+    #[test]
+    fn a_model_is_named_in_one_line_and_never_taken_for_an_option() {
+        for wrong in ["a\nb", "\u{1b}[31m", "a\0", &"x".repeat(257), &format!("/{}", "x".repeat(4095))] {
+            assert_eq!(paths(|pool| pool.model = wrong.to_owned()), ["pools[0].model"], "{wrong:?}");
+        }
+        for right in ["\u{e9}".repeat(256), format!("/{}", "x".repeat(4094)), "-x".into(), "{slots}".into()] {
+            assert!(paths(|pool| pool.model.clone_from(&right)).is_empty(), "{right:?}");
+        }
+        assert_eq!(paths(|pool| pool.quant = "q\r4".into()), ["pools[0].quant"]);
+        assert_eq!(paths(|pool| pool.aliases = vec!["a".into(), "b\t".into()]), ["pools[0].aliases[1]"]);
+        let command = |parts: &[&str], model: &str| {
+            paths(|pool| {
+                pool.model = model.to_owned();
+                pool.command = Some(parts.iter().map(ToString::to_string).collect());
+            })
+        };
+        assert_eq!(command(&["serve", "{model}"], "--trust-remote-code"), ["pools[0].model"]);
+        assert_eq!(command(&["serve", "{model}.gguf"], "-m"), ["pools[0].model"]);
+        assert!(command(&["serve", "--model={model}"], "-m").is_empty());
+        assert!(command(&["serve", "{model}"], "m-1").is_empty());
     }
 
     #[test]

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::section;
 use crate::config::{
-    AntiAffinity, CTX_DEFAULT, ConfigError, CostConfig, MemoryConfig, QueueConfig, RestartConfig, ResumeConfig,
-    SimConfig, TimeoutConfig,
+    AntiAffinity, CTX_DEFAULT, ConfigError, CostConfig, MemoryConfig, ProcessConfig, QueueConfig, RestartConfig,
+    ResumeConfig, SimConfig, TimeoutConfig,
 };
 use crate::core::headroom::Need;
 use crate::core::id::{DeviceId, DeviceMask};
@@ -23,7 +23,7 @@ pub struct PoolConfig {
     /// The engine: `sim`, `llamacpp`, `vllm`, `tgi`, `triton` or `openai` (any server of that shape), or the name of one that the host
     /// program brings.
     pub engine: String,
-    /// The model: its name, or the path of its file.
+    /// The model: its name of at most 256 characters, or the absolute path of its file of at most 4,095 bytes.
     pub model: String,
     /// Other names by which tasks may ask for its model. Pools with different models may have one in common: the first of them serves
     /// it, until a rollout sends a share to another (ORCH-3033).
@@ -52,13 +52,14 @@ pub struct PoolConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// How to start the engine; `{port}`, `{port2}` and `{port3}` (free ones), `{slots}`, `{model}`, `{ctx}` (of all slots), `{ctx_one}`,
-    /// `{tensor_split}` and `{index}` are replaced.
+    /// `{tensor_split}` and `{index}` are replaced, once. Where an argument begins with `{model}`, the model must not begin with '-'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
-    /// The environment variable that holds the engine's key, which goes to it as a bearer token. The key itself is in no file.
+    /// The environment variable that holds the engine's key, which goes to it as a bearer token. The key itself is in no file. No engine
+    /// that is started here has the variable, unless its pool names it in `process.env_inherit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
-    /// What its engines' processes may use of the host.
+    /// What its engines' processes are given of the host, and as whom they run.
     #[serde(default)]
     pub process: ProcessConfig,
     /// Where its replicas must not be.
@@ -234,17 +235,6 @@ section! {
         /// own.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub shared_bytes: Option<u64> = None,
-    }
-}
-
-section! {
-    /// What the processes of a pool's engines may use of the host, where the system allows to limit it.
-    pub struct ProcessConfig {
-        /// Most host memory of one engine with all that it starts, in bytes, by a cgroup of its own.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        pub memory_bytes_max: Option<u64> = None,
-        /// Whether it runs on the CPUs that its devices are near to (NUMA) and no others.
-        pub numa_affinity: bool = true,
     }
 }
 

@@ -27,6 +27,8 @@ pub mod triton;
 pub mod vllm;
 
 #[cfg(feature = "engines-http")]
+pub(crate) mod account;
+#[cfg(feature = "engines-http")]
 pub(crate) mod children;
 #[cfg(feature = "engines-http")]
 pub(crate) mod completions;
@@ -40,6 +42,8 @@ pub(crate) mod dial;
 pub(crate) mod digest;
 #[cfg(feature = "engines-http")]
 pub(crate) mod engine_group;
+#[cfg(feature = "engines-http")]
+mod environment;
 #[cfg(feature = "engines-http")]
 pub(crate) mod figures;
 #[cfg(all(test, feature = "engines-http"))]

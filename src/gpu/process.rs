@@ -1,5 +1,5 @@
-//! An engine's process: started in its own group with its device mask near to its devices, its output in our log, ended with its owner,
-//! even if that is killed itself.
+//! An engine's process: started in its own group with its device mask near to its devices and an environment of its own, its output in
+//! our log, ended with its owner, even if that is killed itself.
 
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::core::id::ReplicaId;
+use crate::gpu::account::{self, Account};
 use crate::gpu::children::{OwnChild, spawn};
 use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
 use crate::gpu::engine_group::Cgroup;
-use crate::gpu::host;
 use crate::gpu::memory_kills::MemoryKills;
+use crate::gpu::{environment, host};
 
 /// Longest line of output that is kept, in bytes; the rest of it is dropped.
 const LINE_BYTES_MAX: usize = 2048;
@@ -61,25 +62,27 @@ pub(crate) struct EngineProcess {
 impl EngineProcess {
     /// Starts `command` for this worker.
     ///
-    /// Its watcher follows it by microseconds: killed in between, we would leave an engine behind.
+    /// Its watcher follows it by microseconds: killed in between, we would leave an engine behind. Of the files that we have opened it is
+    /// left none: they are closed when a program begins.
     ///
     /// # Errors
-    /// What the system says when it cannot be started.
+    /// What the system says when it cannot be started, or why it cannot run as the user that its pool names.
     pub(crate) fn start(command: &[String], context: &EngineContext) -> std::io::Result<Self> {
         let (program, arguments) = command.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        let process = &context.pool.process;
+        let account = process.user.as_deref().map(permitted).transpose().map_err(std::io::Error::other)?;
         let mut command = Command::new(program);
-        command.args(arguments).env("CUDA_VISIBLE_DEVICES", context.mask.to_string());
-        command.env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        command.args(arguments).env_clear();
+        command.envs(environment::of(process, account.as_ref(), std::env::vars_os()));
+        command.env("CUDA_VISIBLE_DEVICES", context.mask.to_string()).env("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        run_as(&mut command, account.as_ref());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.process_group(0).kill_on_drop(true); // Its own group, so that what it starts dies with it.
         let kills = MemoryKills::until_now();
         let mut child = spawn(&mut command)?;
         let id = child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or_default();
         let group = Pid::from_raw(id);
-        let mut watcher = Command::new("/bin/sh");
-        watcher.args(["-c", WATCH, "engine-watcher"]).process_group(id).kill_on_drop(true);
-        watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let watcher = spawn(&mut watcher).inspect_err(|_| {
+        let watcher = watch(id, account.as_ref()).inspect_err(|_| {
             let _ = group.map(|group| kill_process_group(group, Signal::KILL)); // Not without one.
         })?;
         leave_no_core(group);
@@ -155,6 +158,28 @@ impl EngineProcess {
             _ => None,
         }
     }
+}
+
+/// The user that a pool names, if engines may be started as it.
+fn permitted(user: &str) -> Result<Account, String> {
+    let account = Account::named(user)?;
+    account::may_change_user().map(|()| account)
+}
+
+/// Makes a command run as this user, with its group alone.
+fn run_as(command: &mut Command, account: Option<&Account>) {
+    if let Some(account) = account {
+        command.uid(account.uid).gid(account.gid); // Root's other groups go with it; any other service must have none.
+    }
+}
+
+/// Starts the watcher of this group. It must be able to kill the group; where root can, the group cannot kill the watcher.
+fn watch(group: i32, account: Option<&Account>) -> std::io::Result<OwnChild> {
+    let mut watcher = Command::new("/bin/sh");
+    watcher.args(["-c", WATCH, "engine-watcher"]).env_clear().process_group(group).kill_on_drop(true);
+    watcher.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    run_as(&mut watcher, account.filter(|_| !rustix::process::getuid().is_root()));
+    spawn(&mut watcher)
 }
 
 /// Whether a process was ended by SIGKILL: itself, or what a shell ran for us, which tells it as an exit code.
@@ -351,6 +376,49 @@ mod tests {
             assert!(said.contains("one") && said.contains("two"), "{script}: {said:?}");
         }
         assert!(EngineProcess::start(&["/nowhere/engine".to_owned()], &context()).is_err());
+    }
+
+    #[tokio::test]
+    async fn one_has_the_environment_that_its_pool_says_and_three_open_files() {
+        let mut context = context();
+        let mut pool = (*context.pool).clone();
+        pool.process.env = [("ITS_OWN".to_owned(), "value".to_owned())].into();
+        context.pool = Arc::new(pool);
+        let script = "env | cut -d= -f1 | sort | tr '\\n' ' '; echo; ls /proc/$$/fd; exit 1";
+        let mut process = EngineProcess::start(&shell(script), &context).expect("starts");
+        let EngineError::Exited { said, .. } = process.ended().await else { panic!("it has ended") };
+        let words: Vec<&str> = said.split_whitespace().collect();
+        for name in ["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "ITS_OWN", "PATH"] {
+            assert!(words.contains(&name), "{name} is not among {said}");
+        }
+        assert!(!words.iter().any(|word| word.starts_with("CARGO_MANIFEST")), "what cargo tells us is ours: {said}");
+        let open = words.iter().filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
+        let ours = std::fs::read_dir("/proc/self/fdinfo").expect("our open files");
+        let left =
+            ours.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|number| is_left_open(number));
+        let mut wanted: Vec<String> = ["0", "1", "2"].map(str::to_owned).into_iter().chain(left).collect();
+        wanted.sort();
+        wanted.dedup();
+        let mut open: Vec<String> = open.map(ToString::to_string).collect();
+        open.sort();
+        assert_eq!(open, wanted, "{said}");
+    }
+
+    /// Whether whoever started this process left it this file for all that it starts.
+    fn is_left_open(number: &str) -> bool {
+        let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = about.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+        flags.is_some_and(|flags| flags & 0o2_000_000 == 0) // Not to be closed when a program begins.
+    }
+
+    #[tokio::test]
+    async fn one_cannot_run_as_a_user_that_is_not_there() {
+        let mut context = context();
+        let mut pool = (*context.pool).clone();
+        pool.process.user = Some("no-such-user-here".into());
+        context.pool = Arc::new(pool);
+        let error = EngineProcess::start(&shell("exit 0"), &context).err().expect("it is not started");
+        assert!(error.to_string().contains("no-such-user-here"), "{error}");
     }
 
     /// The pid that a script writes to standard output, once it has.

@@ -32,8 +32,8 @@ pub(crate) struct ApplyQuery {
 
 /// Put another configuration in force: YAML or JSON, the whole of it.
 ///
-/// Where requests need no key, pools with a `command` or an `api_key_env`, and `gpu.library`, must be as they are in
-/// force.
+/// Where requests need no key, pools with a `command`, an `api_key_env` or an environment of their own, and
+/// `gpu.library`, must be as they are in force.
 #[utoipa::path(post, path = "/v1/config", params(("dry_run" = Option<bool>, Query)),
     request_body(content = String, content_type = "application/yaml"), responses(
     (status = 200, description = "What has changed, or would."),

@@ -1,5 +1,5 @@
 //! What of a configuration makes the service run or load something, or hand out what it alone knows: commands of
-//! engines, libraries, files that it reads, and keys in its environment.
+//! engines with their users and environments, libraries, files that it reads, and keys in its environment.
 //!
 //! Where requests need keys, an operator's key stands for that. Without keys anybody who reaches the port may send a
 //! configuration, so these come from the file of `--config` alone, and a request may only name what is in force
@@ -13,10 +13,9 @@ const FAULTS_MAX: usize = 8;
 
 /// What of `wanted` is run, loaded or handed out, and is not in force as it is there, a line each.
 pub(crate) fn faults(in_force: &Config, wanted: &Config) -> Vec<String> {
-    let runs =
-        |pool: &&PoolConfig| pool.command.is_some() || pool.api_key_env.is_some() || !pool.model_files.is_empty();
-    let changed = wanted.pools.iter().filter(runs).filter(|pool| !in_force.pools.contains(pool));
-    let mut paths: Vec<String> = changed.map(|pool| format!("pools.{} ({})", pool.id, what_of(pool))).collect();
+    let changed = wanted.pools.iter().filter(|pool| !in_force.pools.contains(pool));
+    let path = |pool: &PoolConfig| Some(format!("pools.{} ({})", pool.id, what_of(pool)?));
+    let mut paths: Vec<String> = changed.filter_map(path).collect();
     if in_force.gpu.library != wanted.gpu.library {
         paths.push("gpu.library".to_owned());
     }
@@ -31,12 +30,15 @@ pub(crate) fn faults(in_force: &Config, wanted: &Config) -> Vec<String> {
     lines
 }
 
-fn what_of(pool: &PoolConfig) -> &'static str {
-    match (&pool.command, &pool.api_key_env) {
-        (Some(_), _) => "command",
-        (None, Some(_)) => "api_key_env",
-        (None, None) => "model_files",
-    }
+/// What of a pool is run, loaded or handed out; the first of it.
+fn what_of(pool: &PoolConfig) -> Option<&'static str> {
+    let parts = [
+        ("command", pool.command.is_some()),
+        ("api_key_env", pool.api_key_env.is_some()),
+        ("process", pool.process.decides()),
+        ("model_files", !pool.model_files.is_empty()),
+    ];
+    parts.into_iter().find_map(|(name, is_there)| is_there.then_some(name))
 }
 
 /// What is wrong with another model for a pool whose engines are started by a command, into which the model's name is
@@ -82,6 +84,15 @@ mod tests {
         let file = crate::config::ModelFile { path: "/etc/shadow".into(), sha256: "00".into() };
         let files = PoolConfig { model_files: vec![file], ..pool("b", None) };
         assert!(found(vec![files]).starts_with("pools.b (model_files): "));
+        let mut given = pool("b", None);
+        given.process.env_inherit = vec!["HOME".into()];
+        assert!(found(vec![given]).starts_with("pools.b (process): "));
+        let mut given = pool("b", None);
+        given.process.env = [("LD_PRELOAD".to_owned(), "/tmp/library.so".to_owned())].into();
+        assert!(found(vec![given]).starts_with("pools.b (process): "));
+        let mut given = pool("a", server);
+        given.process.user = Some("nobody".into());
+        assert!(found(vec![given]).starts_with("pools.a (command): "));
         let mut library = in_force.clone();
         library.gpu.library = Some("/tmp/library.so".into());
         assert!(faults(&in_force, &library).join("; ").starts_with("gpu.library: "));

@@ -262,7 +262,7 @@ fn who_has_no_key_makes_the_service_run_and_load_nothing() {
     for wrong in [
         text(1, "touch", ""),
         text(1, nowhere, &pool("command: [touch, \"{port}\"]")),
-        text(1, nowhere, &pool("url: \"http://127.0.0.1:1\", api_key_env: HOME")),
+        text(1, nowhere, &pool("url: \"http://127.0.0.1:1\", api_key_env: PWD")),
         text(1, nowhere, "gpu: {library: /tmp/library.so}\n"),
     ] {
         for path in ["/v1/config", "/v1/config?dry_run=true"] {

@@ -171,6 +171,22 @@ const FILES: &[(&str, &[&str])] = &[
     ("pools:\n  - {id: a, engine: llamacpp, model: m}\n", &["needs a url, or a command"]),
     ("pools:\n  - {id: a, engine: llamacpp, model: m, command: [x]}\n", &["{port}"]),
     ("pools:\n  - {id: a, engine: llamacpp, model: m, url: 'ftp://x'}\n", &["http://host:port"]),
+    ("pools:\n  - {id: a, engine: llamacpp, model: -x, command: ['{port}', '{model}']}\n", &["pools[0].model", "'-'"]),
+    ("pools:\n  - {id: a, engine: sim, model: \"a\\nb\"}\n", &["pools[0].model", "control characters"]),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m, process: {env_inherit: [NOTIFY_SOCKET]}}\n",
+        &["pools[0].process.env_inherit[0]", "the service's own"],
+    ),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m, api_key_env: A_KEY}\n  - {id: b, engine: sim, model: m, \
+         process: {env_inherit: [A_KEY]}}\n",
+        &["pools[1].process.env_inherit[0]", "key of pool \"a\""],
+    ),
+    (
+        "pools:\n  - {id: a, engine: sim, model: m, process: {env: {CUDA_VISIBLE_DEVICES: '7'}}}\n",
+        &["pools[0].process.env.CUDA_VISIBLE_DEVICES", "the service sets it"],
+    ),
+    ("pools:\n  - {id: a, engine: sim, model: m, process: {user: root}}\n", &["pools[0].process.user", "root"]),
     ("pools:\n  - id: a\n   engine: sim\n", &[":"]),
     ("pools:\n  - {id: a, engine: sim, model: m}\nclients: {x: {weigth: 2}}\n", &["did you mean \"weight\"?"]),
     (
