@@ -15,7 +15,7 @@ use crate::service::output;
 pub(crate) use crate::service::output::{say, tell};
 use crate::service::remote::Remote;
 use crate::service::top::{self, TopArguments};
-use crate::service::{devices, serve, submit};
+use crate::service::{borders, devices, serve, submit};
 
 /// Keeps GPUs busy, fair and honest for LLM inference.
 #[derive(Debug, Parser)]
@@ -85,6 +85,9 @@ pub(crate) struct ServeArguments {
     /// Listen where others can reach it without keys or without TLS.
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// Let debuggers of the same user attach, and core files be written. Engines of that user can then read its memory.
+    #[arg(long)]
+    pub(crate) dumpable: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
@@ -159,7 +162,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn execute(command: Command) -> Result<(), String> {
     match command {
-        Command::Serve(arguments) => block_on(serve::run(arguments)),
+        Command::Serve(arguments) => {
+            let not_done = borders::draw(arguments.dumpable);
+            block_on(serve::run(arguments, not_done))
+        }
         Command::Submit(arguments) => block_on(submit::run(arguments)),
         Command::Check { file } => check(&file),
         Command::Devices { library } => devices::list(library),

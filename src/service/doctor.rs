@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use crate::config::Config;
+use crate::config::{Config, PoolConfig};
 use crate::core::device::Origin;
+use crate::gpu::account::{Account, may_change_user};
 use crate::gpu::http::{HttpClient, HttpError};
 use crate::gpu::server::api_key;
 use crate::service::cli::say;
-use crate::service::{config_file, devices, engines};
+use crate::service::{borders, config_file, devices, engines};
 
 /// What to look at.
 #[derive(Debug, clap::Args)]
@@ -46,6 +47,7 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<(), String> {
     clock(&mut findings);
     keys(&config, &mut findings);
     certificates(&config, &mut findings);
+    engines_user(arguments, &config, &mut findings);
     let mut wrong = 0;
     for finding in &findings {
         match finding {
@@ -108,7 +110,8 @@ fn programs(config: &Config, findings: &mut Vec<Finding>) {
         let found = if program.contains('/') {
             Some(PathBuf::from(program)).filter(|path| path.is_file())
         } else {
-            let paths = std::env::var_os("PATH").unwrap_or_default();
+            let own = pool.process.env.get("PATH").map(std::ffi::OsString::from);
+            let paths = own.or_else(|| std::env::var_os("PATH")).unwrap_or_default();
             std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
         };
         findings.push(match found {
@@ -235,10 +238,11 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) {
         Err(error) => findings.push(Wrong(error, "mend the file or make a new one")),
     }
     let mode = std::fs::metadata(file).map(|about| about.permissions().mode());
-    if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+    // A group that may read it is how a service reads what is root's.
+    if mode.is_ok_and(|mode| mode & 0o027 != 0) {
         findings.push(Note(
-            format!("{file} can be read by others"),
-            "chmod 600 it; it has no secrets, but it says who is who",
+            format!("{file} can be read by others, or written by its group"),
+            "chmod 600 it, or 640 where it is root's; it has no secrets, but it says who is who",
         ));
     }
 }
@@ -248,6 +252,29 @@ fn certificates(config: &Config, findings: &mut Vec<Finding>) {
         findings.push(match crate::service::tls::Tls::load(tls.clone()) {
             Ok(_) => Well(format!("{}: a certificate and its key", tls.certificate_file)),
             Err(error) => Wrong(error, "correct http.tls"),
+        });
+    }
+}
+
+/// As whom engines run, and what of the service they may write.
+fn engines_user(arguments: &DoctorArguments, config: &Config, findings: &mut Vec<Finding>) {
+    if let Some(borders::Exposed { files, pools }) = borders::exposed(config, arguments.config.as_deref()) {
+        findings.push(Note(
+            format!("{}: the engines of {} run as this user, who may write it", files.join(", "), pools.join(", ")),
+            "give it and its folder to root, readable for the service's group, or set process.user of the pools",
+        ));
+    }
+    let named = |pool: &PoolConfig| Some((pool.id.clone(), pool.process.user.clone()?));
+    for (pool, user) in config.pools.iter().filter(|pool| pool.command.is_some()).filter_map(named) {
+        findings.push(match (Account::named(&user), may_change_user()) {
+            (Err(text), _) => Wrong(format!("pool {pool}: {text}"), "make the user, or correct process.user"),
+            (Ok(_), Err(text)) => Note(
+                format!("pool {pool}: {text}"),
+                "look as the service runs; its unit has to allow it (docs/access.md)",
+            ),
+            (Ok(account), Ok(())) => {
+                Well(format!("pool {pool}: engines run as {}, user {}", account.name, account.uid))
+            }
         });
     }
 }

@@ -6,6 +6,7 @@ mod access;
 pub mod api;
 mod app;
 mod bodies;
+mod borders;
 pub mod cli;
 #[cfg(feature = "cluster")]
 mod cluster_command;

@@ -26,14 +26,15 @@ use crate::service::request_guard::Refusals;
 use crate::service::routes::{Face, router};
 use crate::service::signals::{Signals, Wish};
 use crate::service::tls::Tls;
-use crate::service::{config_file, devices, engines, file_limit, logging, output, reaper, watch};
+use crate::service::{borders, config_file, devices, engines, file_limit, logging, output, reaper, watch};
 
 /// How often the runtime is asked whether it lives when a service manager wants to know.
 const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves until a signal comes. SIGTERM and SIGINT drain first; one that comes a second or more behind the first ends
-/// at once. SIGHUP reads the configuration again; without one it drains, since the terminal is gone.
-pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
+/// at once. SIGHUP reads the configuration again; without one it drains, since the terminal is gone. `not_done` says what
+/// of the border to engines could not be drawn.
+pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> Result<(), String> {
     let _telemetry = logging::start(arguments.log_format)?;
     let mut marks = watch::Marks::default();
     arguments.config.iter().for_each(|file| marks.note(&file.display().to_string()));
@@ -46,6 +47,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<(), String> {
     let keys =
         given.access.keys_file.as_ref().map(|file| KeyFile::load(file.as_ref())).transpose()?.unwrap_or_default();
     let config = merged(&given, &keys.clients);
+    borders::tell(not_done.as_deref(), borders::exposed(&config, arguments.config.as_deref()).as_ref());
     let tls = config.http.tls.clone().map(Tls::load).transpose()?;
     file_limit::raise();
     let listener = bind(&config.http.listen, &config, &arguments).await?;

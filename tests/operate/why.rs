@@ -122,6 +122,7 @@ async fn user_password_and_query_of_a_url_are_sent_and_not_shown() {
     for asked in server.asked_at_all() {
         assert!(asked.target.starts_with("/openai/") && asked.target.ends_with("?version=1"), "{}", asked.target);
         assert_eq!(asked.header("authorization"), Some("Basic dXNlcjpzM2NyM3Q="), "{}", asked.target);
+        assert_eq!(asked.header("host"), Some(format!("127.0.0.1:{}", server.port).as_str()), "{}", asked.target);
     }
     assert!(!begun.logged().contains("s3cr3t") && !begun.guest.get("/v1/overview").1.contains("s3cr3t"));
 }
