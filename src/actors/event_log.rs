@@ -15,6 +15,9 @@ use crate::core::model::ModelSpec;
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 
+/// Text of one visit, which is made under the record's lock: an event may have half a mebibyte (an embedding), and a visit hundreds of events.
+const VISIT_BYTES: usize = 64 * 1024;
+
 /// Who serves: the identity that makes output repeatable, shared by all tasks of a worker's life (ORCH-3032).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicaIdentity {
@@ -256,12 +259,17 @@ impl EventLog {
         Ok(())
     }
 
-    /// Visits at most `most` events from index `from` on, in order, and returns the index behind the last.
+    /// Visits at most `most` events from index `from` on, in order, and no more behind [`VISIT_BYTES`] of text; returns the index behind the
+    /// last.
     pub fn visit(&self, from: usize, most: usize, mut visitor: impl FnMut(usize, EventRef<'_>)) -> usize {
         let from = from.min(self.entries.len());
         let mut begin = self.text_begin(from);
         let end = from.saturating_add(most).min(self.entries.len());
+        let enough = begin.saturating_add(VISIT_BYTES);
         for (position, entry) in self.entries[..end].iter().enumerate().skip(from) {
+            if begin >= enough {
+                return position;
+            }
             visitor(
                 position,
                 match entry {

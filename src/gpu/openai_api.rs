@@ -13,6 +13,7 @@ use crate::gpu::engine::{EngineError, Finish, Job, TokenOutput};
 use crate::gpu::refusal::error_event;
 use crate::gpu::runs::Run;
 use crate::gpu::server::Reading;
+use crate::gpu::vectors::VectorText;
 
 /// What is sent to `/v1/completions`. Fields that only some servers have are left out unless they are asked for.
 #[derive(Serialize)]
@@ -345,7 +346,7 @@ pub(crate) struct Embeddings {
 #[derive(Deserialize)]
 pub(crate) struct Embedding {
     pub(crate) index: u32,
-    pub(crate) embedding: Vec<f64>,
+    pub(crate) embedding: VectorText,
 }
 
 /// The answer of `/v1/rerank`.

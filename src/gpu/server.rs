@@ -10,6 +10,7 @@ use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
@@ -28,8 +29,8 @@ const HEALTH_PERIOD: Duration = Duration::from_millis(50);
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long figures may take; less than a probe has.
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
-/// Largest answer with vectors, in bytes: 2,048 of 8,192 numbers with 15 digits each.
-const VECTORS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes from which on an answer is parsed off the runtime's threads.
+const LARGE_BYTES: usize = 256 * 1024;
 /// Refusals that say nothing of whether a server has what it was asked for: it is busy. Any other 4xx, and 501, says that it has none.
 const ASK_LATER: [u16; 3] = [408, 425, 429];
 /// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the body.
@@ -253,19 +254,24 @@ impl Server {
         }
     }
 
-    /// Sends a request and reads its whole JSON answer.
+    /// Sends a request and reads its whole JSON answer, of at most `bytes_max`. A large one is read off the runtime's threads.
     ///
     /// # Errors
     /// [`EngineError`] when there is no good one.
-    pub(crate) async fn post<T: DeserializeOwned>(
+    pub(crate) async fn post<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
         body: &impl serde::Serialize,
+        bytes_max: usize,
     ) -> Result<T, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string().into()))?;
         let answer = self.client()?.send(Method::POST, path, &[], body).await.map_err(lost)?;
-        let body = whole_up_to(answer, VECTORS_BYTES_MAX).await.map_err(lost)?;
-        serde_json::from_slice(&body).map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
+        let body = whole_up_to(answer, bytes_max).await.map_err(lost)?;
+        let is_large = body.len() > LARGE_BYTES;
+        let parse = move || serde_json::from_slice(&body).map_err(|error| error.to_string());
+        let parsed =
+            if is_large { spawn_blocking(parse).await.map_err(|error| error.to_string()) } else { Ok(parse()) };
+        parsed.flatten().map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
     }
 }
 
