@@ -24,6 +24,7 @@ pub mod journal;
 pub mod lifecycle;
 pub mod limits;
 pub mod line;
+pub mod line_budget;
 pub mod link;
 pub mod model;
 pub mod node;

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use crate::core::error::ErrorCode;
 use crate::core::id::ClientId;
 use crate::core::line::Line;
+use crate::core::line_budget::LineBudgets;
 use crate::core::pace::{Paces, Turn};
 use crate::core::units::millis_ceil;
 use crate::env::Env;
@@ -22,7 +23,6 @@ use crate::service::connections::Seat;
 use crate::service::error::ApiError;
 use crate::service::http::crowded;
 use crate::service::keys::Scope;
-use crate::service::line_budget::LineBudgets;
 use crate::service::request_guard;
 use crate::service::routes::{Face, Needs};
 
@@ -45,13 +45,19 @@ pub(crate) struct Manners {
     env: Env,
     /// A short lock for each request.
     paces: Mutex<Paces>,
-    lines: LineBudgets,
+    /// A short lock for each refusal that may have a line.
+    lines: Mutex<LineBudgets>,
 }
 
 impl Manners {
     /// With so many requests a second for each client.
     pub(crate) fn new(env: Env, requests_per_s: f64) -> Arc<Self> {
-        Arc::new(Manners { env, paces: Mutex::new(Paces::new(requests_per_s)), lines: LineBudgets::default() })
+        Arc::new(Manners { env, paces: Mutex::new(Paces::new(requests_per_s)), lines: Mutex::default() })
+    }
+
+    /// Takes a line about a refusal of this key's; `None` when it had too many, else how many had none.
+    fn line(&self, key_id: &str) -> Option<u64> {
+        self.lines.lock().take(key_id, self.env.now())
     }
 
     /// Waits for the turn of a request that costs so much.
@@ -162,7 +168,7 @@ impl Told {
 fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) -> Response {
     app.access.denied.count("scope");
     let needed = needed.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
-    if let Some(suppressed) = app.manners.lines.take(key_id, app.manners.env.now()) {
+    if let Some(suppressed) = app.manners.line(key_id) {
         let (key_id, path) = (&**key_id, path.as_str());
         tracing::warn!(
             target: "audit", event = "scope_refused", key_id, needed, path, %peer, suppressed,
@@ -177,7 +183,7 @@ fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) ->
 fn tell_admin(app: &App, principal: &Principal, method: &Method, told: &Told, status: StatusCode) {
     let Told { key_id, path, peer } = told;
     let is_refused = status.is_client_error();
-    let suppressed = if is_refused { app.manners.lines.take(key_id, app.manners.env.now()) } else { Some(0) };
+    let suppressed = if is_refused { app.manners.line(key_id) } else { Some(0) };
     if let Some(suppressed) = suppressed {
         let (client_id, key_id, path, status) = (&principal.client_id, &**key_id, path.as_str(), status.as_u16());
         tracing::info!(

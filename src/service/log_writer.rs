@@ -30,6 +30,7 @@ const LINES_MAX: usize = 8_192;
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long the end of the process waits for lines that have not been written yet.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const LOST: &str = "lines of the log were lost: they came faster than they were read, or could not be written";
 
 /// The log of this process; a second runtime in it keeps the first one's.
 static LOG: OnceLock<Arc<LogWriter>> = OnceLock::new();
@@ -102,7 +103,7 @@ impl LogWriter {
     fn write_next(&self, sink: &mut Sink, told: &mut u64) {
         let line = self.next();
         let lost = self.lost.load(Relaxed);
-        if lost > *told && sink.put(&sink.notice(lost - *told)) {
+        if lost > *told && sink.put(&notice(sink.format, LOST, ("lost", lost - *told))) {
             *told = lost;
         }
         if !sink.put(&line) {
@@ -161,21 +162,20 @@ impl Sink {
         }
         true
     }
+}
 
-    /// The line that says how many were lost.
-    fn notice(&self, lost: u64) -> Vec<u8> {
-        let mut time = String::new();
-        let _ = SystemTime.format_time(&mut Writer::new(&mut time)); // A line without its time is better than none.
-        let message = "lines of the log were lost: they came faster than they were read, or could not be written";
-        let line = match self.format {
-            LogFormat::Human => format!("{time}  WARN log: {message} lost={lost}"),
-            LogFormat::Json => {
-                json!({ "timestamp": time, "level": "WARN", "target": "log", "message": message, "lost": lost })
-                    .to_string()
-            }
-        };
-        (line + "\n").into_bytes()
-    }
+/// A line of the log itself, which says how many others there are not.
+pub(crate) fn notice(format: LogFormat, message: &str, (field, count): (&str, u64)) -> Vec<u8> {
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time)); // A line without its time is better than none.
+    let line = match format {
+        LogFormat::Human => format!("{time}  WARN log: {message} {field}={count}"),
+        LogFormat::Json => {
+            json!({ "timestamp": time, "level": "WARN", "target": "log", "message": message, (field): count })
+                .to_string()
+        }
+    };
+    (line + "\n").into_bytes()
 }
 
 /// Begins to write; what is logged from now on goes through it.

@@ -8,6 +8,7 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
 use crate::service::cli::LogFormat;
+use crate::service::log_throttle::ThrottledLog;
 use crate::service::log_writer;
 
 /// What must be kept as long as anything is logged.
@@ -28,6 +29,7 @@ pub(crate) fn start(format: LogFormat) -> Result<Telemetry, String> {
         Err(_) => EnvFilter::new("info"),
     };
     let log = log_writer::start(format).map_err(|error| format!("nothing can be logged: {error}"))?;
+    let log = ThrottledLog::new(log, format);
     std::panic::set_hook(Box::new(report));
     #[cfg(feature = "otlp")]
     if let Some((spans, exporter)) = crate::service::otlp::from_env()? {
@@ -49,7 +51,7 @@ pub(crate) fn start(format: LogFormat) -> Result<Telemetry, String> {
 fn with_spans(
     format: LogFormat,
     filter: EnvFilter,
-    log: std::sync::Arc<log_writer::LogWriter>,
+    log: ThrottledLog,
     (spans, exporter): (crate::service::otlp::Spans, crate::service::otlp::Exporter),
 ) -> Telemetry {
     use tracing_subscriber::filter::{LevelFilter, Targets};

@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 
 use crate::core::error::ErrorCode;
 use crate::core::line::Message;
+use crate::core::line_budget::LineBudget;
 use crate::env::Env;
 use crate::service::access::Peer;
 use crate::service::app::App;
 use crate::service::error::ApiError;
-use crate::service::line_budget::LineBudget;
 use crate::service::listener::Local;
 use crate::service::named_counts::NamedCounts;
 use crate::service::request_origin::{Facts, Field, Reason, judge, word};
@@ -36,8 +36,8 @@ pub(crate) struct Refusals {
 
 impl Refusals {
     pub(crate) fn new(env: Env) -> Self {
-        let lines = LineBudget::new(env.now());
-        Refusals { env, counts: NamedCounts::new(Reason::NAMES), lines: Mutex::new(lines) }
+        let lines = Mutex::new(LineBudget::new(env.now()));
+        Refusals { env, counts: NamedCounts::new(Reason::NAMES), lines }
     }
 
     /// Counts a refusal, and writes a line about it unless there were too many.
