@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
 use orchestrator_core::cluster::identity::CertificateFiles;
-use orchestrator_core::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, TlsNetwork};
+use orchestrator_core::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
 use orchestrator_core::config::{
     ClusterConfig, DeviceRef, NodeAntiAffinity, NodeTlsConfig, PoolConfig, ReplicaConfig, SimConfig,
 };
@@ -42,7 +42,7 @@ impl Authority {
         let (certificate, key_file) = (at(&format!("{name}.pem")), at(&format!("{name}.key")));
         std::fs::write(&certificate, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(&key_file, key.serialize_pem()).unwrap();
-        let files = CertificateFiles { ca: at("ca.pem"), certificate, key: key_file };
+        let files = CertificateFiles { ca: at("ca.pem"), certificate, key: key_file, crl: None };
         Identity::load(name.clone(), Cookie::new(COOKIE).unwrap(), &files).unwrap()
     }
 }
@@ -71,8 +71,11 @@ async fn node(
         name: name.into(),
         listen: String::new(),
         peers: BTreeMap::new(),
+        allow: Vec::new(),
+        deny: Vec::new(),
         dns: None,
         tls,
+        crl_file: None,
         cookie_file: file,
         zone: None,
         anti_affinity: NodeAntiAffinity::default(),
@@ -95,6 +98,7 @@ async fn node(
         cookie: Cookie::new(COOKIE).unwrap(),
         peers: peers.to_vec(),
         dns: None,
+        roster: Roster::open(),
         policy: NodePolicy::default(),
     };
     let network = |linked| TlsNetwork::open(Door::new(identity, env, boot_id, linked), listener);

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use rustls::RootCertStore;
-#[cfg(feature = "service")]
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -44,7 +43,6 @@ pub(crate) fn roots(path: &str) -> Result<RootCertStore, String> {
 ///
 /// # Errors
 /// The file cannot be read, or has none.
-#[cfg(feature = "service")]
 pub(crate) fn revocation_lists(path: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     let fault =
         |error: &dyn std::fmt::Display| format!("{path}: no certificate revocation lists in PEM format: {error}");

@@ -3,6 +3,8 @@
 
 #[path = "cluster/discovery.rs"]
 mod discovery;
+#[path = "cluster/membership.rs"]
+mod membership;
 #[path = "cluster/network.rs"]
 mod network;
 #[path = "cluster/placement.rs"]

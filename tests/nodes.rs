@@ -1,6 +1,9 @@
 //! Who is let in as a node of the cluster, and who is not (ORCH-3035, ORCH-3044). With the feature `cluster`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+#[path = "nodes/rules.rs"]
+mod rules;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,6 +62,7 @@ impl Authority {
             ca: at("ca.pem"),
             certificate: at(&format!("{node}.pem")),
             key: at(&format!("{node}.key")),
+            crl: None,
         };
         std::fs::write(&files.certificate, params.signed_by(&key, &self.issuer).unwrap().pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use rustls::pki_types::{CertificateDer, ServerName};
+use parking_lot::{Mutex, RwLock};
+use rustls::pki_types::ServerName;
 use slab::Slab;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -20,9 +20,11 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::cluster::hello::{Chance, HelloError, Introduced, Role, Side, introduce};
-use crate::cluster::identity::{Identity, is_for};
+use crate::cluster::identity::{Ends, Identity, is_for};
+use crate::cluster::roster::Roster;
+use crate::cluster::x509::Shown;
 use crate::core::link::Liveness;
-use crate::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, judge};
+use crate::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, PeerRefusal, judge};
 use crate::env::Env;
 
 /// Longest time from a connection's first moment to the end of its introduction.
@@ -57,6 +59,8 @@ pub struct Arrived {
     pub stream: TlsStream<TcpStream>,
     /// Where it is.
     pub address: SocketAddr,
+    /// The certificate that it has shown.
+    pub shown: Option<Arc<Shown>>,
 }
 
 /// Why a connection came to nothing.
@@ -86,6 +90,14 @@ pub struct DoorCounts {
     pub refused: AtomicU64,
     /// They said too little for too long, or made room for others.
     pub silent: AtomicU64,
+    /// The same without those that follow.
+    pub other: AtomicU64,
+    /// Peers that are not listed. These and the next two are counted of those who answered this node, too.
+    pub not_listed: AtomicU64,
+    /// Peers that are denied.
+    pub denied: AtomicU64,
+    /// Peers whose certificates do not count any more.
+    pub not_vouched_for: AtomicU64,
     /// The second, and the lines that were written in it.
     lines: Mutex<(u64, u64)>,
 }
@@ -93,7 +105,9 @@ pub struct DoorCounts {
 /// What this node shows and asks for.
 #[derive(Clone)]
 struct Hall {
-    identity: Identity,
+    /// Read once for each connection, written when the files have changed.
+    identity: Arc<RwLock<Arc<Identity>>>,
+    roster: Roster,
     env: Env,
     hello: Hello,
     linked: Linked,
@@ -120,7 +134,15 @@ impl Door {
     /// A node's door, which lets nobody in before [`Door::open`]. `boot_id` is this life of the node.
     pub fn new(identity: Identity, env: Env, boot_id: BootId, linked: Linked) -> Self {
         let hello = Hello { protocols: PROTOCOLS, name: identity.name.clone(), boot_id };
-        Door { hall: Hall { identity, env, hello, linked }, counts: Arc::default() }
+        let (identity, roster) = (Arc::new(RwLock::new(Arc::new(identity))), Roster::open());
+        Door { hall: Hall { identity, roster, env, hello, linked }, counts: Arc::default() }
+    }
+
+    /// The same for whom this roster admits.
+    #[must_use]
+    pub fn admitting(mut self, roster: Roster) -> Self {
+        self.hall.roster = roster;
+        self
     }
 
     /// The same for a node that speaks other protocols: a newer or an older build.
@@ -128,6 +150,23 @@ impl Door {
     pub fn speaking(mut self, protocols: (u16, u16)) -> Self {
         self.hall.hello.protocols = protocols;
         self
+    }
+
+    /// Shows another certificate from the next connection on, and asks another authority or list. Links that these do not vouch for are
+    /// judged anew; others stay.
+    pub fn renew(&self, identity: Identity) {
+        *self.hall.identity.write() = Arc::new(identity);
+        self.hall.roster.note_change();
+    }
+
+    /// When the certificates in use end.
+    pub fn ends(&self) -> Ends {
+        self.hall.identity().ends()
+    }
+
+    /// What speaks now against the certificate that a linked peer has shown.
+    pub(crate) fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
+        self.hall.identity().objection(peer, shown)
     }
 
     /// What came to nothing so far.
@@ -143,7 +182,13 @@ impl Door {
     /// # Cancel safety
     /// Dropped, it closes the connection.
     pub async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
-        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(Some(name), address)).await.unwrap_or(Err(DoorError::Late))
+        let admitted = self.hall.roster.membership().admit(name, None);
+        admitted.map_err(HelloError::Refused)?; // One that may not come is not asked either.
+        let dialled = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(Some(name), address)).await;
+        let dialled = dialled.unwrap_or(Err(DoorError::Late));
+        dialled.inspect_err(|error| {
+            self.counts.note_membership(error);
+        })
     }
 
     /// Dials an address to find out which node is there.
@@ -154,7 +199,10 @@ impl Door {
     /// # Cancel safety
     /// Dropped, it closes the connection.
     pub async fn find(&self, address: &str) -> Result<Arrived, DoorError> {
-        timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(DoorError::Late))
+        let found = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(DoorError::Late));
+        found.inspect_err(|error| {
+            self.counts.note_membership(error);
+        })
     }
 
     /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
@@ -230,15 +278,20 @@ fn enter(knocks: &Knocks, number: u64, knock: Arc<Knock>) -> usize {
 }
 
 impl Hall {
+    fn identity(&self) -> Arc<Identity> {
+        self.identity.read().clone()
+    }
+
     async fn accept(&self, stream: TcpStream, address: SocketAddr, knock: &Knock) -> Result<Arrived, DoorError> {
         prepare(&stream);
         if stream.peek(&mut [0; 1]).await? == 0 {
             return Err(DoorError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         knock.has_spoken.store(true, Relaxed);
-        let acceptor = TlsAcceptor::from(self.identity.server.clone());
+        let identity = self.identity();
+        let acceptor = TlsAcceptor::from(identity.server.clone());
         let stream = acceptor.accept(stream).await.map_err(DoorError::Handshake)?;
-        self.introduce(stream.into(), address, Role::Acceptor, None).await
+        self.introduce(&identity, stream.into(), (address, Role::Acceptor), None).await
     }
 
     /// Dials the node of this name, or whichever is there.
@@ -248,35 +301,44 @@ impl Hall {
         let address = stream.peer_addr()?;
         let server = name.map_or(ANY_NODE, NodeName::as_str).to_owned();
         let server = ServerName::try_from(server).map_err(std::io::Error::other)?;
-        let config = if name.is_some() { &self.identity.client } else { &self.identity.searcher };
+        let identity = self.identity();
+        let config = if name.is_some() { &identity.client } else { &identity.searcher };
         let stream = TlsConnector::from(config.clone()).connect(server, stream).await.map_err(DoorError::Handshake)?;
-        self.introduce(stream.into(), address, Role::Dialler, name).await
+        self.introduce(&identity, stream.into(), (address, Role::Dialler), name).await
     }
 
     async fn introduce(
         &self,
+        identity: &Identity,
         mut stream: TlsStream<TcpStream>,
-        address: SocketAddr,
-        role: Role,
+        (address, role): (SocketAddr, Role),
         wanted: Option<&NodeName>,
     ) -> Result<Arrived, DoorError> {
         let (_, tls) = stream.get_ref();
-        let shown: Option<CertificateDer<'static>> = tls.peer_certificates().and_then(|chain| chain.first()).cloned();
+        let shown = tls.peer_certificates().and_then(|chain| Shown::new(chain, role)).map(Arc::new);
         let binding = match &stream {
             TlsStream::Client(client) => client.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
             TlsStream::Server(server) => server.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
         };
         let binding = binding.map_err(|error| DoorError::Handshake(std::io::Error::other(error)))?;
         let chance = Chance { nonce: self.env.secret()?, token: self.env.secret()? };
-        let side = Side { hello: &self.hello, cookie: &self.identity.cookie, role, binding, chance };
+        let side = Side { hello: &self.hello, cookie: &identity.cookie, role, binding, chance };
+        let membership = self.roster.membership();
         let decide = |theirs: &Hello, knows_cookie| {
-            let is_certified = shown.as_ref().is_some_and(|shown| is_for(shown, &theirs.name));
-            let linked = if is_certified { (self.linked)(&theirs.name) } else { None };
+            let name = &theirs.name;
+            let shown = shown.as_deref();
+            let is_certified = shown.and_then(|shown| shown.chain.first()).is_some_and(|own| is_for(own, name));
+            let objection = shown.filter(|_| is_certified).and_then(|shown| identity.objection(name, shown));
+            let linked = if is_certified { (self.linked)(name) } else { None };
             let is_search = role == Role::Dialler && wanted.is_none();
-            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, is_search, linked })
+            let (objection, certificate) = (objection.as_deref(), shown.map(|shown| &shown.id));
+            let membership = &*membership;
+            let evidence =
+                Evidence { is_certified, knows_cookie, wanted, is_search, linked, objection, certificate, membership };
+            judge(&self.hello, theirs, evidence)
         };
         let peer = introduce(&mut stream, side, decide).await?;
-        Ok(Arrived { peer, token: chance.token, role, stream, address })
+        Ok(Arrived { peer, token: chance.token, role, stream, address, shown })
     }
 }
 
@@ -288,11 +350,26 @@ fn prepare(stream: &TcpStream) {
 }
 
 impl DoorCounts {
-    fn note(&self, env: &Env, address: SocketAddr, error: &DoorError) {
-        match error {
-            DoorError::Late | DoorError::MadeRoom => self.silent.fetch_add(1, Relaxed),
-            _ => self.refused.fetch_add(1, Relaxed),
+    /// Counts what came to nothing since this node will have nothing to do with a peer, and returns whether it was that.
+    fn note_membership(&self, error: &DoorError) -> bool {
+        let DoorError::Hello(HelloError::Refused(refusal)) = error else { return false };
+        let count = match refusal {
+            PeerRefusal::NotListed(_) => &self.not_listed,
+            PeerRefusal::Denied { .. } => &self.denied,
+            PeerRefusal::NotVouchedFor { .. } => &self.not_vouched_for,
+            _ => return false,
         };
+        count.fetch_add(1, Relaxed);
+        true
+    }
+
+    fn note(&self, env: &Env, address: SocketAddr, error: &DoorError) {
+        if let DoorError::Late | DoorError::MadeRoom = error {
+            self.silent.fetch_add(1, Relaxed);
+        } else {
+            self.refused.fetch_add(1, Relaxed);
+            self.other.fetch_add(u64::from(!self.note_membership(error)), Relaxed);
+        }
         let second = env.now().as_micros() / 1_000_000;
         let mut lines = self.lines.lock();
         *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };

@@ -7,20 +7,28 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::client::{
+    VerifierBuilderError, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::certificates::{certificates, private_key, roots};
+use crate::certificates::{certificates, private_key, revocation_lists, roots};
+use crate::cluster::hello::Role;
+use crate::cluster::x509::{CertificateFacts, Shown};
 use crate::core::node::NodeName;
 
 /// Fewest bytes of a cookie. It is no password: 32 bytes of chance cannot be guessed.
 pub const COOKIE_BYTES_MIN: usize = 32;
 /// Most bytes of a cookie.
 const COOKIE_BYTES_MAX: usize = 1024;
+
+/// Longest objection to a certificate, in characters: the peer is told.
+const OBJECTION_CHARS_MAX: usize = 200;
 
 /// What all nodes of a cluster have and nobody else has.
 #[derive(Clone)]
@@ -70,6 +78,24 @@ pub struct CertificateFiles {
     pub certificate: String,
     /// Its private key.
     pub key: String,
+    /// What the authority has revoked; left out, nothing.
+    pub crl: Option<String>,
+}
+
+impl CertificateFiles {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        [&self.ca, &self.certificate, &self.key].into_iter().chain(&self.crl).map(String::as_str)
+    }
+}
+
+/// When certificates end, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The node's own, or the first of those behind it.
+    pub own_s: i64,
+    /// The first of the authorities'.
+    pub authority_s: i64,
 }
 
 /// What a node is known by.
@@ -81,6 +107,10 @@ pub struct Identity {
     pub(crate) client: Arc<ClientConfig>,
     /// For an address at which any node of the cluster may be.
     pub(crate) searcher: Arc<ClientConfig>,
+    /// Those who ask what the authority says of a certificate now: of one that dialled, and of one that was dialled.
+    clients: Arc<dyn ClientCertVerifier>,
+    servers: Arc<WebPkiServerVerifier>,
+    ends: Ends,
 }
 
 impl Identity {
@@ -98,6 +128,9 @@ impl Identity {
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = Arc::new(roots(&files.ca)?);
+        let (clients, servers) = verifiers(files, &roots, &provider)?;
+        check_lists(files, &chain, &servers, &name)?;
+        let ends = Ends { own_s: first_end(&files.certificate)?, authority_s: first_end(&files.ca)? };
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
         let verifier = verifier.map_err(|error| format!("{}: {error}", files.ca))?;
         let misfit =
@@ -117,8 +150,69 @@ impl Identity {
         let searcher = client()?.dangerous().with_custom_certificate_verifier(any);
         let searcher = searcher.with_client_auth_cert(chain, key).map_err(misfit)?;
         let (server, client, searcher) = (Arc::new(server), Arc::new(by_name), Arc::new(searcher));
-        Ok(Identity { name, cookie, server, client, searcher })
+        Ok(Identity { name, cookie, server, client, searcher, clients, servers, ends })
     }
+
+    /// When its certificates end.
+    pub fn ends(&self) -> Ends {
+        self.ends
+    }
+
+    /// What speaks now against a certificate that a handshake has found good: the authority has revoked it, or does not vouch any more.
+    pub(crate) fn objection(&self, name: &NodeName, shown: &Shown) -> Option<String> {
+        let (own, behind) = shown.chain.split_first()?;
+        let verdict = match shown.role {
+            Role::Acceptor => self.clients.verify_client_cert(own, behind, shown.at).map(drop),
+            Role::Dialler => match ServerName::try_from(name.as_str()) {
+                Ok(name) => self.servers.verify_server_cert(own, behind, &name, &[], shown.at).map(drop),
+                Err(error) => Err(rustls::Error::General(error.to_string())),
+            },
+        };
+        verdict.err().map(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::Revoked) => "the authority has revoked it".to_owned(),
+            error => error.to_string().chars().take(OBJECTION_CHARS_MAX).collect(),
+        })
+    }
+}
+
+/// Those who ask the authority and its revocation lists. A list counts until another takes its place, however old it is; an authority that
+/// has no list there has revoked nothing.
+fn verifiers(
+    files: &CertificateFiles,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(Arc<dyn ClientCertVerifier>, Arc<WebPkiServerVerifier>), String> {
+    let lists = files.crl.as_deref().map(revocation_lists).transpose()?.unwrap_or_default();
+    let place = files.crl.as_ref().unwrap_or(&files.ca);
+    let fault = |error: VerifierBuilderError| format!("{place}: {error}");
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+    let clients = clients.with_crls(lists.clone()).allow_unknown_revocation_status().build().map_err(fault)?;
+    let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+    let servers = servers.with_crls(lists).allow_unknown_revocation_status().build().map_err(fault)?;
+    Ok((clients, servers))
+}
+
+/// A list that the authority has not signed would make this node refuse everybody.
+fn check_lists(
+    files: &CertificateFiles,
+    chain: &[CertificateDer<'static>],
+    servers: &WebPkiServerVerifier,
+    name: &NodeName,
+) -> Result<(), String> {
+    let (Some(place), Some((own, behind))) = (&files.crl, chain.split_first()) else { return Ok(()) };
+    let Ok(name) = ServerName::try_from(name.as_str()) else { return Ok(()) };
+    match servers.verify_server_cert(own, behind, &name, &[], UnixTime::now()) {
+        Err(error @ rustls::Error::InvalidCertRevocationList(_)) => {
+            Err(format!("{place}: it is no list of the authority of {}: {error}", files.ca))
+        }
+        _ => Ok(()), // What else speaks against its certificate, its peers will say.
+    }
+}
+
+/// When the first of a file's certificates ends.
+fn first_end(path: &str) -> Result<i64, String> {
+    let ends = certificates(path)?.iter().map(|one| CertificateFacts::read(one).map(|facts| facts.ends_at_s)).min();
+    ends.flatten().ok_or_else(|| format!("{path}: a certificate that cannot be read"))
 }
 
 /// Takes every certificate that the cluster's authority vouches for: whose it is, the introduction compares with what the node says.

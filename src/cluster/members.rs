@@ -21,10 +21,12 @@ use crate::cluster::guests;
 use crate::cluster::hello::Role;
 use crate::cluster::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
 use crate::cluster::links::LinkShared;
+use crate::cluster::roster::objection;
 use crate::cluster::sessions::{Labelled, Sessions};
 use crate::cluster::shadows;
 use crate::cluster::shared::{Caller, ClusterShared, Found, PeerShared};
 use crate::cluster::words::ENVELOPE_BYTES_MAX;
+use crate::cluster::x509::Shown;
 use crate::core::node::{NodeName, dials_first};
 use crate::core::restart::Backoff;
 
@@ -72,6 +74,8 @@ struct Entry {
     /// `None` before it is opened and once it is gone.
     session: Option<ActorRef<NodeSessionMessage>>,
     session_is_over: bool,
+    /// The certificate that the peer has shown.
+    shown: Option<Arc<Shown>>,
 }
 
 /// The actor.
@@ -90,6 +94,8 @@ pub(crate) struct MembersState {
     /// Dials that failed in a row.
     failures: BTreeMap<NodeName, u32>,
     next_label: u64,
+    /// The change of the roster by which every link has been judged.
+    judged: u64,
     dividing: Dividing,
     pub(super) discovery: Discovery,
     /// Accepts and dials; aborted with the actor.
@@ -155,7 +161,7 @@ impl Actor for Members {
         dividing.look(&shared); // From the first moment on it has no more than its part.
         myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
         let discovery = Discovery::default();
-        let (next_label, dialling) = (0, BTreeSet::new());
+        let (next_label, dialling, judged) = (0, BTreeSet::new(), shared.roster.changes());
         let mut state = MembersState {
             myself,
             shared,
@@ -165,6 +171,7 @@ impl Actor for Members {
             dialling,
             failures,
             next_label,
+            judged,
             dividing,
             discovery,
             tasks,
@@ -202,6 +209,7 @@ impl Actor for Members {
                     shadows::follow(&state.shared, &peer.name);
                 }
                 discovery::forget(state);
+                judge_links(state);
             }
             MembersMsg::Dial(peer) => on_dial(state, peer),
         }
@@ -243,10 +251,32 @@ pub(super) async fn on_came(state: &mut MembersState, caller: Caller) -> Result<
     Ok(())
 }
 
+/// Cuts the links with nodes that may not come any more.
+fn judge_links(state: &mut MembersState) {
+    let changes = state.shared.roster.changes();
+    if std::mem::replace(&mut state.judged, changes) == changes {
+        return;
+    }
+    for entry in state.links.values().filter(|entry| entry.actor.is_some()) {
+        if let Some(why) = objection(&state.shared, &entry.peer.name, entry.shown.as_deref()) {
+            tracing::warn!(target: "audit", event = "peer_put_out", peer = %entry.peer.name, %why);
+            end(
+                entry,
+                "the node may not come any more: cluster.allow, cluster.deny, the authority or its list has changed",
+            );
+        }
+    }
+}
+
 /// Makes a link of a peer's connection.
 async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), ActorProcessingErr> {
-    let Caller { peer: introduced, token, role, stream, address } = caller;
+    let Caller { peer: introduced, token, role, stream, address, shown } = caller;
     let name = introduced.hello.name;
+    if let Some(why) = objection(&state.shared, &name, shown.as_deref()) {
+        // The rules have changed since it was introduced. It is dialled again as after any failure, and refused at the door.
+        let _ = state.myself.cast(MembersMsg::DialFailed { peer: name, why }); // It is ourselves.
+        return Ok(());
+    }
     let Some(peer) = state.shared.peers.meet(&name, None) else {
         tracing::warn!(peer = %name, %address, "there are too many nodes; it is not taken");
         return Ok(());
@@ -260,7 +290,7 @@ async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), Actor
     let cell = state.myself.get_cell();
     let (actor, _) = Actor::spawn_linked(Some(name_of(&token)), LinkActor, args, cell).await?;
     link.actor.publish(actor.clone());
-    let entry = Entry { peer, link, actor: Some(actor), session: None, session_is_over: false };
+    let entry = Entry { peer, link, actor: Some(actor), session: None, session_is_over: false, shown };
     state.links.insert(label.clone(), entry);
     let stream = Box::new(Labelled { stream, label });
     let is_server = role == Role::Acceptor;

@@ -16,6 +16,7 @@ use crate::cluster::door::Linked;
 use crate::cluster::guests;
 use crate::cluster::identity::Cookie;
 use crate::cluster::members::{Members, MembersMsg};
+use crate::cluster::roster::Roster;
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
 use crate::config::NodeAntiAffinity;
 use crate::core::hash::hex;
@@ -48,6 +49,8 @@ pub struct NodeArgs {
     pub peers: Vec<(NodeName, String)>,
     /// A name of the domain name system, with a port, that stands for the addresses of nodes.
     pub dns: Option<String>,
+    /// Who may link with it: the same that its network asks.
+    pub roster: Roster,
     /// What it does at what time.
     pub policy: NodePolicy,
 }
@@ -106,7 +109,7 @@ impl Node {
         args: NodeArgs,
         network: impl FnOnce(Linked) -> N,
     ) -> Result<Self, StartNodeError> {
-        let NodeArgs { name, boot_id, zone, anti_affinity, cookie, peers: wanted, dns, policy } = args;
+        let NodeArgs { name, boot_id, zone, anti_affinity, cookie, peers: wanted, dns, roster, policy } = args;
         let peers = Arc::new(Peers::default());
         for (peer, address) in wanted {
             if peer == name {
@@ -119,7 +122,7 @@ impl Node {
         let known = peers.clone();
         let network = Arc::new(network(Arc::new(move |name: &NodeName| known.linked(name))));
         let session_cookie = hex(&Sha256::digest([b"orchestrator-core sessions ".as_slice(), cookie.bytes()].concat()));
-        let (who, how) = ((name, boot_id, zone), (anti_affinity, dns, policy));
+        let (who, how) = ((name, boot_id, zone), (anti_affinity, dns, roster, policy));
         let shared = ClusterShared::new(who, how, orchestrator, peers, network, session_cookie);
         let (members, mut handle) = Actor::spawn(None, Members, shared.clone())
             .await

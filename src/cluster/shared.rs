@@ -15,9 +15,11 @@ use crate::actors::shared::PoolShared;
 use crate::cluster::hello::{HelloError, Introduced, Role};
 use crate::cluster::links::LinkShared;
 use crate::cluster::members::MembersMsg;
+use crate::cluster::roster::Roster;
 use crate::cluster::served::ServedNews;
 use crate::cluster::warm::WarmNews;
 use crate::cluster::words::PoolCard;
+use crate::cluster::x509::Shown;
 use crate::config::NodeAntiAffinity;
 use crate::core::id::PoolId;
 use crate::core::link::{LinkPolicy, Liveness};
@@ -41,6 +43,8 @@ pub struct Caller {
     pub stream: Box<dyn ClusterBidiStream>,
     /// Where it is, for people.
     pub address: String,
+    /// The certificate that it has shown; `None` on a network without any.
+    pub shown: Option<Arc<Shown>>,
 }
 
 /// What is at an address.
@@ -94,6 +98,12 @@ pub trait Network: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped, it loses no peer.
     fn accept(&self) -> Pending<'_, Option<Caller>>;
+
+    /// What speaks now against the certificate that a linked peer has shown, such as that it has been revoked since.
+    fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
+        let _ = (peer, shown);
+        None
+    }
 }
 
 /// What a node does at what time.
@@ -259,6 +269,7 @@ pub(crate) struct ClusterShared {
     pub(crate) apart: NodeAntiAffinity,
     /// A name, with a port, that stands for the addresses of nodes.
     pub(crate) dns: Option<String>,
+    pub(crate) roster: Roster,
     pub(crate) policy: NodePolicy,
     pub(crate) env: Env,
     pub(crate) orchestrator: Orchestrator,
@@ -281,7 +292,7 @@ pub(crate) struct ClusterShared {
 impl ClusterShared {
     pub(crate) fn new(
         (name, boot_id, zone): (NodeName, BootId, Option<String>),
-        (apart, dns, policy): (NodeAntiAffinity, Option<String>, NodePolicy),
+        (apart, dns, roster, policy): (NodeAntiAffinity, Option<String>, Roster, NodePolicy),
         orchestrator: Orchestrator,
         peers: Arc<Peers>,
         network: Arc<dyn Network>,
@@ -293,6 +304,7 @@ impl ClusterShared {
             zone,
             apart,
             dns,
+            roster,
             policy,
             env: orchestrator.env().clone(),
             orchestrator,

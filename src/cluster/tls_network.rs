@@ -9,6 +9,7 @@ use tokio_rustls::TlsStream;
 
 use crate::cluster::door::{Arrived, Door, DoorError};
 use crate::cluster::shared::{Caller, Found, Network, Pending};
+use crate::cluster::x509::Shown;
 use crate::core::node::NodeName;
 
 /// Nodes that are reached over TCP and TLS.
@@ -59,11 +60,15 @@ impl Network for TlsNetwork {
     fn accept(&self) -> Pending<'_, Option<Caller>> {
         Box::pin(async move { self.arrived.lock().await.recv().await.map(caller) })
     }
+
+    fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
+        self.door.objection(peer, shown)
+    }
 }
 
 fn caller(arrived: Arrived) -> Caller {
-    let Arrived { peer, token, role, stream, address } = arrived;
-    Caller { peer, token, role, stream: Box::new(Encrypted(stream)), address: address.to_string() }
+    let Arrived { peer, token, role, stream, address, shown } = arrived;
+    Caller { peer, token, role, stream: Box::new(Encrypted(stream)), address: address.to_string(), shown }
 }
 
 struct Encrypted(TlsStream<TcpStream>);

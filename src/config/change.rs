@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::config::{Config, ConfigError, PoolConfig};
+use crate::config::{ClusterConfig, Config, ConfigError, PoolConfig};
 
 /// What becomes of the pools.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,6 +52,11 @@ pub(crate) fn step(old: &PoolConfig, new: &PoolConfig) -> PoolStep {
     }
 }
 
+/// What of a node takes effect at the start only: all but who may link with it.
+fn fixed_of_cluster(config: &Config) -> Option<ClusterConfig> {
+    config.cluster.as_ref().map(ClusterConfig::fixed)
+}
+
 /// Compares two configurations without faults.
 ///
 /// # Errors
@@ -63,7 +68,7 @@ pub fn compare(old: &Config, new: &Config) -> Result<ConfigChange, Vec<ConfigErr
         ("http.tls", old.http.tls != new.http.tls),
         ("http.head_ms", old.http.head_ms != new.http.head_ms),
         ("http.connections_max", old.http.connections_max != new.http.connections_max),
-        ("cluster", old.cluster != new.cluster),
+        ("cluster", fixed_of_cluster(old) != fixed_of_cluster(new)),
         ("access", old.access != new.access),
         ("retention", old.retention != new.retention),
         ("gpu", old.gpu != new.gpu),
@@ -128,6 +133,27 @@ mod tests {
         new.gpu.poll_ms = 77;
         let faults = compare(&old, &new).expect_err("two of them");
         assert_eq!(faults.iter().map(|fault| fault.path.as_str()).collect::<Vec<_>>(), ["http.listen", "gpu"]);
+    }
+
+    #[test]
+    fn of_a_node_only_who_may_link_with_it_changes_while_it_runs() {
+        let mut old = config(&[("a", "m", 1)]);
+        old.cluster = Some(ClusterConfig::example("one"));
+        let changed = |change: fn(&mut ClusterConfig)| {
+            let mut new = old.clone();
+            if let Some(cluster) = &mut new.cluster {
+                change(cluster);
+            }
+            compare(&old, &new)
+        };
+        let listed = changed(|cluster| cluster.deny = vec!["two".into()]).expect("it takes effect at once");
+        assert!(listed.settings && listed.kept == ["a"]);
+        assert!(changed(|cluster| cluster.allow = vec!["*".into()]).expect("so does this").settings);
+        let faults = changed(|cluster| cluster.crl_file = Some("crl.pem".into())).expect_err("this does not");
+        assert_eq!(faults.iter().map(|fault| fault.path.as_str()).collect::<Vec<_>>(), ["cluster"]);
+        let mut alone = old.clone();
+        alone.cluster = None;
+        assert!(compare(&old, &alone).is_err());
     }
 
     #[test]

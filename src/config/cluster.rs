@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::section;
 use crate::config::{Config, ConfigError};
+use crate::core::membership::{Denial, InvalidEntry, Membership, NamePattern};
 use crate::core::node::NodeName;
 
 /// This service as a node of a cluster. Only a service with the feature `cluster` takes it.
@@ -18,15 +19,29 @@ pub struct ClusterConfig {
     /// Address and port where other nodes reach it.
     #[serde(default = "ClusterConfig::listen_default")]
     pub listen: String,
-    /// The nodes that it dials, by their names: address and port. Of two nodes it is enough that one knows the other's.
+    /// The nodes that it dials, by their names: address and port. These may link with it, and those of `allow`; each of two nodes has to
+    /// have the other in one of the two.
     #[serde(default)]
     pub peers: BTreeMap<String, String>,
+    /// The nodes that may link with it beside those of `peers`: names, or patterns such as `worker-*`; `*` is every node with a
+    /// certificate of the authority. With `dns` and nothing here, every such node may, and a line of the log says so at the start.
+    /// Takes effect while the service runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// The nodes that may not, whoever else lists them: names or patterns; or certificates, as `serial:` or `sha256:` and hexadecimal
+    /// digits. Takes effect while the service runs, and cuts the links with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
     /// A host name of the domain name system, with a port, that stands for the addresses of nodes: each of them is dialled, every five
     /// seconds, and who is there its certificate says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
-    /// Certificates, for both directions: files in PEM format.
+    /// Certificates, for both directions: files in PEM format. They are read again when they have changed.
     pub tls: NodeTlsConfig,
+    /// The authority's revocation lists, a file in PEM format. It is read again when it has changed, and links with nodes whose
+    /// certificates it names are cut. A list counts until another takes its place, however old it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_file: Option<String>,
     /// The file of the cookie that all nodes of a cluster have: 32 bytes of chance or more.
     pub cookie_file: String,
     /// Where it is: what nodes with one cause of failure have in common. Shown to its peers.
@@ -65,6 +80,61 @@ impl ClusterConfig {
     fn listen_default() -> String {
         "127.0.0.1:7710".into()
     }
+
+    /// Which nodes may link with this one.
+    ///
+    /// # Errors
+    /// The first entry that is none, and where.
+    pub fn membership(&self) -> Result<Membership, ConfigError> {
+        let peers = self.peers.keys().map(|peer| {
+            NodeName::parse(peer).map_err(|error| ConfigError::new(format!("cluster.peers.{peer}"), error.to_string()))
+        });
+        let peers = peers.collect::<Result<_, _>>()?;
+        let allow = entries("cluster.allow", &self.allow, NamePattern::parse).collect::<Result<_, _>>()?;
+        let deny = entries("cluster.deny", &self.deny, Denial::parse).collect::<Result<_, _>>()?;
+        let listed = Membership::new(peers, allow, deny);
+        Ok(if self.takes_any_by_dns() { listed.and_any() } else { listed })
+    }
+
+    /// Whether every node may come since nodes are found by a name and nothing is said of who may.
+    pub fn takes_any_by_dns(&self) -> bool {
+        self.dns.is_some() && self.allow.is_empty()
+    }
+
+    /// A node of this name, for tests: it knows nobody, and its files are nowhere.
+    #[cfg(test)]
+    pub(super) fn example(name: &str) -> Self {
+        let file = String::new();
+        ClusterConfig {
+            name: name.into(),
+            listen: ClusterConfig::listen_default(),
+            peers: BTreeMap::new(),
+            allow: Vec::new(),
+            deny: Vec::new(),
+            dns: None,
+            tls: NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() },
+            crl_file: None,
+            cookie_file: file,
+            zone: None,
+            anti_affinity: NodeAntiAffinity::default(),
+        }
+    }
+
+    /// The same without what may change while the service runs.
+    pub(super) fn fixed(&self) -> Self {
+        ClusterConfig { allow: Vec::new(), deny: Vec::new(), ..self.clone() }
+    }
+}
+
+/// The entries of a list, each read or with what is wrong with it.
+fn entries<T>(
+    path: &str,
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, InvalidEntry>,
+) -> impl Iterator<Item = Result<T, ConfigError>> {
+    texts.iter().enumerate().map(move |(position, text)| {
+        parse(text).map_err(|error| ConfigError::new(format!("{path}[{position}]"), error.to_string()))
+    })
 }
 
 /// Appends what is wrong with the node.
@@ -84,6 +154,8 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
     for peer in cluster.peers.keys() {
         name(format!("cluster.peers.{peer}"), peer);
     }
+    faults.extend(entries("cluster.allow", &cluster.allow, NamePattern::parse).filter_map(Result::err));
+    faults.extend(entries("cluster.deny", &cluster.deny, Denial::parse).filter_map(Result::err));
     if cluster.peers.contains_key(&cluster.name) {
         let text = "it is the node's own name; a node does not dial itself";
         faults.push(ConfigError::new(format!("cluster.peers.{}", cluster.name), text));
@@ -131,18 +203,8 @@ mod tests {
     use crate::config::PoolConfig;
 
     fn found(change: impl FnOnce(&mut ClusterConfig, &mut PoolConfig)) -> String {
-        let file = String::new();
         let mut pool = PoolConfig::new("a", "sim", "m");
-        let mut cluster = ClusterConfig {
-            name: "one".into(),
-            listen: ClusterConfig::listen_default(),
-            peers: BTreeMap::new(),
-            dns: None,
-            tls: NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() },
-            cookie_file: file,
-            zone: Some("east".into()),
-            anti_affinity: NodeAntiAffinity::default(),
-        };
+        let mut cluster = ClusterConfig { zone: Some("east".into()), ..ClusterConfig::example("one") };
         change(&mut cluster, &mut pool);
         let config = Config { pools: vec![pool], cluster: Some(cluster), ..Config::default() };
         config.faults().iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
@@ -162,5 +224,40 @@ mod tests {
         assert!(zone.starts_with("pools[0].anti_affinity.zone[0]: this node is in zone \"east\""), "{zone}");
         let none = found(|cluster, _| cluster.anti_affinity.node = vec!["No Name".into()]);
         assert!(none.starts_with("cluster.anti_affinity.node[0]: "), "{none}");
+        let allow = found(|cluster, _| cluster.allow = vec!["worker-*".into(), "No Name".into()]);
+        assert!(allow.starts_with("cluster.allow[1]: ") && allow.contains("worker-*"), "{allow}");
+        let deny = found(|cluster, _| cluster.deny = vec!["serial:xyz".into(), "two".into(), "sha256:1".into()]);
+        assert!(deny.starts_with("cluster.deny[0]: ") && deny.contains("; cluster.deny[2]: "), "{deny}");
+    }
+
+    /// A node of this name, and what decides about who may link with it.
+    fn may_come(name: &str, change: impl FnOnce(&mut ClusterConfig)) -> bool {
+        let mut rules = None;
+        found(|cluster, _| {
+            change(cluster);
+            rules = Some(cluster.membership().expect("no fault"));
+        });
+        rules.is_some_and(|rules| rules.admit(&NodeName::parse(name).expect("a name"), None).is_ok())
+    }
+
+    #[test]
+    fn who_may_come_is_who_is_named_and_with_dns_everybody_unless_something_is_said() {
+        let peer = |cluster: &mut ClusterConfig| drop(cluster.peers.insert("two".into(), "10.0.0.2:1".into()));
+        let by_dns = |cluster: &mut ClusterConfig| cluster.dns = Some("nodes.example.org:7710".into());
+        assert!(may_come("two", peer) && !may_come("three", peer) && !may_come("two", |_| {}));
+        let allowing = |cluster: &mut ClusterConfig| cluster.allow = vec!["w-*".into()];
+        assert!(may_come("w-1", allowing) && !may_come("two", allowing));
+        assert!(may_come("three", by_dns));
+        let both = |cluster: &mut ClusterConfig| {
+            by_dns(cluster);
+            allowing(cluster);
+        };
+        assert!(may_come("w-1", both) && !may_come("three", both), "what is said counts");
+        let denying = |cluster: &mut ClusterConfig| {
+            by_dns(cluster);
+            peer(cluster);
+            cluster.deny = vec!["two".into()];
+        };
+        assert!(!may_come("two", denying) && may_come("three", denying));
     }
 }

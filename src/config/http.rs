@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, ConfigError, section};
+use crate::config::{Config, ConfigError, NodeTlsConfig, section};
 
 section! {
     /// The HTTP API of the service.
@@ -125,7 +125,12 @@ impl HttpConfig {
 impl Config {
     /// The files of keys and certificates that it names.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.access.keys_file.as_deref().into_iter().chain(self.http.tls.iter().flat_map(TlsConfig::files))
+        let node = self.cluster.iter().flat_map(|cluster| {
+            let NodeTlsConfig { ca_file, certificate_file, key_file } = &cluster.tls;
+            [ca_file, certificate_file, key_file].into_iter().chain(&cluster.crl_file).map(String::as_str)
+        });
+        let tls = self.http.tls.iter().flat_map(TlsConfig::files);
+        self.access.keys_file.as_deref().into_iter().chain(tls).chain(node)
     }
 
     /// The same with other addresses to listen on, where they are given.

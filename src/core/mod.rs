@@ -26,6 +26,7 @@ pub mod limits;
 pub mod line;
 pub mod line_budget;
 pub mod link;
+pub mod membership;
 pub mod model;
 pub mod node;
 pub mod objectives;

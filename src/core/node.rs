@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::core::link::Liveness;
+use crate::core::membership::{CertificateId, Membership};
 
 /// The protocol between nodes that this build speaks, oldest and newest. A node is refused that speaks none of them.
 pub const PROTOCOLS: (u16, u16) = (1, 1);
@@ -103,6 +104,12 @@ pub struct Evidence<'a> {
     pub is_search: bool,
     /// The link that there is with a node of that name.
     pub linked: Option<(BootId, Liveness)>,
+    /// What speaks against its certificate beside the name, such as that it has been revoked; `None` is nothing.
+    pub objection: Option<&'a str>,
+    /// The certificate, where there is one.
+    pub certificate: Option<&'a CertificateId>,
+    /// Who may come.
+    pub membership: &'a Membership,
 }
 
 /// A peer that is taken.
@@ -130,6 +137,27 @@ pub enum PeerRefusal {
     /// Its certificate is another's.
     #[error("it says that it is node {0}, and its certificate is not for that name")]
     Certificate(NodeName),
+    /// Its certificate is right for its name, and does not count any more.
+    #[error("the certificate of node {peer} does not count: {why}")]
+    NotVouchedFor {
+        /// Who it is.
+        peer: NodeName,
+        /// What speaks against it.
+        why: String,
+    },
+    /// It is none of the nodes that may come.
+    #[error(
+        "node {0} is not listed: add it to cluster.peers or cluster.allow of the node that says so, if it may link with it"
+    )]
+    NotListed(NodeName),
+    /// It has been put out.
+    #[error("node {peer} is denied by cluster.deny ({entry}) of the node that says so")]
+    Denied {
+        /// Who it is.
+        peer: NodeName,
+        /// The entry that names it.
+        entry: String,
+    },
     /// It does not know the cookie.
     #[error("node {0} does not have this cluster's cookie")]
     Cookie(NodeName),
@@ -159,6 +187,9 @@ impl PeerRefusal {
             PeerRefusal::OwnName(peer) | PeerRefusal::Linked(peer) | PeerRefusal::ItsTurn(peer) => Some(peer),
             PeerRefusal::Protocol { .. }
             | PeerRefusal::Certificate(_)
+            | PeerRefusal::NotVouchedFor { .. }
+            | PeerRefusal::NotListed(_)
+            | PeerRefusal::Denied { .. }
             | PeerRefusal::Cookie(_)
             | PeerRefusal::OtherNode { .. } => None,
         }
@@ -179,6 +210,9 @@ pub fn judge(ours: &Hello, theirs: &Hello, evidence: Evidence<'_>) -> Result<Tak
     if !evidence.is_certified {
         return Err(PeerRefusal::Certificate(peer()));
     }
+    if let Some(why) = evidence.objection {
+        return Err(PeerRefusal::NotVouchedFor { peer: peer(), why: why.to_owned() });
+    }
     let protocol = ours.protocols.1.min(theirs.protocols.1);
     if protocol < ours.protocols.0.max(theirs.protocols.0) {
         return Err(PeerRefusal::Protocol { peer: peer(), theirs: theirs.protocols, ours: ours.protocols });
@@ -194,6 +228,7 @@ pub fn judge(ours: &Hello, theirs: &Hello, evidence: Evidence<'_>) -> Result<Tak
     {
         return Err(PeerRefusal::OtherNode { wanted: wanted.clone(), found: peer() });
     }
+    evidence.membership.admit(&theirs.name, evidence.certificate)?;
     match evidence.linked {
         Some((boot_id, Liveness::Alive)) if boot_id == theirs.boot_id => Err(PeerRefusal::Linked(peer())),
         _ if evidence.is_search && !dials_first(&ours.name, &theirs.name) => Err(PeerRefusal::ItsTurn(peer())),
@@ -209,8 +244,18 @@ mod tests {
         Hello { protocols, name: NodeName::parse(name).expect("a name"), boot_id: BootId(boot_id) }
     }
 
-    const GOOD: Evidence<'static> =
-        Evidence { is_certified: true, knows_cookie: true, wanted: None, is_search: false, linked: None };
+    static ANYBODY: Membership = Membership::open();
+
+    const GOOD: Evidence<'static> = Evidence {
+        is_certified: true,
+        knows_cookie: true,
+        wanted: None,
+        is_search: false,
+        linked: None,
+        objection: None,
+        certificate: None,
+        membership: &ANYBODY,
+    };
 
     fn says(theirs: &Hello, evidence: Evidence<'_>) -> String {
         judge(&hello("a", 1, (2, 3)), theirs, evidence).expect_err("refused").to_string()
@@ -245,6 +290,23 @@ mod tests {
         assert!(says(&b, Evidence { knows_cookie: false, ..GOOD }).contains("cookie"));
         assert!(says(&b, Evidence { wanted: Some(&c), ..GOOD }).contains("node b answered where node c was dialled"));
         assert!(says(&hello("a", 5, (3, 3)), GOOD).contains("own name"));
+    }
+
+    #[test]
+    fn who_proves_itself_and_is_not_listed_or_not_vouched_for_is_refused() {
+        let b = hello("b", 5, (3, 3));
+        let nobody = Membership::new(std::collections::BTreeSet::new(), Vec::new(), Vec::new());
+        let unlisted = Evidence { membership: &nobody, ..GOOD };
+        assert!(says(&b, unlisted).contains("node b is not listed"));
+        assert!(
+            says(&b, Evidence { knows_cookie: false, ..unlisted }).contains("cookie"),
+            "whoever lies learns no more"
+        );
+        let search = Evidence { is_search: true, ..unlisted };
+        let refusal = judge(&hello("z", 1, (3, 3)), &b, search).expect_err("not listed");
+        assert_eq!(refusal.found(), None, "it is not waited for either");
+        let revoked = Evidence { objection: Some("it has been revoked"), ..GOOD };
+        assert!(says(&b, revoked).contains("the certificate of node b does not count: it has been revoked"));
     }
 
     #[test]

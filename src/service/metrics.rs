@@ -116,6 +116,10 @@ impl Collector for Views {
         if let Some(node) = &self.0.nodes.node {
             crate::service::node_metrics::node(encoder, &node.view())?;
         }
+        #[cfg(feature = "cluster")]
+        if let Some(rules) = &self.0.nodes.rules {
+            crate::service::node_metrics::rules(encoder, rules)?;
+        }
         own_metrics::process(encoder)?;
         let view = orchestrator.view();
         gauge(encoder, "tasks_open", "Tasks between submission and their end", [(vec![], view.tasks_open as f64)])

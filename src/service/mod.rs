@@ -40,6 +40,8 @@ mod metrics;
 mod named_counts;
 #[cfg(feature = "cluster")]
 mod node_metrics;
+#[cfg(feature = "cluster")]
+mod node_rules;
 mod nodes;
 mod notify;
 #[cfg(feature = "otlp")]

@@ -6,6 +6,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::cluster::{LinkView, NodeView};
 use crate::service::metrics::{Labels, counter, gauge};
+use crate::service::node_rules::NodeRules;
 
 fn of_peer(name: impl ToString) -> Labels {
     vec![("peer", name.to_string())]
@@ -44,4 +45,13 @@ pub(super) fn node(encoder: &mut DescriptorEncoder<'_>, node: &NodeView) -> fmt:
     counter(encoder, "cluster_guests_taken", "Attempts of other nodes that were taken in", one(node.guests_taken))?;
     counter(encoder, "cluster_guests_lost", "Attempts of other nodes that failed here", one(node.guests_lost))?;
     counter(encoder, "cluster_leases_expired", "Attempts stopped since their node was silent", one(node.leases_expired))
+}
+
+/// When the node's certificates end, and who was not let in.
+pub(super) fn rules(encoder: &mut DescriptorEncoder<'_>, rules: &NodeRules) -> fmt::Result {
+    let expiries = rules.expiries().map(|(which, left_s)| (vec![("certificate", which.to_owned())], left_s as f64));
+    let help = "Time until a certificate in use ends, below zero when it has";
+    gauge(encoder, "cluster_certificate_expires_seconds", help, expiries)?;
+    let refused = rules.refused().map(|(reason, count)| (vec![("reason", reason.to_owned())], count));
+    counter(encoder, "cluster_peers_refused", "Connections with nodes that came to nothing", refused)
 }

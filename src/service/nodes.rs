@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, Config};
 use crate::orchestrator::Orchestrator;
 use crate::service::app::App;
 use crate::service::error::ApiError;
@@ -17,6 +17,8 @@ use crate::service::error::ApiError;
 pub(crate) struct Nodes {
     #[cfg(feature = "cluster")]
     pub(crate) node: Option<crate::cluster::Node>,
+    #[cfg(feature = "cluster")]
+    pub(crate) rules: Option<std::sync::Arc<crate::service::node_rules::NodeRules>>,
 }
 
 impl Nodes {
@@ -39,8 +41,9 @@ impl Nodes {
     #[cfg(feature = "cluster")]
     pub(crate) async fn start(config: Option<&ClusterConfig>, orchestrator: &Orchestrator) -> Result<Self, String> {
         use crate::cluster::identity::CertificateFiles;
-        use crate::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, TlsNetwork};
+        use crate::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
         use crate::core::node::{BootId, NodeName};
+        use crate::service::node_rules::NodeRules;
 
         let Some(config) = config else { return Ok(Nodes::default()) };
         let name = |text: &str| NodeName::parse(text).map_err(|error| error.to_string());
@@ -49,7 +52,9 @@ impl Nodes {
             ca: config.tls.ca_file.clone(),
             certificate: config.tls.certificate_file.clone(),
             key: config.tls.key_file.clone(),
+            crl: config.crl_file.clone(),
         };
+        let roster = Roster::new(config.membership().map_err(|error| error.to_string())?);
         let own = name(&config.name)?;
         let identity = Identity::load(own.clone(), cookie.clone(), &files)?;
         let listener = tokio::net::TcpListener::bind(&config.listen)
@@ -60,18 +65,33 @@ impl Nodes {
         let boot_id = BootId(u64::from_le_bytes(chance[..8].try_into().unwrap_or_default()));
         let peers = config.peers.iter().map(|(peer, address)| Ok((name(peer)?, address.clone())));
         let args = NodeArgs {
-            name: own,
+            name: own.clone(),
             boot_id,
             zone: config.zone.clone(),
             anti_affinity: config.anti_affinity.clone(),
-            cookie,
+            cookie: cookie.clone(),
             peers: peers.collect::<Result<_, String>>()?,
             dns: config.dns.clone(),
+            roster: roster.clone(),
             policy: NodePolicy::default(),
         };
-        let network = |linked| TlsNetwork::open(Door::new(identity, env, boot_id, linked), listener);
+        let (mut opened, of_door) = (None, (env.clone(), roster.clone()));
+        let network = |linked| {
+            let door = Door::new(identity, of_door.0, boot_id, linked).admitting(of_door.1);
+            TlsNetwork::open(opened.insert(door).clone(), listener)
+        };
         let node = Node::start(orchestrator.clone(), args, network).await.map_err(|error| error.to_string())?;
-        Ok(Nodes { node: Some(node) })
+        let rules = opened.map(|door| NodeRules::new(config, (own, cookie, files), (door, roster), env));
+        Ok(Nodes { node: Some(node), rules: rules.map(std::sync::Arc::new) })
+    }
+
+    /// Takes up what has changed in the configuration and in the node's files.
+    #[cfg_attr(not(feature = "cluster"), expect(unused_variables, reason = "there is no node"))]
+    pub(crate) fn follow(&self, config: &Config, has_changed: impl FnMut(&str) -> bool) {
+        #[cfg(feature = "cluster")]
+        if let Some(rules) = &self.rules {
+            rules.follow(config, has_changed);
+        }
     }
 
     /// The node as it stands now.

@@ -61,6 +61,7 @@ pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, m
                 }
             }
         }
+        app.nodes.follow(&app.orchestrator.config(), |path| marks.has_changed(path));
         let config = app.store.file().filter(|_| watch_config).map(|path| path.display().to_string());
         if config.is_some_and(|path| marks.has_changed(&path)) {
             let _ = app.store.reload_file(); // What was wrong has been logged.

@@ -82,8 +82,11 @@ impl Fleet {
                 peers: others
                     .map(|other| (NAMES[other].to_owned(), format!("{}:7710", address(other, index))))
                     .collect(),
+                allow: Vec::new(),
+                deny: Vec::new(),
                 dns: None,
                 tls,
+                crl_file: None,
                 cookie_file: at("cookie"),
                 zone: None,
                 anti_affinity: NodeAntiAffinity::default(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use orchestrator_core::Env;
 use orchestrator_core::cluster::door::Linked;
 use orchestrator_core::cluster::hello::{Chance, HelloError, Role, Side, introduce};
-use orchestrator_core::cluster::{Caller, Cookie, Found, Network, Pending};
+use orchestrator_core::cluster::{Caller, Cookie, Found, Network, Pending, Roster};
 use orchestrator_core::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, judge};
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -255,6 +255,7 @@ pub struct Port {
     hello: Hello,
     cookie: Cookie,
     linked: Linked,
+    roster: Roster,
     knocks: tokio::sync::Mutex<mpsc::UnboundedReceiver<Knock>>,
 }
 
@@ -263,7 +264,14 @@ impl Port {
         let (sender, receiver) = mpsc::unbounded_channel();
         wires.0.lock().unwrap().doors.insert(name.clone(), sender);
         let hello = Hello { protocols: PROTOCOLS, name: name.clone(), boot_id };
-        Port { wires: wires.clone(), env, hello, cookie, linked, knocks: tokio::sync::Mutex::new(receiver) }
+        let (roster, knocks) = (Roster::open(), tokio::sync::Mutex::new(receiver));
+        Port { wires: wires.clone(), env, hello, cookie, linked, roster, knocks }
+    }
+
+    /// The same for a node that admits these alone.
+    pub fn admitting(mut self, roster: Roster) -> Self {
+        self.roster = roster;
+        self
     }
 
     /// The same for a node of another build.
@@ -287,20 +295,26 @@ impl Port {
         let chance = Chance { nonce: chance(&self.env), token: chance(&self.env) };
         let side = Side { hello: &self.hello, cookie: &self.cookie, role, binding: [0; 32], chance };
         let wanted = (role == Role::Dialler && !is_search).then_some(&other);
+        let membership = self.roster.membership();
         let decide = |theirs: &Hello, knows_cookie| {
             let linked = (self.linked)(&theirs.name);
             let is_certified = theirs.name == other;
-            judge(&self.hello, theirs, Evidence { is_certified, knows_cookie, wanted, is_search, linked })
+            let (objection, certificate, membership) = (None, None, &*membership);
+            let evidence =
+                Evidence { is_certified, knows_cookie, wanted, is_search, linked, objection, certificate, membership };
+            judge(&self.hello, theirs, evidence)
         };
         let introduced = timeout(INTRODUCTION, introduce(&mut stream, side, decide)).await;
         let peer = introduced.map_err(|_| HelloError::Io(io::ErrorKind::TimedOut.into()))??;
-        Ok(Caller { peer, token: chance.token, role, stream: Box::new(stream), address: other.to_string() })
+        let (stream, address) = (Box::new(stream), other.to_string());
+        Ok(Caller { peer, token: chance.token, role, stream, address, shown: None })
     }
 }
 
 impl Network for Port {
     fn dial<'a>(&'a self, name: &'a NodeName, _: &'a str) -> Pending<'a, Result<Caller, String>> {
         Box::pin(async move {
+            self.roster.membership().admit(name, None).map_err(|refusal| refusal.to_string())?;
             let stream = self.wires.connect(&self.hello.name, name).map_err(|error| error.to_string())?;
             self.meet(stream, name.clone(), Role::Dialler, false).await.map_err(|error| error.to_string())
         })

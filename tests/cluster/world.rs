@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestrator_core::cluster::{Cookie, Node, NodeArgs, NodePolicy};
+use orchestrator_core::cluster::{Cookie, Node, NodeArgs, NodePolicy, Roster};
 use orchestrator_core::config::{ClusterConfig, NodeAntiAffinity, NodeTlsConfig, PoolConfig};
 use orchestrator_core::core::node::{BootId, NodeName, PROTOCOLS};
 use orchestrator_core::gpu::sim::SimStats;
@@ -23,6 +23,8 @@ pub struct Living {
     pub node: Node,
     pub env: Env,
     pub stats: Vec<Vec<Arc<SimStats>>>,
+    /// Who may link with it: everybody, unless its settings say who.
+    pub roster: Roster,
 }
 
 impl Living {
@@ -37,8 +39,10 @@ pub fn config(name: &str) -> Config {
     let tls = NodeTlsConfig { ca_file: file.clone(), certificate_file: file.clone(), key_file: file.clone() };
     let (name, listen) = (name.to_owned(), String::new());
     let (peers, anti_affinity) = (BTreeMap::new(), NodeAntiAffinity::default());
-    let (dns, zone) = (None, None);
-    let cluster = ClusterConfig { name, listen, peers, dns, tls, cookie_file: file, zone, anti_affinity };
+    let (dns, zone, crl_file) = (None, None, None);
+    let (allow, deny) = (vec!["*".to_owned()], Vec::new());
+    let cluster =
+        ClusterConfig { name, listen, peers, allow, deny, dns, tls, crl_file, cookie_file: file, zone, anti_affinity };
     Config { cluster: Some(cluster), ..Config::default() }
 }
 
@@ -59,6 +63,7 @@ pub async fn start_node_with(
     let settings = Config { cluster: settings.cluster.or(config(name).cluster), ..settings };
     let cluster = settings.cluster.clone().expect("it is a node");
     let World { orchestrator, stats } = start_with(env.clone(), settings, pools).await;
+    let roster = Roster::new(cluster.membership().expect("names of nodes"));
     let (name, boot_id) = (node_name(name), BootId(env.random()));
     let cookie = Cookie::new(b"a cookie of thirty-two bytes, or").unwrap();
     let args = NodeArgs {
@@ -69,12 +74,15 @@ pub async fn start_node_with(
         cookie: cookie.clone(),
         peers: others.iter().map(|other| (node_name(other), (*other).to_owned())).collect(),
         dns: cluster.dns,
+        roster: roster.clone(),
         policy: NodePolicy::default(),
     };
-    let (wires, of_port) = (wires.clone(), env.clone());
-    let network = move |linked| Port::new(&wires, of_port, &name, boot_id, cookie, linked).speaking(protocols);
+    let (wires, of_port, admitted) = (wires.clone(), env.clone(), roster.clone());
+    let network = move |linked| {
+        Port::new(&wires, of_port, &name, boot_id, cookie, linked).speaking(protocols).admitting(admitted)
+    };
     let node = Node::start(orchestrator, args, network).await.expect("starts");
-    Living { node, env, stats }
+    Living { node, env, stats, roster }
 }
 
 /// Waits until something of a node is so.
