@@ -10,6 +10,8 @@ mod fuzz;
 mod http;
 mod impossible;
 mod limits;
+#[cfg(feature = "cluster")]
+mod membership;
 mod operate;
 mod orphans;
 #[cfg(feature = "otlp")]

@@ -1,24 +1,15 @@
 //! `orchestratord cluster`: certificates for a first cluster, and a look at a node.
 
-use std::ffi::OsStr;
-use std::fs::Permissions;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::Value;
 
-use crate::core::hash::hex;
-use crate::core::node::NodeName;
 use crate::service::cli::say;
-use crate::service::folder::Folder;
+use crate::service::cluster_authority::{self, InitArguments, RenewArguments, RevokeArguments};
 use crate::service::remote::Remote;
 
-/// Bytes of a new cookie, before they are written in hexadecimal.
-const COOKIE_BYTES: usize = 32;
 /// How often a drain is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
@@ -27,6 +18,10 @@ const LOOK_PERIOD: Duration = Duration::from_millis(200);
 pub(crate) enum ClusterCommand {
     /// Make an authority, a cookie, and for each node a certificate and a configuration to begin with.
     Init(InitArguments),
+    /// Make new certificates and keys for the nodes, by the same authority.
+    Renew(RenewArguments),
+    /// Put certificates on the authority's revocation list, so that no node lets in who shows them.
+    Revoke(RevokeArguments),
     /// Show a node's links.
     Status {
         #[command(flatten)]
@@ -42,102 +37,18 @@ pub(crate) enum ClusterCommand {
     },
 }
 
-/// What a first cluster is made of.
-#[derive(Debug, clap::Args)]
-pub(crate) struct InitArguments {
-    /// The folder to make; it must not be there.
-    folder: PathBuf,
-    /// The nodes, by commas: `NAME` or `NAME=ADDRESS:PORT`. Without an address they are on this machine, from port 7711 on.
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
-    nodes: Vec<String>,
-}
-
 /// Does what is asked.
 ///
 /// # Errors
 /// One line that says what is wrong.
 pub(crate) async fn run(command: ClusterCommand) -> Result<(), String> {
     match command {
-        ClusterCommand::Init(arguments) => init(&arguments),
+        ClusterCommand::Init(arguments) => cluster_authority::init(&arguments),
+        ClusterCommand::Renew(arguments) => cluster_authority::renew(&arguments),
+        ClusterCommand::Revoke(arguments) => cluster_authority::revoke(&arguments),
         ClusterCommand::Status { remote, json } => status(&remote, json).await,
         ClusterCommand::Drain { remote } => drain(&remote).await,
     }
-}
-
-/// First port of nodes without an address, and of their HTTP APIs.
-const PORTS: (u16, u16) = (7711, 7701);
-
-fn init(arguments: &InitArguments) -> Result<(), String> {
-    let mut nodes: Vec<(NodeName, String)> = Vec::new();
-    for (index, text) in arguments.nodes.iter().enumerate() {
-        let (name, address) = match text.split_once('=') {
-            Some((name, address)) => (name, address.to_owned()),
-            None => (text.as_str(), format!("127.0.0.1:{}", PORTS.0 + index as u16)),
-        };
-        let name = NodeName::parse(name).map_err(|error| format!("--nodes: {error}"))?;
-        if nodes.iter().any(|(known, _)| *known == name) {
-            return Err(format!("--nodes: {name} is named twice"));
-        }
-        nodes.push((name, address));
-    }
-    let folder = Folder::make(&arguments.folder)?;
-    let mut secret = [0; COOKIE_BYTES];
-    getrandom::fill(&mut secret).map_err(|error| format!("the system has no chance for us: {error}"))?;
-    write_secret(&folder, "cookie", &hex(&secret))?;
-    let ca_key = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).map_err(|error| error.to_string())?;
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    ca.distinguished_name.push(rcgen::DnType::CommonName, "orchestratord cluster");
-    let certificate = ca.self_signed(&ca_key).map_err(|error| error.to_string())?;
-    write(&folder, "ca.pem", &certificate.pem())?;
-    write_secret(&folder, "ca.key", &ca_key.serialize_pem())?;
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    for (index, (name, address)) in nodes.iter().enumerate() {
-        let params = rcgen::CertificateParams::new(vec![name.to_string()]).map_err(|error| error.to_string())?;
-        let key = rcgen::KeyPair::generate().map_err(|error| error.to_string())?;
-        let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
-        write(&folder, &format!("{name}.pem"), &certificate.pem())?;
-        write_secret(&folder, &format!("{name}.key"), &key.serialize_pem())?;
-        let peers: String = nodes
-            .iter()
-            .filter(|(peer, _)| peer != name)
-            .map(|(peer, address)| format!("    {peer}: \"{address}\"\n"))
-            .collect();
-        let at = |file: &str| folder.path(OsStr::new(file)).display().to_string();
-        let text = format!(
-            "# Node {name}. The pool is simulated: put your own in its place.\nhttp:\n  listen: 127.0.0.1:{}\ncluster:\n  name: {name}\n  \
-             listen: {address}\n  peers:\n{peers}  tls:\n    ca_file: {}\n    certificate_file: {}\n    key_file: {}\n  cookie_file: {}\n\
-             pools:\n  - id: demo\n    engine: sim\n    model: tiny\n    slots: 2\n",
-            PORTS.1 + index as u16,
-            at("ca.pem"),
-            at(&format!("{name}.pem")),
-            at(&format!("{name}.key")),
-            at("cookie"),
-        );
-        write(&folder, &format!("{name}.yaml"), &text)?;
-    }
-    let at = |file: &str| folder.path(OsStr::new(file)).display().to_string();
-    say(&format!("{}: an authority, a cookie, and for each node a certificate and a configuration", at("")));
-    for (name, _) in &nodes {
-        say(&format!("  orchestratord serve --config {}", at(&format!("{name}.yaml"))));
-    }
-    say("keep ca.key where no node is: whoever has it can make nodes");
-    Ok(())
-}
-
-/// A file for everybody, by the umask.
-fn write(folder: &Folder, name: &str, text: &str) -> Result<(), String> {
-    let written = folder.create(OsStr::new(name), 0o644).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| format!("{}: {error}", folder.path(OsStr::new(name)).display()))
-}
-
-/// A file that only its owner reads, from its first moment.
-fn write_secret(folder: &Folder, name: &str, text: &str) -> Result<(), String> {
-    let written = folder.create(OsStr::new(name), 0o600).and_then(|mut file| {
-        file.set_permissions(Permissions::from_mode(0o600))?; // Whatever the umask is.
-        file.write_all(text.as_bytes())
-    });
-    written.map_err(|error| format!("{}: {error}", folder.path(OsStr::new(name)).display()))
 }
 
 async fn status(remote: &Remote, json: bool) -> Result<(), String> {
@@ -207,28 +118,5 @@ async fn drain(remote: &Remote) -> Result<(), String> {
             return Ok(());
         }
         tokio::time::sleep(LOOK_PERIOD).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_first_cluster_has_secrets_that_their_owner_alone_reads_in_a_directory_that_was_not_there() {
-        let folder = std::env::temp_dir().join(format!("oc-cluster-init-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder); // Of an earlier run.
-        let arguments = InitArguments { folder: folder.clone(), nodes: vec!["a".into(), "b".into()] };
-        init(&arguments).unwrap();
-        let mode = |name: &str| std::fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
-        for secret in ["cookie", "ca.key", "a.key", "b.key"] {
-            assert_eq!(mode(secret), 0o600, "{secret}");
-        }
-        assert_eq!(mode("") & 0o022, 0);
-        let text = std::fs::read_to_string(folder.join("b.yaml")).unwrap();
-        assert!(text.contains(&folder.canonicalize().unwrap().join("b.key").display().to_string()), "{text}");
-        let error = init(&arguments).unwrap_err();
-        assert!(error.contains("File exists"), "{error}");
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

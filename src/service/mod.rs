@@ -9,6 +9,8 @@ mod bodies;
 mod borders;
 pub mod cli;
 #[cfg(feature = "cluster")]
+mod cluster_authority;
+#[cfg(feature = "cluster")]
 mod cluster_command;
 mod config_command;
 mod config_diff;
