@@ -17,7 +17,6 @@ pub(crate) mod dispatch;
 mod ending;
 pub(crate) mod engine_watch;
 pub mod event_log;
-mod explaining;
 pub(crate) mod failures;
 pub(crate) mod gate;
 pub(crate) mod gpu_monitor;
@@ -36,6 +35,7 @@ pub(crate) mod pools;
 mod progress;
 mod quarantine;
 pub(crate) mod queue;
+mod queue_views;
 #[cfg(test)]
 mod races;
 pub mod reader;

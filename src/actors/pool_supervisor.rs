@@ -267,7 +267,10 @@ async fn on_worker_died(
     place.note_death(state.pool.env.now(), cause.clone());
     let generation = place.edition().generation;
     if state.pool.intent() == Intent::Serve && state.pool.is_being_tried(generation) {
-        state.pool.fail_reload(generation, format!("replica {}: {cause}", place.id));
+        let said = place.last_death.lock().as_ref().map(|(_, _, message)| format!("replica {}: {message}", place.id));
+        let reason = format!("replica {}: {cause}", place.id);
+        let whole = said.as_ref().unwrap_or(&reason).into();
+        state.pool.fail_reload_with(generation, &reason, whole);
         return walk(state).await;
     }
     let next = state.children.after_death(PoolChild::Worker(index));

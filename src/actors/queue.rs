@@ -29,7 +29,9 @@ use crate::core::id::{ClientId, TaskSeq};
 use crate::core::lifecycle::Intent;
 use crate::core::queue::{Arrival, Enqueued, Queue};
 use crate::core::standing::{Picture, Standing};
-use crate::core::task::{Phase, Priority, Terminal};
+#[cfg(feature = "cluster")]
+use crate::core::task::Priority;
+use crate::core::task::{Phase, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::planted::planted;
@@ -390,15 +392,5 @@ impl QueueState {
             client: record.request.client_id.clone(),
             in_session: record.session().is_some(),
         });
-    }
-
-    /// Shows the depth to admission and to metrics, as of now.
-    pub(super) fn publish(&self, books: &Accounts) {
-        for class in Priority::ALL {
-            self.pool.depth[class.index()].store(self.queue.len_of(class), Relaxed);
-        }
-        *self.pool.crowd.lock() = self.queue.crowd(books);
-        let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
-        self.pool.wanted.store(wanted, Relaxed);
     }
 }

@@ -268,9 +268,14 @@ impl PoolShared {
 
     /// The new model has not proved itself: from here on the reload walks back.
     pub(crate) fn fail_reload(&self, of: u64, reason: String) {
+        self.fail_reload_with(of, &reason, reason.as_str().into());
+    }
+
+    /// The same, with words of an engine that are not for the log.
+    pub(crate) fn fail_reload_with(&self, of: u64, reason: &str, whole: Message) {
         if let Some(roll) = self.reloads.lock().roll.as_mut().filter(|roll| roll.to.generation == of) {
             tracing::warn!(pool_id = %self.id, to = %roll.to.spec.model, %reason, "a reload failed and is undone");
-            roll.failed.get_or_insert(reason.into());
+            roll.failed.get_or_insert(whole);
             roll.progress_at = self.env.now();
         }
     }

@@ -126,7 +126,7 @@ pub(crate) async fn digest(files: &[ModelFile], replica: &ReplicaId) -> Result<O
         Some(file) => {
             let text =
                 format!("{replica}: {} cannot be checked by a build without the feature engines-http", file.path);
-            Err(EngineError::Preload(text))
+            Err(EngineError::Preload(text.into()))
         }
     }
 }

@@ -10,7 +10,6 @@ use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::config::{CTX_DEFAULT, PoolConfig};
@@ -22,6 +21,7 @@ use crate::gpu::process::EngineProcess;
 use crate::gpu::refusal::{error_event, lost};
 use crate::gpu::runs::Busy;
 use crate::gpu::sse::{EventTooLong, Said, SseParser};
+use crate::gpu::threads;
 
 /// Time between two looks at a server that is loading.
 const HEALTH_PERIOD: Duration = Duration::from_millis(50);
@@ -269,9 +269,9 @@ impl Server {
         let body = whole_up_to(answer, bytes_max).await.map_err(lost)?;
         let is_large = body.len() > LARGE_BYTES;
         let parse = move || serde_json::from_slice(&body).map_err(|error| error.to_string());
-        let parsed =
-            if is_large { spawn_blocking(parse).await.map_err(|error| error.to_string()) } else { Ok(parse()) };
-        parsed.flatten().map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
+        let no_thread = || Err("it could not be parsed on a thread of its own".to_owned());
+        let parsed = if is_large { threads::run("answer", parse).await.unwrap_or_else(no_thread) } else { parse() };
+        parsed.map_err(|error| EngineError::Garbled(format!("{path}: {error}").into()))
     }
 }
 

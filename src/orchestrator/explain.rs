@@ -54,7 +54,7 @@ pub struct Explanation {
     pub refusal: Option<TaskError>,
     /// How it failed, if it has.
     #[serde(skip)]
-    error: Option<TaskError>,
+    pub error: Option<TaskError>,
 }
 
 impl Explanation {

@@ -14,7 +14,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::config::AccessConfig;
 use crate::core::error::ErrorCode;
@@ -112,14 +112,16 @@ impl Principal {
     /// Dropping the future is harmless.
     pub(crate) async fn until_void(&self) -> &'static str {
         let (Some(right), Some(key_id)) = (&self.right, &self.key_id) else { return std::future::pending().await };
-        let mut changed = right.access.changed.subscribe(); // Before the look, so that no change is missed.
         loop {
+            let changed = right.access.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable(); // Before the look, so that no change is missed.
             if let Some(why) = right.void(key_id) {
                 return why;
             }
             tokio::select! {
                 biased;
-                _ = changed.changed() => {}
+                () = changed => {}
                 () = tokio::time::sleep(EXPIRY_PERIOD), if right.expires => {}
             }
         }
@@ -147,7 +149,7 @@ pub(crate) struct Access {
     /// Read once for each request, written when the file has changed.
     keys: RwLock<Arc<KeyTable>>,
     /// Tells answers that go on that the keys are others.
-    changed: watch::Sender<()>,
+    changed: Notify,
     throttle: Throttle,
     /// Requests that were not let in.
     pub(crate) denied: NamedCounts<{ REASONS.len() }>,
@@ -163,7 +165,7 @@ impl Access {
         let keys = file.as_deref().map(KeyFile::load).transpose()?.unwrap_or_default();
         let throttle = Throttle::new(config.failures_per_s, config.failures_burst);
         let keys = RwLock::new(Arc::new(KeyTable::new(&keys)));
-        Ok(Access { env, file, keys, changed: watch::Sender::new(()), throttle, denied: NamedCounts::new(REASONS) })
+        Ok(Access { env, file, keys, changed: Notify::new(), throttle, denied: NamedCounts::new(REASONS) })
     }
 
     /// Whether a key is needed.
@@ -179,7 +181,7 @@ impl Access {
     /// Takes the keys of a file that has changed.
     pub(crate) fn set(&self, file: &KeyFile) {
         *self.keys.write() = Arc::new(KeyTable::new(file));
-        self.changed.send_replace(());
+        self.changed.notify_waiters();
     }
 
     /// Who asks, by the head of a request.

@@ -1,9 +1,6 @@
 //! `orchestratord cluster init`, `renew` and `revoke`: an authority for the nodes of a cluster, what it signs, and what of that does not count
 //! any more. All of it are files in one folder, which belongs on no node.
 
-use std::fs::Permissions;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +14,7 @@ use crate::core::hash::hex;
 use crate::core::node::NodeName;
 use crate::service::access::unix_s;
 use crate::service::cli::say;
-use crate::service::file_write::Place;
+use crate::service::file_write::{self, Place};
 use crate::service::folder::Folder;
 
 /// Bytes of a new cookie, before they are written in hexadecimal.
@@ -388,25 +385,18 @@ fn replace(path: &Path, text: &str, create: fn(&Path, &str) -> Result<(), String
 
 /// A new file for everybody to read.
 fn write(path: &Path, text: &str) -> Result<(), String> {
-    make(path, text, 0o644)
+    file_write::make(path, text.as_bytes(), 0o644)
 }
 
 /// A new file that only its owner reads, from its first moment.
 fn write_secret(path: &Path, text: &str) -> Result<(), String> {
-    make(path, text, 0o600)
-}
-
-fn make(path: &Path, text: &str, mode: u32) -> Result<(), String> {
-    let (folder, name) = Folder::of(path)?;
-    let written = folder.guarded()?.create(&name, mode).and_then(|mut file| {
-        file.set_permissions(Permissions::from_mode(mode))?; // Whatever the umask is.
-        file.write_all(text.as_bytes())
-    });
-    written.map_err(|error| fault(path, &error))
+    file_write::make(path, text.as_bytes(), 0o600)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

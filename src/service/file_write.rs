@@ -202,6 +202,20 @@ fn overwrite(file: &mut File, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// A new file with this mode, whatever the umask is, in a directory that nobody else may write to.
+///
+/// # Errors
+/// One line that says what is wrong, such as that there is one already.
+#[cfg(feature = "cluster")]
+pub(crate) fn make(path: &Path, text: &[u8], mode: u32) -> Result<(), String> {
+    let (folder, name) = Folder::of(path)?;
+    let written = folder.guarded()?.create(&name, mode).and_then(|mut file| {
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(text)
+    });
+    written.map_err(|error| format!("{}: {error}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

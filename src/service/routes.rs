@@ -10,7 +10,7 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
 use crate::core::error::ErrorCode;
-use crate::core::line::quoted;
+use crate::core::line::{Line, quoted};
 use crate::service::app::App;
 use crate::service::entry::{Gate, enter};
 use crate::service::error::ApiError;
@@ -145,6 +145,6 @@ async fn unknown_path(uri: Uri) -> ApiError {
 }
 
 async fn unknown_method(method: Method, uri: Uri) -> ApiError {
-    let text = format!("{} does not take {}", quoted(uri.path()), quoted(method.as_str()));
+    let text = format!("{} does not take {}", quoted(uri.path()), Line::<20>::new(method.as_str()));
     ApiError::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::InvalidParams, text)
 }

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use crate::actors::latency::{Quantiles, Stage};
-use crate::core::error::{ErrorCode, hidden};
+use crate::core::error::ErrorCode;
+#[cfg(feature = "service")]
+use crate::core::error::hidden;
 use crate::core::failure::Cause;
 use crate::core::id::{ClientId, PoolId, TaskId};
 use crate::core::line::Message;
@@ -104,8 +106,9 @@ pub struct FailureView {
     pub code: ErrorCode,
     /// In words.
     pub message: Message,
+    /// What the engine failed of whose words the message has.
     #[serde(skip)]
-    quotes: Option<Cause>,
+    pub quotes: Option<Cause>,
     /// How long ago, in milliseconds.
     pub ago_ms: u64,
 }

@@ -165,7 +165,7 @@ async fn what_a_worker_died_of_and_an_attempt_was_lost_to_is_told_apart() {
             }
         }
         if let Fault::Engine(error) | Fault::Load(error) = fault {
-            assert_eq!(message, error.to_string(), "the words of it are kept");
+            assert_eq!(message, error.whole().as_str(), "the words of it are kept");
         }
     }
 }

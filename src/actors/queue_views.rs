@@ -1,11 +1,14 @@
-//! Where a waiting task stands, for people who ask: however many ask, the queue draws its picture at most ten times a second.
+//! What a queue shows of itself: its depth, to admission and to metrics; and where a waiting task stands, to people who ask. However many
+//! ask, it draws its picture at most ten times a second.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::actors::queue::QueueState;
 use crate::core::fairness::Accounts;
 use crate::core::id::TaskSeq;
 use crate::core::standing::{Picture, Standing};
+use crate::core::task::Priority;
 use crate::core::units::Timestamp;
 
 /// Clients up to which each explanation is of this moment; with more, all that are asked for within [`PICTURE_AGE`] are of one.
@@ -13,6 +16,16 @@ const PICTURE_CLIENTS: usize = 256;
 const PICTURE_AGE: Duration = Duration::from_millis(100);
 
 impl QueueState {
+    /// Shows the depth to admission and to metrics, as of now.
+    pub(super) fn publish(&self, books: &Accounts) {
+        for class in Priority::ALL {
+            self.pool.depth[class.index()].store(self.queue.len_of(class), Relaxed);
+        }
+        *self.pool.crowd.lock() = self.queue.crowd(books);
+        let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
+        self.pool.wanted.store(wanted, Relaxed);
+    }
+
     /// Where a task stands.
     pub(super) fn explain(&mut self, books: &Accounts, seq: TaskSeq) -> Option<Standing> {
         let now = self.pool.env.now();
