@@ -7,6 +7,10 @@ mod browsers;
 mod key_files;
 #[path = "access/matrix.rs"]
 mod matrix;
+#[path = "access/rights.rs"]
+mod rights;
+#[path = "access/shares.rs"]
+mod shares;
 #[path = "access/throttle.rs"]
 mod throttle;
 #[path = "access/tls.rs"]

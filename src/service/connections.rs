@@ -62,6 +62,14 @@ impl Table {
 
 const BUSY: u64 = u64::MAX;
 
+/// Which idle connections may be told to close.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Those that have had a request.
+    HasAsked,
+    Any,
+}
+
 /// The connections of a listener.
 pub(crate) struct Links {
     pub(crate) env: Env,
@@ -108,13 +116,15 @@ impl Links {
         }
     }
 
-    /// Takes a connection in. When there is no room, the one that has been idle longest is told to close; when none is idle, it gets one of
-    /// the places that are kept, and `None` when those are taken too.
+    /// Takes a connection in. When there is no room, the one that has been idle longest behind a request is told to close; when there is
+    /// none, the new one gets one of the places that are kept, and when those are taken too, whoever has been silent longest makes room.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
         let mut table = self.table.lock();
         let kept = (self.max / KEPT_PART).max(KEPT_MIN);
-        if table.places.len() >= self.max && !self.evict(&mut table) && table.places.len() >= self.max + kept {
-            return None;
+        let is_full = table.places.len() >= self.max;
+        if is_full && !self.evict(&mut table, Which::HasAsked) && table.places.len() >= self.max + kept {
+            // Those in kept places have had a moment for their head.
+            self.evict(&mut table, Which::Any).then_some(())?;
         }
         let link = Arc::new(Link {
             idle_since: AtomicU64::new(self.env.now().as_micros()),
@@ -129,11 +139,12 @@ impl Links {
 
     /// Closes the connection that has been idle longest; returns whether there was one.
     pub(crate) fn evict_idle(&self) -> bool {
-        self.evict(&mut self.table.lock())
+        self.evict(&mut self.table.lock(), Which::Any)
     }
 
-    fn evict(&self, table: &mut Table) -> bool {
-        let places = table.places.iter();
+    fn evict(&self, table: &mut Table, which: Which) -> bool {
+        let may_go = |link: &Link| which == Which::Any || link.has_asked.load(Relaxed);
+        let places = table.places.iter().filter(|(_, link)| may_go(link));
         let idle = places.map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
         let Some((_, key)) = idle.min() else { return false };
         self.close(table, key, "full");
@@ -154,7 +165,7 @@ impl Links {
         table.claims += 1;
         let claim = (table.claims, key);
         let held = table.holders.get(client).map_or(0, BTreeSet::len) + 1;
-        if table.places.len() > self.max && !self.evict(&mut table) {
+        if table.places.len() > self.max && !self.evict(&mut table, Which::HasAsked) {
             let Some((largest, newest)) = table.newest_of_largest(held) else { return false };
             table.release(&largest, newest);
             self.close(&mut table, newest.1, "share");
