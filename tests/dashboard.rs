@@ -3,6 +3,8 @@
 
 #[path = "dashboard/foreign_pages.rs"]
 mod foreign_pages;
+#[path = "dashboard/hostile_engines.rs"]
+mod hostile_engines;
 
 use std::process::{Child, Command, Stdio};
 

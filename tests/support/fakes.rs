@@ -116,6 +116,9 @@ impl Kind {
     }
 }
 
+/// Makes another text of an answer.
+pub type Twist = Arc<dyn Fn(&str, String) -> String + Send + Sync>;
+
 /// One fake server.
 pub struct Server {
     pub kind: Kind,
@@ -135,6 +138,8 @@ pub struct Server {
     pub last_body: Mutex<Value>,
     /// A prompt that it does not take.
     refused: Mutex<Option<String>>,
+    /// What becomes of each answer and event on its way out: by the path, or `event` and `last`.
+    pub twist: Mutex<Option<Twist>>,
     /// Time between two tokens, in microseconds.
     pub pace_us: AtomicU64,
     serving: Mutex<Option<JoinHandle<()>>>,
@@ -165,6 +170,7 @@ impl Server {
             complaints: Mutex::default(),
             last_body: Mutex::default(),
             refused: Mutex::default(),
+            twist: Mutex::default(),
             pace_us: AtomicU64::new(0),
             serving: Mutex::default(),
         });
@@ -180,6 +186,14 @@ impl Server {
             }
         }));
         server
+    }
+
+    fn twisted(&self, path: &str, text: String) -> String {
+        let twist = self.twist.lock().clone();
+        match twist {
+            Some(twist) => twist(path, text),
+            None => text,
+        }
     }
 
     /// Refuses this prompt from now on.
@@ -222,11 +236,13 @@ impl Server {
             return self.run(connection, body).await;
         }
         if let Some(answer) = self.vectors(path, &body) {
+            let answer = self.twisted(path, answer);
             let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", answer.len());
             connection.get_mut().write_all((head + &answer).as_bytes()).await?;
             return Ok(true);
         }
         let (status, text) = self.about(path);
+        let text = self.twisted(path, text);
         let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", text.len());
         connection.get_mut().write_all((head + &text).as_bytes()).await?;
         Ok(true)
@@ -359,7 +375,8 @@ impl Server {
         for index in 1..=most {
             hash = hash.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
             let text = format!("wörd{} ", hash >> 54);
-            self.chunk(connection, &self.kind.event(&text, index)).await?;
+            let event = self.twisted("event", self.kind.event(&text, index));
+            self.chunk(connection, &event).await?;
             let pace = self.pace_us.load(SeqCst);
             if pace > 0 {
                 let mut byte = [0; 1];
@@ -373,7 +390,7 @@ impl Server {
             }
         }
         drop(counted); // By the time that the end is heard, the run has ended.
-        let last = self.kind.last("length", most);
+        let last = self.twisted("last", self.kind.last("length", most));
         if !last.is_empty() {
             self.chunk(connection, &last).await?;
         }
