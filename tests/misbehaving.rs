@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use orchestrator_core::core::resume::OnLoss;
-use orchestrator_core::core::task::FinishReason;
+use orchestrator_core::core::task::{FinishReason, Workload};
 use orchestrator_core::service::engines;
 use orchestrator_core::{Config, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use crate::support::fakes::{Kind, Server};
 use crate::support::misdeeds::{Outcome, TEXT, WAYS, outcome};
+use crate::support::scripted::{Scripted, pool_at, ready};
 use crate::support::{eventually, is_idle, read_whole};
 
 const IDLE_MS: u64 = 400;
@@ -101,4 +102,33 @@ async fn every_misbehaviour_of_triton_has_one_documented_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_misbehaviour_of_an_openai_server_has_one_documented_outcome() {
     every_way_of(Kind::OpenAi).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vector_that_is_longer_than_any_is_not_taken_in() {
+    let server = Scripted::start().await;
+    server.describe("", Kind::OpenAi, "m", 4096);
+    server.on("/v1/embeddings", |asked, reply| async move {
+        let numbers: usize = asked.body["input"][0].as_str().unwrap().parse().unwrap();
+        let vector = vec!["0"; numbers].join(",");
+        let body = format!(r#"{{"data":[{{"index":0,"embedding":[{vector}]}}]}}"#);
+        reply.whole("200 OK", "", &body).await
+    });
+    let mut pool = pool_at(Kind::OpenAi, server.url());
+    (pool.workloads, pool.resume.on_loss) = (vec![Workload::Embedding], Some(OnLoss::Fail));
+    let orchestrator = ready(pool).await;
+    let embed = async |numbers: usize| {
+        let request = TaskRequest::embedding(vec![numbers.to_string()]);
+        read_whole(orchestrator.submit(request).await.unwrap().stream()).await
+    };
+    let (text, end) = embed(3).await;
+    assert!(text == "[0.0,0.0,0.0]" && matches!(end, Event::End(_)), "{text} {end:?}");
+    let (text, end) = embed(65_536).await;
+    assert!(text.len() == 4 * 65_536 + 1 && matches!(end, Event::End(_)), "{end:?}");
+    // More numbers than a vector has, and more bytes than are read for one input.
+    for (numbers, said) in [(65_537, "more than 65536 numbers"), (2_000_000, "longer than 589824 bytes")] {
+        let (text, end) = embed(numbers).await;
+        let Event::Error(error) = end else { panic!("{numbers}: {end:?}") };
+        assert!(text.is_empty() && error.message.contains(said), "{numbers}: {error}");
+    }
 }
