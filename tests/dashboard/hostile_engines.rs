@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{Browser, READY};
-use crate::support::fakes::{KINDS, Server, Twist};
+use crate::support::fakes::{KINDS, Kind, Server, Twist};
 use crate::support::{Service, exchange};
 
 /// Servers of each kind, each hostile in its own way.
@@ -210,4 +210,27 @@ async fn what_engines_say_is_shown_everywhere_and_everything_stays_whole() {
         assert!(line.starts_with("20") && line.chars().all(orchestrator_core::core::line::is_plain), "{line:?}");
     }
     servers.iter().for_each(|(_, server)| server.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_token_controls_no_terminal_and_a_pipe_gets_it_as_it_is() {
+    const TOKEN: &str = "\u{1b}[31mred\u{1b}]52;c;eA==\u{7}\u{9b}2J\ttab\n";
+    let server = Server::start(Kind::OpenAi).await;
+    let event = json!({"choices": [{"index": 0, "text": TOKEN}]});
+    *server.twist.lock() = Some(Arc::new(move |path, text| match path {
+        "event" => format!("data: {event}\n\n"),
+        _ => text,
+    }));
+    let servers = [("a".to_owned(), server)];
+    let service = start(&servers);
+    let binary = env!("CARGO_BIN_EXE_orchestratord");
+    let submit = format!("{binary} submit --url http://127.0.0.1:{} --model fake --max-tokens 1 x", service.port);
+    let output = |command: &mut Command| tokio::task::block_in_place(|| command.output().unwrap());
+    let piped = output(Command::new("sh").args(["-c", &format!("until {submit}; do :; done 2>/dev/null")]));
+    assert!(String::from_utf8(piped.stdout).unwrap().ends_with(&format!("{TOKEN}\n")));
+    // `script` gives it a terminal, and says what that gets.
+    let shown = output(Command::new("script").args(["-qec", &submit, "/dev/null"]).stdin(std::process::Stdio::null()));
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("\\x1b[31mred\\x1b]52;c;eA==\\x07\\u{9b}2J\ttab\r\n"), "{shown:?}");
+    servers[0].1.stop();
 }
