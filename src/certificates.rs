@@ -44,8 +44,7 @@ pub(crate) fn roots(path: &str) -> Result<RootCertStore, String> {
 /// # Errors
 /// The file cannot be read, or has none.
 pub(crate) fn revocation_lists(path: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
-    let fault =
-        |error: &dyn std::fmt::Display| format!("{path}: no revocation lists in PEM format: {error}");
+    let fault = |error: &dyn std::fmt::Display| format!("{path}: no revocation lists in PEM format: {error}");
     let found = CertificateRevocationListDer::pem_file_iter(Path::new(path)).map_err(|error| fault(&error))?;
     let found = found.collect::<Result<Vec<_>, _>>().map_err(|error| fault(&error))?;
     if found.is_empty() { Err(fault(&"there is none")) } else { Ok(found) }

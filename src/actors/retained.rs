@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::config::RetentionConfig;
-use crate::core::holders::Holders;
+use crate::core::holders::{Held, Holders};
 use crate::core::id::{ClientId, TaskId, TaskSeq};
 use crate::core::units::Timestamp;
 
@@ -45,7 +45,7 @@ impl Retained {
 
     /// Remembers one.
     pub(super) fn push(&mut self, client: &ClientId, weight: u32, ended: Ended) {
-        self.holders.add(client, weight, ended.bytes as u64);
+        let bytes = self.holders.get(client).bytes + ended.bytes as u64;
         let entry = (self.next, ended);
         self.order.push_back((self.next, client.clone()));
         self.next += 1;
@@ -54,6 +54,7 @@ impl Retained {
             Some(own) => own.push_back(entry),
             None => drop(self.by_client.insert(client.clone(), VecDeque::from([entry]))),
         }
+        self.tell(client, bytes, weight);
         if self.order.len() > 2 * self.count + 1_024 {
             // A client's own go in their order: what is not before its oldest is there.
             let oldest =
@@ -88,9 +89,18 @@ impl Retained {
         if own.is_empty() {
             self.by_client.remove(client);
         }
-        self.holders.sub(client, ended.bytes as u64);
+        let held = self.holders.get(client);
+        self.tell(client, held.bytes - ended.bytes as u64, held.weight);
         self.count -= 1;
         Some(ended)
+    }
+
+    /// Notes what a client holds now.
+    fn tell(&mut self, client: &ClientId, bytes: u64, weight: u32) {
+        let own = self.by_client.get(client);
+        let oldest = own.and_then(VecDeque::front).map_or(0, |(number, _)| *number);
+        let count = own.map_or(0, VecDeque::len) as u64;
+        self.holders.set(client, Held { count, bytes, weight, oldest });
     }
 }
 

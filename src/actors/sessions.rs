@@ -19,7 +19,7 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::submission::Submission;
-use crate::core::holders::Holders;
+use crate::core::holders::{Held, Holders};
 #[cfg(feature = "cluster")]
 use crate::core::id::PoolId;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
@@ -202,16 +202,13 @@ impl SessionsState {
     fn touch(&mut self, key: Key) -> &mut Session {
         let turn = self.next_turn;
         self.next_turn += 1;
-        match self.sessions.get(&key).map(|session| session.turn) {
-            Some(old) => self.leave(old, &key.0),
-            None => {
-                let weight = self.runtime.clients.get(&key.0).policy().weight;
-                self.holders.add(&key.0, weight, 0);
-                self.make_room();
-            }
+        if let Some(old) = self.sessions.get(&key).map(|session| session.turn) {
+            self.leave(old, &key.0);
         }
         self.by_use.insert(turn, key.clone());
         self.by_client.entry(key.0.clone()).or_default().insert(turn, key.1.clone());
+        self.tell(&key.0);
+        self.make_room();
         let now = self.runtime.env.now();
         let session =
             self.sessions.entry(key).or_insert(Session { served_by: None, pool: None, tasks: 0, used_at: now, turn });
@@ -219,15 +216,25 @@ impl SessionsState {
         session
     }
 
-    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many.
+    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many. That is
+    /// never the newest: of equal ones the oldest goes.
     fn make_room(&mut self) {
+        self.holders.set_count_max(self.runtime.config().sessions.capacity.into());
         while self.holders.is_over() {
             let Some(client) = self.holders.largest().cloned() else { return };
             let oldest = self.by_client.get(&client).and_then(|own| own.first_key_value());
-            let Some((_, session)) = oldest else { return }; // It has none but the new one.
+            let Some((_, session)) = oldest else { return };
             let key = (client, session.clone());
             self.forget(&key);
         }
+    }
+
+    /// Notes what a client holds now.
+    fn tell(&mut self, client: &ClientId) {
+        let own = self.by_client.get(client);
+        let oldest = own.and_then(|own| own.first_key_value()).map_or(0, |(turn, _)| *turn);
+        let (count, weight) = (own.map_or(0, BTreeMap::len) as u64, self.runtime.clients.get(client).policy().weight);
+        self.holders.set(client, Held { count, bytes: 0, weight, oldest });
     }
 
     /// Takes a conversation out of the orders of use.
@@ -249,7 +256,7 @@ impl SessionsState {
     fn forget(&mut self, key: &Key) {
         if let Some(session) = self.sessions.remove(key) {
             self.leave(session.turn, &key.0);
-            self.holders.sub(&key.0, 0);
+            self.tell(&key.0);
         }
     }
 

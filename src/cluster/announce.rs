@@ -17,6 +17,8 @@ use crate::cluster::shared::ClusterShared;
 use crate::cluster::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
 use crate::core::id::PoolId;
 use crate::core::lifecycle::Intent;
+use crate::core::line::is_plain;
+use crate::core::model::ModelSpec;
 use crate::core::offers::{Offer, guests_allowed, would_wait};
 use crate::core::task::Priority;
 
@@ -92,5 +94,22 @@ fn card(pool: &PoolShared) -> PoolCard {
         slots: pool.config.slots * pool.replicas.len() as u32,
         determinism_class: pool.told_class(),
         identity,
+    }
+}
+
+/// Most bytes of a name that another node says; the path of a model may have as many.
+const NAME_BYTES_MAX: usize = 4_096;
+
+/// Whether what another node says can be a name: bounded, in one line.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.chars().all(is_plain)
+}
+
+impl PoolCard {
+    /// Whether everything in it that is shown to people is a name.
+    pub(crate) fn is_plain(&self) -> bool {
+        let ModelSpec { model, quant, sampler_profile_version, .. } = &self.spec;
+        let names = [&self.engine, model, quant, sampler_profile_version];
+        self.engine.len() <= 256 && names.into_iter().chain(&self.aliases).all(|name| is_name(name))
     }
 }

@@ -16,11 +16,11 @@ use ractor_cluster::node::NodeSessionMessage;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::cluster::announce::{Announced, announce};
+use crate::cluster::announce::{Announced, announce, is_name};
 use crate::cluster::links::{Demand, Heard, LinkShared};
 use crate::cluster::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
-use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, Word};
+use crate::cluster::words::{ENVELOPE_BYTES_FULL, Envelope, PoolCard, Word};
 use crate::cluster::{guests, served, warm};
 use crate::core::hash::hex;
 use crate::core::link::{Link, Liveness};
@@ -240,6 +240,11 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
     let (shared, link) = (&state.shared, &state.link);
     match word {
         Word::Pools { cards, zone, draining } => {
+            if !cards.iter().all(PoolCard::is_plain) || !zone.iter().all(|zone| is_name(zone)) {
+                return Err(
+                    "it announces a pool or a zone by a name that is none: too long, or with control characters".into(),
+                );
+            }
             *link.zone.lock() = Some(zone);
             *link.cards.lock() = Arc::new(cards.into_iter().map(|card| (card.pool.clone(), card)).collect());
             link.is_draining.store(draining, Relaxed);

@@ -67,6 +67,8 @@ pub fn compare(old: &Config, new: &Config) -> Result<ConfigChange, Vec<ConfigErr
         ("http.admin_listen", old.http.admin_listen != new.http.admin_listen),
         ("http.tls", old.http.tls != new.http.tls),
         ("http.head_ms", old.http.head_ms != new.http.head_ms),
+        ("http.bodies_bytes_max", old.http.bodies_bytes_max != new.http.bodies_bytes_max),
+        ("http.requests_per_s", old.http.requests_per_s.to_bits() != new.http.requests_per_s.to_bits()),
         ("http.connections_max", old.http.connections_max != new.http.connections_max),
         ("cluster", fixed_of_cluster(old) != fixed_of_cluster(new)),
         ("access", old.access != new.access),

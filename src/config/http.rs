@@ -20,8 +20,8 @@ section! {
         pub hosts: Vec<String> = Vec::new(),
         /// Certificates, for both listeners; left out, connections are not encrypted.
         pub tls: Option<TlsConfig> = None,
-        /// Most connections of a listener. When there are more, the one that has been idle longest is closed; with none idle, the new
-        /// one is. A connection without a request takes some 5 KiB.
+        /// Most connections of a listener. When there are more, the one that has been idle longest is closed; with none idle, the client
+        /// that holds most gives its newest one back to one that holds fewer. A connection without a request takes some 5 KiB.
         pub connections_max: u32 = 16_384,
         /// Longest wait for the head of a request, in milliseconds; so long, too, a connection may stay without one.
         pub head_ms: u64 = 10_000,

@@ -48,6 +48,7 @@ pub mod share;
 pub mod shares;
 pub mod standing;
 pub mod task;
+pub(crate) mod texts;
 pub mod trace;
 pub mod traceparent;
 pub mod units;

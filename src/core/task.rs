@@ -102,7 +102,7 @@ pub struct Sampling {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat_penalty: Option<f32>,
     /// Texts that end the generation when they appear, at most [`STOP_TEXTS_MAX`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "crate::core::texts::at_most::<64, _>")]
     pub stop: Vec<String>,
 }
 

@@ -21,7 +21,7 @@ use crate::core::error::ErrorCode;
 use crate::core::id::{ClientId, PoolId};
 use crate::env::Env;
 use crate::service::error::ApiError;
-use crate::service::keys::{Denied, KeyFile, KeyTable, Scope};
+use crate::service::keys::{Denied, Key, KeyFile, KeyTable, Scope};
 use crate::service::named_counts::NamedCounts;
 use crate::service::throttle::Throttle;
 
@@ -54,14 +54,16 @@ pub(crate) struct Principal {
 #[derive(Clone)]
 struct Right {
     access: Arc<Access>,
-    needed: &'static [Scope],
+    scopes: Arc<[Scope]>,
+    client: ClientId,
+    pools: Option<Vec<String>>,
     /// The key has an end.
     expires: bool,
 }
 
 impl std::fmt::Debug for Right {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Right").field("needed", &self.needed).finish_non_exhaustive()
+        f.debug_struct("Right").field("scopes", &self.scopes).finish_non_exhaustive()
     }
 }
 
@@ -86,16 +88,17 @@ impl Principal {
 }
 
 impl Right {
+    fn is_as_before(&self, key: &Key) -> bool {
+        *key.scopes == *self.scopes && key.client == self.client.as_str() && key.pools == self.pools
+    }
+
     fn void(&self, key_id: &str) -> Option<&'static str> {
         let keys = self.access.keys.read().clone();
         match keys.standing(key_id, unix_s()) {
             Err(Denied::Expired) => Some("the key has expired"),
             Err(Denied::Unknown | Denied::Revoked) => Some("the key has been revoked"),
-            Ok(key) => {
-                let reaches = |scope: &Scope| key.scopes.contains(scope) || key.scopes.contains(&Scope::Admin);
-                let is_enough = self.needed.is_empty() || self.needed.iter().any(reaches);
-                (!is_enough).then_some("the key does not reach so far any more")
-            }
+            // An answer was begun for what the key allowed then.
+            Ok(key) => (!self.is_as_before(key)).then_some("the key does not allow the same any more"),
         }
     }
 }
@@ -185,12 +188,7 @@ impl Access {
     }
 
     /// Who asks, by the head of a request.
-    fn find(
-        self: &Arc<Self>,
-        headers: &HeaderMap,
-        peer: IpAddr,
-        needed: &'static [Scope],
-    ) -> Result<Principal, ApiError> {
+    fn find(self: &Arc<Self>, headers: &HeaderMap, peer: IpAddr) -> Result<Principal, ApiError> {
         if !self.is_on() {
             return open_principal(headers);
         }
@@ -200,13 +198,15 @@ impl Access {
             let client_id = ClientId::parse(&key.client).map_err(|_| "invalid")?; // Checked with the file.
             let pools =
                 key.pools.as_ref().map(|pools| pools.iter().filter_map(|pool| PoolId::parse(pool).ok()).collect());
-            Ok(Principal {
-                client_id,
-                key_id: Some(key.id.as_str().into()),
-                scopes: key.scopes.as_slice().into(),
-                pools,
-                right: Some(Right { access: self.clone(), needed, expires: key.expires_at.is_some() }),
-            })
+            let scopes: Arc<[Scope]> = key.scopes.as_slice().into();
+            let right = Right {
+                access: self.clone(),
+                scopes: scopes.clone(),
+                client: client_id.clone(),
+                pools: key.pools.clone(),
+                expires: key.expires_at.is_some(),
+            };
+            Ok(Principal { client_id, key_id: Some(key.id.as_str().into()), scopes, pools, right: Some(right) })
         });
         found.map_err(|reason| self.deny(reason, peer))
     }
@@ -230,16 +230,12 @@ impl Access {
         ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
     }
 
-    /// Who sends a request; `needed` is what its key must go on allowing while an answer goes on.
+    /// Who sends a request.
     ///
     /// # Errors
     /// The refusal of whoever has no key that opens.
-    pub(crate) fn principal(
-        self: &Arc<Self>,
-        request: &Request,
-        needed: &'static [Scope],
-    ) -> Result<Principal, ApiError> {
-        self.find(request.headers(), peer_of(request), needed)
+    pub(crate) fn principal(self: &Arc<Self>, request: &Request) -> Result<Principal, ApiError> {
+        self.find(request.headers(), peer_of(request))
     }
 }
 

@@ -46,6 +46,7 @@ pub struct SubmitBody {
     /// The text to go on from.
     pub prompt: Option<String>,
     /// The texts to embed, or to rank by how well they fit the prompt. Each result is one `token` event, as JSON.
+    #[serde(default, deserialize_with = "crate::core::texts::some_at_most::<4096, _>")]
     pub inputs: Option<Vec<String>>,
     /// Most tokens to generate; 256 when left out.
     pub max_tokens: Option<u32>,

@@ -115,7 +115,7 @@ struct Held {
 impl Held {
     fn grow_to(&mut self, bytes: usize) -> Result<(), BodyFault> {
         let more = (bytes - self.bytes) as u64;
-        if !self.bodies.share.lock().try_take(&self.client, more, self.bytes as u64) {
+        if more > 0 && !self.bodies.share.lock().try_take(&self.client, more, self.bytes as u64) {
             return Err(BodyFault::Crowded);
         }
         self.bytes = bytes;

@@ -55,11 +55,8 @@ pub(crate) fn exposed(config: &Config, file: Option<&Path>) -> Option<Exposed> {
     if pools.is_empty() {
         return None;
     }
-    let cluster = config.cluster.iter().flat_map(|cluster| {
-        let tls = &cluster.tls;
-        [&cluster.cookie_file, &tls.ca_file, &tls.certificate_file, &tls.key_file]
-    });
-    let mut paths: Vec<&Path> = config.files().chain(cluster.map(String::as_str)).map(Path::new).collect();
+    let cookie = config.cluster.iter().map(|cluster| &cluster.cookie_file);
+    let mut paths: Vec<&Path> = config.files().chain(cookie.map(String::as_str)).map(Path::new).collect();
     if !paths.is_empty() {
         paths.extend(file); // It says which files these are.
     }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::Config;
+use crate::core::line::Line;
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,6 +46,16 @@ fn compare(path: &str, from: &Value, to: &Value, found: &mut Vec<Difference>) {
         }
         _ if from == to => {}
         _ => found.push(Difference { path: path.to_owned(), from: from.clone(), to: to.clone() }),
+    }
+}
+
+impl Difference {
+    /// The same for the log: one bounded line, without the values of an engine's environment, which may be secrets.
+    pub(crate) fn logged(&self) -> Line {
+        match self.path.contains(".process.env.") || self.path.ends_with(".process.env") {
+            true => format!("~ {}: another value", self.path).into(),
+            false => self.to_string().into(),
+        }
     }
 }
 

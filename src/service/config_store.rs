@@ -14,12 +14,16 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::config::{Config, ConfigChange};
+use crate::core::line::Line;
 use crate::orchestrator::Orchestrator;
 use crate::service::config_diff::{Difference, differences};
 use crate::service::keys::ClientTerms;
 use crate::service::named_counts::NamedCounts;
 use crate::service::{config_file, engines, executed};
 
+/// Most faults, and most changes, of a configuration that one line of the log has.
+const FAULTS_LOGGED: usize = 8;
+const CHANGES_LOGGED: usize = 32;
 /// Earlier configurations that are kept.
 const HISTORY_MAX: usize = 20;
 
@@ -217,11 +221,12 @@ impl ConfigStore {
         match &outcome {
             Err(faults) if wish == Wish::Apply => {
                 self.counts.count("rejected");
+                let faults: Vec<Line> = faults.iter().take(FAULTS_LOGGED).map(Line::from).collect();
                 tracing::warn!(target: "audit", event = "config_rejected", source, ?faults, "a configuration is wrong; nothing has changed");
             }
             Ok(Outcome { applied: true, generation, differences, .. }) => {
                 self.counts.count(if source == "rollback" { "rolled_back" } else { "applied" });
-                let changes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                let changes: Vec<Line> = differences.iter().take(CHANGES_LOGGED).map(Difference::logged).collect();
                 tracing::info!(target: "audit", event = "config_applied", source, generation, ?changes, "another configuration is in force");
             }
             Ok(_) | Err(_) => {}

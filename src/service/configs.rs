@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::core::line::Line;
 use crate::service::app::App;
 use crate::service::config_store::{MayRun, Rejected, Wish};
 use crate::service::error::ApiError;
@@ -46,7 +47,8 @@ pub(crate) async fn apply(
     query: Result<Query<ApplyQuery>, axum::extract::rejection::QueryRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|rejection| ApiError::invalid(format!("query: {}", rejection.body_text())))?;
+    let Query(query) =
+        query.map_err(|rejection| ApiError::invalid(format!("query: {}", Line::<200>::new(&rejection.body_text()))))?;
     let asker = Asker::of(&request);
     let body = body_of(&app, request).await?;
     let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the configuration is not UTF-8"))?;

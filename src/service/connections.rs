@@ -23,6 +23,11 @@ pub(crate) const CLOSED: [&str; 6] = ["idle", "full", "head", "handshake", "file
 const KEPT_PART: usize = 16;
 const KEPT_MIN: usize = 16;
 
+/// Places that are kept beside so many.
+pub(crate) fn kept(max: usize) -> usize {
+    (max / KEPT_PART).max(KEPT_MIN)
+}
+
 /// One connection, as the others see it.
 pub(crate) struct Link {
     /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
@@ -120,7 +125,7 @@ impl Links {
     /// none, the new one gets one of the places that are kept, and when those are taken too, whoever has been silent longest makes room.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
         let mut table = self.table.lock();
-        let kept = (self.max / KEPT_PART).max(KEPT_MIN);
+        let kept = kept(self.max);
         let is_full = table.places.len() >= self.max;
         if is_full && !self.evict(&mut table, Which::HasAsked) && table.places.len() >= self.max + kept {
             // Those in kept places have had a moment for their head.
@@ -152,7 +157,7 @@ impl Links {
     }
 
     fn close(&self, table: &mut Table, key: usize, why: &'static str) {
-        let link = table.places.remove(key);
+        let Some(link) = table.places.try_remove(key) else { return };
         link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
         link.close.notify_one();
         self.closed.count(why);
@@ -162,6 +167,9 @@ impl Links {
     /// holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
     fn claim(&self, link: &Link, key: usize, client: &ClientId) -> bool {
         let mut table = self.table.lock();
+        if !table.places.get(key).is_some_and(|own| std::ptr::eq(&**own, link)) {
+            return true; // It was told to close just now, and holds nothing any more.
+        }
         table.claims += 1;
         let claim = (table.claims, key);
         let held = table.holders.get(client).map_or(0, BTreeSet::len) + 1;
@@ -227,7 +235,8 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let Seat { links, link, key } = &self.0;
-        if let Some((client, claim)) = link.claim.lock().take() {
+        let claim = link.claim.lock().take(); // Not under the lock of the table.
+        if let Some((client, claim)) = claim {
             links.table.lock().release(&client, (claim, *key));
         }
         link.idle_since.store(links.env.now().as_micros(), Relaxed);

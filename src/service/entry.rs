@@ -94,7 +94,7 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
     let (app, method) = (&gate.app, request.method().clone());
     let asked = if method == Method::HEAD { &Method::GET } else { &method };
     let needed = gate.needs.iter().find(|(known, _)| known == asked).map_or(&[] as Needs, |(_, scopes)| *scopes);
-    let principal = match app.access.principal(&request, needed) {
+    let principal = match app.access.principal(&request) {
         Ok(principal) => principal,
         Err(refusal) => return turned_away(refusal),
     };
@@ -112,7 +112,7 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
     if needed == [Scope::Admin] {
         tell_admin(app, &principal, &method, &told, response.status());
     }
-    if is_submission && response.status().is_client_error() {
+    if is_submission && !response.status().is_success() {
         let manners = &app.manners;
         manners.paces.lock().charge(&principal.client_id, 1.0, manners.env.now());
     }

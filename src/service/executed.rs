@@ -19,6 +19,11 @@ pub(crate) fn faults(in_force: &Config, wanted: &Config) -> Vec<String> {
     if in_force.gpu.library != wanted.gpu.library {
         paths.push("gpu.library".to_owned());
     }
+    // Who is a node is the operators' word: a node that was put out must not come back by anybody's.
+    let nodes = |config: &Config| config.cluster.as_ref().map(|node| (node.allow.clone(), node.deny.clone()));
+    if nodes(in_force) != nodes(wanted) {
+        paths.push("cluster (allow, deny)".to_owned());
+    }
     let more = paths.len().saturating_sub(FAULTS_MAX);
     let line = |path: String| {
         format!("{path}: without access.keys_file it is taken from the configuration file alone; put it into the file")

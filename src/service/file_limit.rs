@@ -3,6 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
+use crate::service::connections::kept;
 
 /// Files of the service itself: its log, listeners, timers, what it reads at times.
 const OWN_FILES: u64 = 64;
@@ -22,7 +23,9 @@ pub(crate) fn raise() {
 /// Most connections of each listener: `http.connections_max`, or less where fewer files may be open, which is said.
 pub(crate) fn connections_max(config: &Config, listeners: u64) -> u32 {
     let (wanted, files) = (config.http.connections_max, getrlimit(Resource::Nofile).current);
-    let bound = share(wanted, files, reserve(config), listeners);
+    // A listener keeps some more for those who come when all are taken.
+    let kept = u64::try_from(kept(wanted as usize)).unwrap_or(u64::MAX).saturating_mul(listeners);
+    let bound = share(wanted, files, reserve(config).saturating_add(kept), listeners);
     if bound < wanted {
         tracing::warn!(
             files,

@@ -89,7 +89,7 @@ const EVERYWHERE: [(&str, &str); 8] = [
     ("413", "The body is too large."),
     ("415", "The body is announced as something that is not taken; the message says as what it is."),
     ("421", "The request is for another host; `http.hosts` names those that are served here."),
-    ("429", "Too much: of tasks, or of wrong keys; it says when to come back."),
+    ("429", "Too much: of tasks, of wrong keys, or of what a client may hold; it says when to come back."),
 ];
 
 /// The process runs.

@@ -31,7 +31,7 @@ const VERSION: u32 = 1;
 pub enum Scope {
     /// Submit tasks; look at, stream and cancel one's own.
     Submit,
-    /// See pools, devices, figures and every task, but no prompt and no token.
+    /// See pools, devices, figures and how every task stands, but no prompt, no token and no word of an engine.
     Read,
     /// Everything.
     Admin,

@@ -59,6 +59,8 @@ pub(crate) struct LogWriter {
     /// No line waits any more, and none is being written.
     idle: Condvar,
     lost: AtomicU64,
+    /// Lines have colours, which are for a terminal.
+    has_colours: AtomicBool,
     /// Somebody has waited for the lines in vain; nobody does again.
     has_given_up: AtomicBool,
 }
@@ -126,7 +128,8 @@ impl LogWriter {
 impl Write for &LogWriter {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         // Lines of JSON are whole anyway; in those for people, words from outside could end one and begin another.
-        self.push(one_line(&String::from_utf8_lossy(event)).as_bytes());
+        let has_colours = self.has_colours.load(Relaxed);
+        self.push(one_line(&String::from_utf8_lossy(event), has_colours).as_bytes());
         Ok(event.len())
     }
 
@@ -199,6 +202,13 @@ pub(crate) fn start(format: LogFormat) -> io::Result<Arc<LogWriter>> {
         return Err(io::Error::other("no thread is to be had for the log"));
     }
     Ok(LOG.get_or_init(|| log).clone())
+}
+
+impl LogWriter {
+    /// Lines have colours from now on, or none.
+    pub(crate) fn set_colours(&self, are_there: bool) {
+        self.has_colours.store(are_there, Relaxed);
+    }
 }
 
 /// Adds a line as it is; returns whether there is a log.

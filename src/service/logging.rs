@@ -29,6 +29,7 @@ pub(crate) fn start(format: LogFormat) -> Result<Telemetry, String> {
         Err(_) => EnvFilter::new("info"),
     };
     let log = log_writer::start(format).map_err(|error| format!("nothing can be logged: {error}"))?;
+    log.set_colours(std::io::stderr().is_terminal());
     let log = ThrottledLog::new(log, format);
     std::panic::set_hook(Box::new(report));
     #[cfg(feature = "otlp")]

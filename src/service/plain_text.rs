@@ -10,8 +10,8 @@ pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// An event as one line of the log: whatever would end it early is shown as an escape. Colours stay; they are the log's own.
-pub(crate) fn one_line(event: &str) -> Cow<'_, str> {
+/// An event as one line of the log: whatever would end it early is shown as an escape. Colours stay where the log has its own.
+pub(crate) fn one_line(event: &str, has_colours: bool) -> Cow<'_, str> {
     let (text, end) = event.strip_suffix('\n').map_or((event, ""), |text| (text, "\n"));
     if text.chars().all(is_plain) {
         return Cow::Borrowed(event);
@@ -20,7 +20,7 @@ pub(crate) fn one_line(event: &str) -> Cow<'_, str> {
     let mut rest = text;
     while let Some(at) = rest.find('\u{1b}') {
         line.push_str(&escape(&rest[..at], |_| false));
-        let colour = colour_bytes(&rest[at..]);
+        let colour = if has_colours { colour_bytes(&rest[at..]) } else { 0 };
         match colour {
             0 => line.push_str("\\x1b"),
             _ => line.push_str(&rest[at..at + colour]),
@@ -75,10 +75,11 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_whatever_is_in_it() {
-        assert_eq!(one_line("INFO plain\n"), "INFO plain\n");
-        let forged = one_line("INFO version=1\n2026 ERROR fake{x=1} 7\r\u{1b}[2J\n").into_owned();
+        assert_eq!(one_line("INFO plain\n", true), "INFO plain\n");
+        let forged = one_line("INFO version=1\n2026 ERROR fake{x=1} 7\r\u{1b}[2J\n", true).into_owned();
         assert_eq!(forged, "INFO version=1\\n2026 ERROR fake{x=1} 7\\r\\x1b[2J\n");
-        assert_eq!(one_line("\u{1b}[2m12:00\u{1b}[0m \u{1b}[31m\n"), "\u{1b}[2m12:00\u{1b}[0m \u{1b}[31m\n");
-        assert_eq!(one_line("\u{1b}[31\u{1b}"), "\\x1b[31\\x1b");
+        assert_eq!(one_line("\u{1b}[2m12:00\u{1b}[0m \u{1b}[31m\n", true), "\u{1b}[2m12:00\u{1b}[0m \u{1b}[31m\n");
+        assert_eq!(one_line("\u{1b}[31\u{1b}", true), "\\x1b[31\\x1b");
+        assert_eq!(one_line("\u{1b}[31mred\n", false), "\\x1b[31mred\n");
     }
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
 use crate::core::id::{ClientId, TaskId};
+use crate::core::line::Line;
 use crate::core::traceparent::TraceParent;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
@@ -76,7 +77,7 @@ type WhoseQuery = Result<Query<Whose>, QueryRejection>;
 /// The client that a query names.
 fn whose(query: WhoseQuery) -> Result<Option<ClientId>, ApiError> {
     let Query(Whose { client_id }) =
-        query.map_err(|error| ApiError::invalid(format!("query: {}", error.body_text())))?;
+        query.map_err(|error| ApiError::invalid(format!("query: {}", Line::<200>::new(&error.body_text()))))?;
     let parsed = client_id.as_deref().map(ClientId::parse).transpose();
     parsed.map_err(|error| ApiError::invalid(format!("query, 'client_id': {error}")))
 }
