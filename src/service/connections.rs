@@ -45,13 +45,15 @@ struct Table {
     places: Slab<Arc<Link>>,
     /// Connections with a request of a client's under way, by the number of the claim and the place. Never empty for a client.
     holders: BTreeMap<ClientId, BTreeSet<(u64, usize)>>,
+    /// All of them.
+    held: usize,
     claims: u64,
 }
 
 impl Table {
     fn release(&mut self, client: &ClientId, claim: (u64, usize)) {
         let Some(held) = self.holders.get_mut(client) else { return };
-        held.remove(&claim);
+        self.held -= usize::from(held.remove(&claim));
         if held.is_empty() {
             self.holders.remove(client);
         }
@@ -163,7 +165,7 @@ impl Links {
         self.closed.count(why);
     }
 
-    /// Notes whose request is under way on a connection. When all places are taken and this is one of those that are kept, the client that
+    /// Notes whose request is under way on a connection. When requests have all places and this is one of those that are kept, the client that
     /// holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
     fn claim(&self, link: &Link, key: usize, client: &ClientId) -> bool {
         let mut table = self.table.lock();
@@ -173,12 +175,15 @@ impl Links {
         table.claims += 1;
         let claim = (table.claims, key);
         let held = table.holders.get(client).map_or(0, BTreeSet::len) + 1;
-        if table.places.len() > self.max && !self.evict(&mut table, Which::HasAsked) {
+        if table.held >= self.max {
             let Some((largest, newest)) = table.newest_of_largest(held) else { return false };
             table.release(&largest, newest);
             self.close(&mut table, newest.1, "share");
+        } else if table.places.len() > self.max && !self.evict(&mut table, Which::HasAsked) {
+            self.evict(&mut table, Which::Any); // Whoever has said nothing so far goes before one who has.
         }
         table.holders.entry(client.clone()).or_default().insert(claim);
+        table.held += 1;
         *link.claim.lock() = Some((client.clone(), claim.0));
         true
     }
@@ -274,7 +279,7 @@ mod tests {
         assert!(busy(&links, "third").is_some());
         drop((hog, polite, others));
         let table = links.table.lock();
-        assert!(table.places.is_empty() && table.holders.is_empty() && links.open() == 0);
+        assert!(table.places.is_empty() && table.holders.is_empty() && table.held == 0 && links.open() == 0);
     }
 
     #[test]
