@@ -74,6 +74,9 @@ section! {
         pub disconnect_grace_ms: u64 = 10_000,
         /// Largest prompt, in bytes.
         pub prompt_bytes_max: u32 = 1024 * 1024,
+        /// Most bytes of the texts of all tasks that have not ended, those of up to 4 KiB not counted. One client alone gets half of it,
+        /// and what it may have shrinks as others come.
+        pub texts_bytes_max: u64 = 128 * 1024 * 1024,
         /// The devices of this host, and how they are watched.
         pub gpu: GpuConfig = GpuConfig::default(),
         /// What this host is called by `anti_affinity.host` of pools, beside its name.
@@ -103,7 +106,7 @@ section! {
         /// Most ended tasks.
         pub tasks: u32 = 10_000,
         /// Most memory of ended tasks, in bytes.
-        pub bytes: u64 = 256 * 1024 * 1024,
+        pub bytes: u64 = 64 * 1024 * 1024,
         /// Longest time since a task's end, in milliseconds.
         pub age_ms: u64 = 600_000,
     }

@@ -39,7 +39,7 @@ struct World {
 impl World {
     /// A task that its first attempt has begun.
     fn new(pool: &Arc<PoolShared>, identity: &Arc<ReplicaIdentity>) -> Self {
-        let gate = IntakeGate::new(1);
+        let gate = IntakeGate::new(1, 0);
         let permit = gate.try_enter().expect("a place");
         let request = Arc::new(TaskRequest::completion("x").max_tokens(3));
         let id = TaskId::parse("t").expect("valid");

@@ -407,7 +407,7 @@ mod tests {
     }
 
     fn record() -> TaskRecord {
-        let permit = IntakeGate::new(1).try_enter().expect("a place");
+        let permit = IntakeGate::new(1, 0).try_enter().expect("a place");
         let request = Arc::new(TaskRequest::completion("x").max_tokens(2));
         let id = TaskId::parse("t").expect("valid");
         TaskRecord::new(id, TaskSeq(0), request, 7, Timestamp::from_micros(0), permit)
@@ -442,7 +442,7 @@ mod tests {
 
     #[test]
     fn no_more_tokens_than_the_budget_and_one_place_at_the_gate() {
-        let gate = IntakeGate::new(1);
+        let gate = IntakeGate::new(1, 0);
         let permit = gate.try_enter().expect("a place");
         let record =
             TaskRecord { state: Mutex::new(State { permit: Some(permit), ..record().state.into_inner() }), ..record() };

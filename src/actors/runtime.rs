@@ -112,5 +112,8 @@ impl RuntimeShared {
     }
 }
 
+/// The policy that refuses a task whose client's texts have their part already.
+pub(crate) const TEXTS: &str = "texts";
+
 /// Policies that refuse before any queue is asked.
-pub(crate) const LIMITS: [&str; 5] = ["gate", RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED];
+pub(crate) const LIMITS: [&str; 6] = ["gate", TEXTS, RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED];

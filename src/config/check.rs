@@ -65,6 +65,7 @@ impl Config {
         range("objectives.interactive.first_token_ms", objectives.interactive.first_token_ms, 1, DEADLINE_MS_MAX);
         range("objectives.interactive.tokens_64_ms", objectives.interactive.tokens_64_ms, 1, DEADLINE_MS_MAX);
         range("intake_margin", self.intake_margin.into(), 1, 1_000_000);
+        range("texts_bytes_max", self.texts_bytes_max, u64::from(self.prompt_bytes_max), 1 << 40);
         range("prompt_bytes_max", self.prompt_bytes_max.into(), 1, 64 * 1024 * 1024);
         faults.extend(objectives.share_faults());
         faults.extend(self.http.host_faults());

@@ -30,7 +30,7 @@ section! {
         /// Largest body of a request, in bytes. JSON may need several bytes for one of the prompt.
         pub body_bytes_max: u32 = 8 * 1024 * 1024,
         /// Most bytes of all bodies under way together. One client alone gets half of it, and what it may have shrinks as others come.
-        pub bodies_bytes_max: u64 = 256 * 1024 * 1024,
+        pub bodies_bytes_max: u64 = 128 * 1024 * 1024,
         /// Requests a second of one client that are no submissions; those that cost an actor's time, such as `explain`, count as five, and
         /// a refused submission as one. Twice as many may come at once; what comes faster waits, and is refused beyond a second.
         pub requests_per_s: f64 = 500.0,

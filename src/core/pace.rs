@@ -1,22 +1,21 @@
-//! How fast a client may ask for what is no task: a bucket that makes it wait before it is refused.
+//! How fast somebody may ask for what is no task: a bucket that makes it wait before it is refused.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::core::id::ClientId;
 use crate::core::units::Timestamp;
 
-/// Clients whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
-const CLIENTS_MAX: usize = 16_384;
+/// Askers whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
+const ASKERS_MAX: usize = 16_384;
 /// Longest wait that a request is given instead of a refusal.
 pub const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Buckets by client, each filled by so much a second and never with more than two seconds' worth.
+/// Buckets by who asks, each filled by so much a second and never with more than two seconds' worth.
 #[derive(Debug)]
-pub struct Paces {
+pub struct Paces<K> {
     per_s: f64,
     /// What is left, and as of when; below zero it is owed.
-    left: BTreeMap<ClientId, (f64, Timestamp)>,
+    left: BTreeMap<K, (f64, Timestamp)>,
 }
 
 /// What becomes of a request.
@@ -28,16 +27,16 @@ pub enum Turn {
     Refused(Duration),
 }
 
-impl Paces {
-    /// `per_s` for each client in the long run.
+impl<K: Ord + Clone> Paces<K> {
+    /// `per_s` for each of them in the long run.
     pub fn new(per_s: f64) -> Self {
         Paces { per_s: per_s.max(f64::MIN_POSITIVE), left: BTreeMap::new() }
     }
 
     /// The turn of a request that costs so much. What is refused costs nothing.
-    pub fn turn(&mut self, client: &ClientId, cost: f64, now: Timestamp) -> Turn {
+    pub fn turn(&mut self, asker: &K, cost: f64, now: Timestamp) -> Turn {
         let (burst, per_s) = (self.per_s * 2.0, self.per_s);
-        let left = self.left_mut(client, now);
+        let left = self.left_mut(asker, now);
         let wait = Duration::try_from_secs_f64((cost - *left).max(0.0) / per_s).unwrap_or(Duration::MAX);
         if wait > WAIT_MAX && *left < burst {
             return Turn::Refused(wait);
@@ -47,22 +46,22 @@ impl Paces {
     }
 
     /// Notes what a request has cost that nobody could know before. At most as much is owed as makes the next one wait for long.
-    pub fn charge(&mut self, client: &ClientId, cost: f64, now: Timestamp) {
+    pub fn charge(&mut self, asker: &K, cost: f64, now: Timestamp) {
         let per_s = self.per_s;
-        let left = self.left_mut(client, now);
+        let left = self.left_mut(asker, now);
         *left = (*left - cost).max(-per_s * WAIT_MAX.as_secs_f64());
     }
 
-    fn left_mut(&mut self, client: &ClientId, now: Timestamp) -> &mut f64 {
+    fn left_mut(&mut self, asker: &K, now: Timestamp) -> &mut f64 {
         let (burst, per_s) = (self.per_s * 2.0, self.per_s);
         let filled = |(left, since): (f64, Timestamp)| (left + now.since(since).as_secs_f64() * per_s).min(burst);
-        if self.left.len() >= CLIENTS_MAX && !self.left.contains_key(client) {
+        if self.left.len() >= ASKERS_MAX && !self.left.contains_key(asker) {
             self.left.retain(|_, bucket| filled(*bucket) < burst);
-            if self.left.len() >= CLIENTS_MAX {
+            if self.left.len() >= ASKERS_MAX {
                 self.left.clear();
             }
         }
-        let bucket = self.left.entry(client.clone()).or_insert((burst, now));
+        let bucket = self.left.entry(asker.clone()).or_insert((burst, now));
         *bucket = (filled(*bucket), now);
         &mut bucket.0
     }
@@ -71,6 +70,7 @@ impl Paces {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::id::ClientId;
 
     fn client(number: u32) -> ClientId {
         ClientId::parse(&format!("c{number}")).expect("valid")
@@ -112,6 +112,6 @@ mod tests {
         (0..1_000).for_each(|_| paces.charge(&client(0), 1.0, at(0)));
         assert!(matches!(paces.turn(&client(0), 0.0, at(0)), Turn::Behind(wait) if wait == Duration::from_secs(1)));
         (0..40_000).for_each(|number| paces.charge(&client(number), 1.0, at(0)));
-        assert!(paces.left.len() <= CLIENTS_MAX);
+        assert!(paces.left.len() <= ASKERS_MAX);
     }
 }

@@ -23,6 +23,11 @@ impl Share {
         Share { most, used: 0, by_client: BTreeMap::new() }
     }
 
+    /// Another bound, from now on; what is held stays.
+    pub fn set_most(&mut self, most: u64) {
+        self.most = most;
+    }
+
     /// All that is held.
     pub fn used(&self) -> u64 {
         self.used
@@ -39,7 +44,7 @@ impl Share {
         let free = self.most.saturating_sub(self.used);
         let held = self.held(client);
         let is_first = held <= own;
-        let fits = amount <= free && (is_first || held.saturating_add(amount) <= free - amount);
+        let fits = amount <= free && (is_first || held.saturating_add(amount) <= free.saturating_sub(amount));
         if fits && amount > 0 {
             self.used += amount;
             *self.by_client.entry(client.clone()).or_default() += amount;

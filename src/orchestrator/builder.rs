@@ -115,7 +115,8 @@ fn assemble(
     }
     let (given, resolved) = (Arc::new(config.clone()), Arc::new(resolved.config));
     let settings = Settings { given, resolved, generation: 1 };
-    Ok(Arc::new(RuntimeShared::new(settings, env, (devices, probe), IntakeGate::new(places(config)), pools)))
+    let gate = IntakeGate::new(places(config), config.texts_bytes_max);
+    Ok(Arc::new(RuntimeShared::new(settings, env, (devices, probe), gate, pools)))
 }
 
 /// Most tasks that may be anywhere: what queues and slots hold, and those between two actors.

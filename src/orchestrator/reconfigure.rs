@@ -131,6 +131,7 @@ impl Orchestrator {
         runtime.pools.set(Table { serving, leaving });
         let remote = serving_places(&runtime.pools.table());
         runtime.gate.set_limit(places(&config) + remote);
+        runtime.gate.set_texts_bytes_max(config.texts_bytes_max);
         let wanted = config.objectives.wanted();
         runtime.pools.table().every().for_each(|pool| *pool.objectives.lock() = wanted);
         let (given, resolved) = (Arc::new(config), Arc::new(resolved.config));

@@ -11,7 +11,7 @@ use crate::actors::cancel::cancel;
 use crate::actors::counters::code_index;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
-use crate::actors::runtime::{LIMITS, RuntimeShared};
+use crate::actors::runtime::{LIMITS, RuntimeShared, TEXTS};
 use crate::actors::submission::{Accepted, Submission, Verdict};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
@@ -105,9 +105,12 @@ impl Orchestrator {
                 return outcome;
             }
         }
-        let Some(permit) = runtime.gate.try_enter() else {
+        let Some(mut permit) = runtime.gate.try_enter() else {
             return Err(self.refused(&request, gate_closed(runtime, &request)));
         };
+        if !permit.hold_texts(&request.client_id, request.text_bytes() as u64) {
+            return Err(self.refused(&request, texts_held(runtime, &request)));
+        }
         let now = runtime.env.now();
         let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
         let record = match runtime.ledger.open(id, &request, permit, now) {
@@ -217,16 +220,30 @@ fn submitted(runtime: &Arc<RuntimeShared>, record: Arc<TaskRecord>, accepted: Ac
     }
 }
 
-/// The refusal of a runtime that has as many tasks as it may have anywhere.
-fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
-    let wait = runtime
+/// The refusal of a task whose client's texts have their part already.
+fn texts_held(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
+    let most = runtime.config().texts_bytes_max;
+    let text = format!(
+        "the texts of tasks that have not ended take their part of texts_bytes_max, {most} bytes; client {} has none left",
+        request.client_id
+    );
+    TaskError::new(ErrorCode::AdmissionReject, text).policy(TEXTS).retry_after(expected_wait(runtime, request))
+}
+
+/// How long a new task would wait where it would wait least.
+fn expected_wait(runtime: &RuntimeShared, request: &TaskRequest) -> Duration {
+    runtime
         .pools
         .table()
         .serving
         .iter()
         .map(|pool| pool.expected_wait(request.priority, None))
         .min()
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+/// The refusal of a runtime that has as many tasks as it may have anywhere.
+fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
     let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
-    TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(wait)
+    TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(expected_wait(runtime, request))
 }

@@ -57,20 +57,20 @@ impl Bodies {
         }
         let mut held = Held { bodies: self.clone(), client, bytes: 0 };
         held.grow_to(told)?;
-        let reading = collect(body, bytes_max, &mut held);
+        let reading = collect(body, (told, bytes_max), &mut held);
         let bytes = timeout(limit, reading).await.map_err(|_| BodyFault::Late)??;
         Ok(Received { bytes, _held: held })
     }
 }
 
-async fn collect<B>(mut body: B, bytes_max: usize, held: &mut Held) -> Result<Vec<u8>, BodyFault>
+async fn collect<B>(mut body: B, (told, bytes_max): (usize, usize), held: &mut Held) -> Result<Vec<u8>, BodyFault>
 where
     B: Body + Unpin,
     B::Data: bytes::Buf,
     B::Error: std::fmt::Display,
 {
     use bytes::Buf;
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(told); // What is not written to takes no memory.
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| BodyFault::Broken(error.to_string()))?;
         let Ok(mut data) = frame.into_data() else { continue };
@@ -78,8 +78,11 @@ where
         if length > bytes_max {
             return Err(BodyFault::TooLarge);
         }
-        if length > held.bytes {
-            held.grow_to(length.next_multiple_of(STEP).min(bytes_max))?;
+        if length > bytes.capacity() {
+            // It grows by half, so that it is not copied for each piece; all of that counts.
+            let capacity = (length + length / 2).next_multiple_of(STEP).min(bytes_max);
+            held.grow_to(capacity)?;
+            bytes.reserve_exact(capacity - bytes.len());
         }
         while data.has_remaining() {
             let piece = data.chunk();

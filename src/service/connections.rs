@@ -1,8 +1,9 @@
 //! The connections of a listener: how many there are, whose they are, and who makes room when there is none (ORCH-3035).
 //!
-//! A connection is idle while no request of it is under way. When there are too many, the one that has been idle longest makes room. When
-//! none is idle, a newcomer gets one of a few places that are kept: a health page is answered there, and a request of a client that holds
-//! less than another takes the newest connection of the client that holds most. So nobody is locked out by one who holds all.
+//! A connection is idle while no request of it is under way; when there are too many, the one that has been idle longest makes room. Requests
+//! of clients have `http.connections_max` of the places, and some more are kept: in those a newcomer says what it wants, and health pages
+//! are answered. When requests have all of theirs, one of a client that holds less than another takes the newest connection of the client
+//! that holds most. So nobody is locked out by one who holds all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -69,14 +70,6 @@ impl Table {
 
 const BUSY: u64 = u64::MAX;
 
-/// Which idle connections may be told to close.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Which {
-    /// Those that have had a request.
-    HasAsked,
-    Any,
-}
-
 /// The connections of a listener.
 pub(crate) struct Links {
     pub(crate) env: Env,
@@ -123,15 +116,12 @@ impl Links {
         }
     }
 
-    /// Takes a connection in. When there is no room, the one that has been idle longest behind a request is told to close; when there is
-    /// none, the new one gets one of the places that are kept, and when those are taken too, whoever has been silent longest makes room.
+    /// Takes a connection in. When there is no room, not even in the places that are kept, the one that has been idle longest is told to
+    /// close; `None` when none is idle.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
         let mut table = self.table.lock();
-        let kept = kept(self.max);
-        let is_full = table.places.len() >= self.max;
-        if is_full && !self.evict(&mut table, Which::HasAsked) && table.places.len() >= self.max + kept {
-            // Those in kept places have had a moment for their head.
-            self.evict(&mut table, Which::Any).then_some(())?;
+        if table.places.len() >= self.max + kept(self.max) && !self.evict(&mut table) {
+            return None;
         }
         let link = Arc::new(Link {
             idle_since: AtomicU64::new(self.env.now().as_micros()),
@@ -146,12 +136,11 @@ impl Links {
 
     /// Closes the connection that has been idle longest; returns whether there was one.
     pub(crate) fn evict_idle(&self) -> bool {
-        self.evict(&mut self.table.lock(), Which::Any)
+        self.evict(&mut self.table.lock())
     }
 
-    fn evict(&self, table: &mut Table, which: Which) -> bool {
-        let may_go = |link: &Link| which == Which::Any || link.has_asked.load(Relaxed);
-        let places = table.places.iter().filter(|(_, link)| may_go(link));
+    fn evict(&self, table: &mut Table) -> bool {
+        let places = table.places.iter();
         let idle = places.map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
         let Some((_, key)) = idle.min() else { return false };
         self.close(table, key, "full");
@@ -165,8 +154,7 @@ impl Links {
         self.closed.count(why);
     }
 
-    /// Notes whose request is under way on a connection. When requests have all places and this is one of those that are kept, the client that
-    /// holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
+    /// Notes whose request is under way on a connection. When requests have all places, the client that holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
     fn claim(&self, link: &Link, key: usize, client: &ClientId) -> bool {
         let mut table = self.table.lock();
         if !table.places.get(key).is_some_and(|own| std::ptr::eq(&**own, link)) {
@@ -179,8 +167,6 @@ impl Links {
             let Some((largest, newest)) = table.newest_of_largest(held) else { return false };
             table.release(&largest, newest);
             self.close(&mut table, newest.1, "share");
-        } else if table.places.len() > self.max && !self.evict(&mut table, Which::HasAsked) {
-            self.evict(&mut table, Which::Any); // Whoever has said nothing so far goes before one who has.
         }
         table.holders.entry(client.clone()).or_default().insert(claim);
         table.held += 1;

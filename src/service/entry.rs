@@ -1,6 +1,7 @@
 //! The way of a request to its handler: whether it may be served at all, whose it is, whether its client has room for it, and whether its
 //! key reaches so far (ORCH-3035).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +26,14 @@ use crate::service::http::crowded;
 use crate::service::keys::Scope;
 use crate::service::request_guard;
 use crate::service::routes::{Face, Needs};
+use crate::service::throttle::network;
 
 /// What a request costs that makes an actor work, beside one that does not.
 const ACTOR_COST: f64 = 5.0;
+/// Pages a second for each address, of those that need no key; twice as many at once.
+const PAGES_PER_S: f64 = 200.0;
+/// The pages by which a service is looked after.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// The path that submissions come by: they have limits of their own.
 const SUBMISSIONS: &str = "/v1/tasks";
 
@@ -44,7 +50,9 @@ pub(crate) struct Gate {
 pub(crate) struct Manners {
     env: Env,
     /// A short lock for each request.
-    paces: Mutex<Paces>,
+    paces: Mutex<Paces<ClientId>>,
+    /// Of pages for which nobody says who it is, by address. A short lock for each.
+    pages: Mutex<Paces<IpAddr>>,
     /// A short lock for each refusal that may have a line.
     lines: Mutex<LineBudgets>,
 }
@@ -52,7 +60,12 @@ pub(crate) struct Manners {
 impl Manners {
     /// With so many requests a second for each client.
     pub(crate) fn new(env: Env, requests_per_s: f64) -> Arc<Self> {
-        Arc::new(Manners { env, paces: Mutex::new(Paces::new(requests_per_s)), lines: Mutex::default() })
+        Arc::new(Manners {
+            env,
+            paces: Mutex::new(Paces::new(requests_per_s)),
+            pages: Mutex::new(Paces::new(PAGES_PER_S)),
+            lines: Mutex::default(),
+        })
     }
 
     /// Takes a line about a refusal of this key's; `None` when it had too many, else how many had none.
@@ -66,6 +79,19 @@ impl Manners {
     /// How long to stay away, when there are too many before it.
     async fn wait(&self, client: &ClientId, cost: f64) -> Result<(), Duration> {
         let turn = self.paces.lock().turn(client, cost, self.env.now());
+        self.take(turn).await
+    }
+
+    /// Waits for the turn of a page that is the same for everybody.
+    ///
+    /// # Errors
+    /// How long to stay away, when there are too many before it.
+    async fn wait_for_page(&self, address: IpAddr) -> Result<(), Duration> {
+        let turn = self.pages.lock().turn(&network(address), 1.0, self.env.now());
+        self.take(turn).await
+    }
+
+    async fn take(&self, turn: Turn) -> Result<(), Duration> {
         match turn {
             Turn::Behind(Duration::ZERO) => Ok(()),
             Turn::Behind(wait) => {
@@ -83,11 +109,26 @@ pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next
     let method = request.method().clone();
     let response = match request_guard::check(&gate.app, gate.path, gate.face, &request) {
         Err(refusal) => refusal.into_response(),
-        Ok(()) if gate.face == Face::Open => next.run(request).await,
+        Ok(()) if gate.face == Face::Open => for_everybody(&gate, request, next).await,
         Ok(()) => for_client(&gate, request, next).await,
     };
     gate.app.requests.count(gate.path, &method, response.status());
     response
+}
+
+/// A page without a key. Health is always answered: whoever asks for it may restart the service when it is not.
+async fn for_everybody(gate: &Gate, request: Request, next: Next) -> Response {
+    let is_health = HEALTH.contains(&gate.path);
+    let (manners, peer) = (&gate.app.manners, peer_of(&request));
+    if !is_health && let Err(wait) = manners.wait_for_page(peer).await {
+        gate.app.crowded.count("requests");
+        return too_fast("too many pages are asked for from this address", wait);
+    }
+    next.run(request).await
+}
+
+fn too_fast(text: &'static str, wait: Duration) -> Response {
+    crowded("requests", text).retry_after_ms(millis_ceil(wait)).into_response()
 }
 
 async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
@@ -145,8 +186,7 @@ async fn make_room(
     };
     app.manners.wait(&principal.client_id, cost).await.map_err(|wait| {
         app.crowded.count("requests");
-        let text = "too many requests of this client besides tasks; see http.requests_per_s";
-        crowded("requests", text).retry_after_ms(millis_ceil(wait)).into_response()
+        too_fast("too many requests of this client besides tasks; see http.requests_per_s", wait)
     })
 }
 

@@ -28,6 +28,8 @@ use crate::service::signals::{Signals, Wish};
 use crate::service::tls::Tls;
 use crate::service::{borders, config_file, devices, engines, file_limit, logging, output, reaper, watch};
 
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 4_096;
 /// How often the runtime is asked whether it lives when a service manager wants to know.
 const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -141,6 +143,8 @@ async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: Jo
 /// Opens a listener, if that is safe.
 async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Result<TcpListener, String> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    // The library lets 128 wait; whoever is beyond tries again a second later, so a burst of some would cost others a second.
+    let _ = rustix::net::listen(&listener, BACKLOG); // As many as the system allows; else what there is.
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let is_guarded = config.access.keys_file.is_some() && config.http.tls.is_some();
     if !is_local && !is_guarded && !arguments.insecure {

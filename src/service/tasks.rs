@@ -24,6 +24,9 @@ use crate::service::http::{body_of, json_body, wants_stream};
 use crate::service::keys::Scope;
 use crate::service::stream::event_stream;
 
+/// Bytes from which on reading a body is work.
+const LARGE_BYTES: usize = 256 * 1024;
+
 /// Submit a task. With `Accept: text/event-stream` the answer is the stream itself.
 #[utoipa::path(post, path = "/v1/tasks", request_body = SubmitBody, responses(
     (status = 202, description = "Accepted.", body = AcceptedBody),
@@ -41,7 +44,9 @@ pub(crate) async fn submit(
     let wants_stream = wants_stream(request.headers());
     let traceparent = request.headers().get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let body = body_of(&app, request).await?;
-    let body: SubmitBody = json_body(&body, "a task")?;
+    // Reading a large one takes a while: others go on elsewhere meanwhile.
+    let read = || json_body::<SubmitBody>(&body, "a task");
+    let body = if body.len() > LARGE_BYTES { tokio::task::block_in_place(read)? } else { read()? };
     let mut request = body.into_request(principal.client_id.clone()).map_err(ApiError::invalid)?;
     (request.pools, request.traceparent) = (principal.pools.clone(), traceparent);
     let submitted = orchestrator.submit(request).await?;

@@ -163,7 +163,7 @@ fn who_holds_all_connections_gives_one_back_to_whoever_holds_fewer() {
     let begins: Vec<String> = streams.iter_mut().map(begin).collect();
     let count = |status: &str| begins.iter().filter(|said| said.starts_with(status)).count();
     let (served, refused) = (count("HTTP/1.1 200"), count("HTTP/1.1 429"));
-    assert!((30..=40).contains(&served) && served + refused == 60, "{served} served, {refused} refused: {begins:?}");
+    assert!(served == 40 && (10..=20).contains(&refused), "{served} served, {refused} refused: {begins:?}");
     assert!(begins.iter().any(|said| said.contains("x-policy: connections")));
     for _ in 0..20 {
         assert_eq!(exchange(shared.service.port, "GET", "/healthz", &[], b"").0, 200, "places are kept");
