@@ -1,4 +1,4 @@
-"""A neighbour that takes all it can: one key, everything at once. Started by run.py; ends at SIGTERM and says what it got.
+"""A neighbour that takes all it can: one key, everything at once. Started by run.py; at SIGTERM it says what it got.
 
 One thread, so at most one core; the rates below keep it well within, and each is 100 times a polite tenant's or more
 where the service lets it.
