@@ -96,6 +96,21 @@ fn every_test_from_outside_shows_a_requirement() {
     }
 }
 
+/// Names such as `tests/access/tls.rs::name` in what is said of security.
+#[test]
+fn every_promise_names_tests_that_are_there() {
+    for document in ["SECURITY.md", "docs/access.md"] {
+        let text = text(document);
+        let mut count = 0;
+        for named in text.split('`').filter(|part| part.contains(".rs::") && !part.contains(char::is_whitespace)) {
+            let (file, _) = named.split_once("::").unwrap();
+            assert!(tests_in(&root().join(file)).contains(&named.to_owned()), "{document} names {named}, which is not there");
+            count += 1;
+        }
+        assert!(count >= 10, "{document} names {count} tests");
+    }
+}
+
 #[test]
 fn every_id_that_the_code_names_is_specified() {
     let spec = text(".specs/orchestrator-spec.md");

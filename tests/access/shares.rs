@@ -105,8 +105,10 @@ fn each_line_of_the_table_has_a_test_that_is_there() {
     for what in [
         "bodies",
         "connections",
+        "texts of tasks",
         "readers of a task",
         "requests besides tasks",
+        "pages without a key",
         "explanations",
         "waiting tasks",
         "retained ends",
@@ -152,6 +154,42 @@ fn bodies_that_never_end_hold_a_part_and_are_refused_beyond_it_before_they_are_r
     stuck.clear();
     while shared.metric("http_bodies_bytes") > 0.0 {}
     assert!(shared.metric("http_requests_crowded_total{what=\"bodies\"}") >= 7.0);
+}
+
+#[test]
+fn texts_of_waiting_tasks_have_a_bound_and_each_client_a_part() {
+    let shared = Shared::start("texts", "texts_bytes_max: 400000\nprompt_bytes_max: 300000");
+    // Of 8 KiB and one token: they wait for those that run, and are not refused for anything else.
+    let long = json!({"prompt": "x".repeat(8_000), "model_ref": "n", "max_tokens": 2000});
+    let answers: Vec<(u16, String)> = (0..40).map(|_| shared.ask(&shared.hog, "POST", "/v1/tasks", &long)).collect();
+    let taken = answers.iter().filter(|(status, _)| *status == 202).count();
+    assert_eq!(taken, 25, "half of the bound, for one that is alone");
+    assert!(answers[39].0 == 429 && answers[39].1.contains("\"policy\":\"texts\""), "{}", answers[39].1);
+    shared.submit(&shared.hog, "small", "n", &Value::Null);
+    shared.submit(&shared.polite, "mine", "n", &json!({"prompt": "x".repeat(8_000)}));
+    // What has ended takes no part any more.
+    let (_, task) = &answers[0];
+    let task: Value = serde_json::from_str(task).unwrap();
+    let path = format!("/v1/tasks/{}/cancel", task["task_id"].as_str().unwrap());
+    assert_eq!(shared.ask(&shared.hog, "POST", &path, &Value::Null).0, 200);
+    let (status, _) = shared.ask(&shared.polite, "POST", "/v1/tasks", &long);
+    assert_eq!(status, 202);
+}
+
+#[test]
+fn pages_without_a_key_are_bounded_by_address_and_health_is_not() {
+    let shared = Shared::start("pages", "");
+    let mut asked: Vec<TcpStream> = (0..900)
+        .map(|_| shared.open(&shared.hog, "GET /dashboard/base.js HTTP/1.1\r\nconnection: close"))
+        .collect();
+    for _ in 0..50 {
+        assert_eq!(exchange(shared.service.port, "GET", "/healthz", &[], b"").0, 200);
+        assert_eq!(exchange(shared.service.port, "GET", "/readyz", &[], b"").0, 200);
+    }
+    let begins: Vec<String> = asked.iter_mut().map(begin).collect();
+    let refused = begins.iter().filter(|said| said.contains("x-policy: requests")).count();
+    let answered = begins.iter().filter(|said| said.starts_with("HTTP/1.1 200")).count();
+    assert!(answered >= 400 && refused > 0 && answered + refused == 900, "{answered} answered, {refused} refused");
 }
 
 #[test]
