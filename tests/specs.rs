@@ -104,7 +104,10 @@ fn every_promise_names_tests_that_are_there() {
         let mut count = 0;
         for named in text.split('`').filter(|part| part.contains(".rs::") && !part.contains(char::is_whitespace)) {
             let (file, _) = named.split_once("::").unwrap();
-            assert!(tests_in(&root().join(file)).contains(&named.to_owned()), "{document} names {named}, which is not there");
+            assert!(
+                tests_in(&root().join(file)).contains(&named.to_owned()),
+                "{document} names {named}, which is not there"
+            );
             count += 1;
         }
         assert!(count >= 10, "{document} names {count} tests");

@@ -117,15 +117,12 @@ pub(crate) async fn serve(
             links.closed.count("full");
             continue; // Every connection has a request under way.
         };
-        let address = stream.local_addr().map_or(bound, |address| address.ip());
-        let ends = (Peer(peer.ip()), Local { address, bound });
-        // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
-        let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
-        // Whoever takes nothing for so long, or is not there any more, does not hold its place for ever.
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, STALL_MS); // A bound less, where the system has none.
-        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
         let (router, tls, head) = (router.clone(), tls.clone(), Duration::from_millis(http.head_ms));
+        // All that concerns it alone is done by itself: who comes behind it waits for no more than its place.
         connections.spawn(async move {
+            let address = stream.local_addr().map_or(bound, |address| address.ip());
+            let ends = (Peer(peer.ip()), Local { address, bound });
+            prepare(&stream);
             if !has_spoken(&stream, head, &entered).await {
                 return;
             }
@@ -141,6 +138,15 @@ pub(crate) async fn serve(
     if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
         tracing::warn!("some clients did not close their connections in time");
     }
+}
+
+/// What each connection is to be like.
+fn prepare(stream: &TcpStream) {
+    // Tokens are small: without this they wait for the other side's acknowledgement of the last one.
+    let _ = stream.set_nodelay(true); // It is gone already: found at the first read.
+    // Whoever takes nothing for so long, or is not there any more, does not hold its place for ever.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, STALL_MS); // A bound less, where the system has none.
+    let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
 }
 
 /// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is closed.

@@ -179,9 +179,8 @@ fn texts_of_waiting_tasks_have_a_bound_and_each_client_a_part() {
 #[test]
 fn pages_without_a_key_are_bounded_by_address_and_health_is_not() {
     let shared = Shared::start("pages", "");
-    let mut asked: Vec<TcpStream> = (0..900)
-        .map(|_| shared.open(&shared.hog, "GET /dashboard/base.js HTTP/1.1\r\nconnection: close"))
-        .collect();
+    let mut asked: Vec<TcpStream> =
+        (0..900).map(|_| shared.open(&shared.hog, "GET /dashboard/base.js HTTP/1.1\r\nconnection: close")).collect();
     for _ in 0..50 {
         assert_eq!(exchange(shared.service.port, "GET", "/healthz", &[], b"").0, 200);
         assert_eq!(exchange(shared.service.port, "GET", "/readyz", &[], b"").0, 200);
