@@ -259,7 +259,7 @@ impl EventLog {
         Ok(())
     }
 
-    /// Visits at most `most` events from index `from` on, in order, and no more behind [`VISIT_BYTES`] of text; returns the index behind the
+    /// Visits at most `most` events from index `from` on, in order, and no more behind 64 KiB of text; returns the index behind the
     /// last.
     pub fn visit(&self, from: usize, most: usize, mut visitor: impl FnMut(usize, EventRef<'_>)) -> usize {
         let from = from.min(self.entries.len());
