@@ -12,14 +12,14 @@ use crate::service::access::Access;
 use crate::service::bodies::Bodies;
 use crate::service::config_store::ConfigStore;
 use crate::service::connections::Links;
-use crate::service::entry::Manners;
+use crate::service::entry::RequestLimits;
 use crate::service::glance::Glance;
 use crate::service::named_counts::NamedCounts;
 use crate::service::nodes::Nodes;
 use crate::service::request_guard::Refusals;
 
 /// What clients may hold a part of, for counting.
-pub(crate) const CROWDED: [&str; 4] = ["bodies", "connections", "readers", "requests"];
+pub(crate) const LIMITED: [&str; 4] = ["bodies", "connections", "readers", "requests"];
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -31,10 +31,10 @@ pub(crate) struct App {
     pub(crate) links: Vec<Arc<Links>>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) refusals: Arc<Refusals>,
-    pub(crate) manners: Arc<Manners>,
+    pub(crate) request_limits: Arc<RequestLimits>,
     pub(crate) bodies: Arc<Bodies>,
     /// Requests of clients that hold their part already.
-    pub(crate) crowded: Arc<NamedCounts<{ CROWDED.len() }>>,
+    pub(crate) limited: Arc<NamedCounts<{ LIMITED.len() }>>,
     pub(crate) glance: Arc<Glance>,
     pub(crate) nodes: Nodes,
 }

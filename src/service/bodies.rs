@@ -119,7 +119,7 @@ impl Held {
     fn grow_to(&mut self, bytes: usize) -> Result<(), BodyFault> {
         let more = (bytes - self.bytes) as u64;
         if more > 0 && !self.bodies.share.lock().try_take(&self.client, more, self.bytes as u64) {
-            return Err(BodyFault::Crowded);
+            return Err(BodyFault::OverLimit);
         }
         self.bytes = bytes;
         Ok(())
@@ -139,7 +139,7 @@ pub(crate) enum BodyFault {
     Late,
     Broken(String),
     /// There is no room for it beside what is under way.
-    Crowded,
+    OverLimit,
 }
 
 #[cfg(test)]
@@ -195,7 +195,11 @@ mod tests {
             stuck.spawn(async move { bodies.read(client("hog"), body, 100_000, LONG).await.map(|_| ()) });
         }
         for _ in 0..95 {
-            assert_eq!(stuck.join_next().await.unwrap().unwrap(), Err(BodyFault::Crowded), "refused before it is read");
+            assert_eq!(
+                stuck.join_next().await.unwrap().unwrap(),
+                Err(BodyFault::OverLimit),
+                "refused before it is read"
+            );
         }
         assert_eq!(bodies.used(), 500_000, "half for one that is alone");
         let piece = Bytes::from(vec![b'x'; 100_000]);

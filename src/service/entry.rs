@@ -15,14 +15,14 @@ use crate::core::error::ErrorCode;
 use crate::core::id::ClientId;
 use crate::core::line::Line;
 use crate::core::line_budget::LineBudgets;
-use crate::core::pace::{Paces, Turn};
+use crate::core::rate_limiter::{RateLimiter, Turn};
 use crate::core::units::millis_ceil;
 use crate::env::Env;
 use crate::service::access::{Principal, peer_of, turned_away};
 use crate::service::app::App;
 use crate::service::connections::Seat;
 use crate::service::error::ApiError;
-use crate::service::http::crowded;
+use crate::service::http::limited;
 use crate::service::keys::Scope;
 use crate::service::request_guard;
 use crate::service::routes::{Face, Needs};
@@ -47,23 +47,23 @@ pub(crate) struct Gate {
 }
 
 /// How fast each client asks for what is no task, and how many lines the refusals of a key have had.
-pub(crate) struct Manners {
+pub(crate) struct RequestLimits {
     env: Env,
     /// A short lock for each request.
-    paces: Mutex<Paces<ClientId>>,
+    rates: Mutex<RateLimiter<ClientId>>,
     /// Of pages for which nobody says who it is, by address. A short lock for each.
-    pages: Mutex<Paces<IpAddr>>,
+    pages: Mutex<RateLimiter<IpAddr>>,
     /// A short lock for each refusal that may have a line.
     lines: Mutex<LineBudgets>,
 }
 
-impl Manners {
+impl RequestLimits {
     /// With so many requests a second for each client.
     pub(crate) fn new(env: Env, requests_per_s: f64) -> Arc<Self> {
-        Arc::new(Manners {
+        Arc::new(RequestLimits {
             env,
-            paces: Mutex::new(Paces::new(requests_per_s)),
-            pages: Mutex::new(Paces::new(PAGES_PER_S)),
+            rates: Mutex::new(RateLimiter::new(requests_per_s)),
+            pages: Mutex::new(RateLimiter::new(PAGES_PER_S)),
             lines: Mutex::default(),
         })
     }
@@ -78,7 +78,7 @@ impl Manners {
     /// # Errors
     /// How long to stay away, when there are too many before it.
     async fn wait(&self, client: &ClientId, cost: f64) -> Result<(), Duration> {
-        let turn = self.paces.lock().turn(client, cost, self.env.now());
+        let turn = self.rates.lock().turn(client, cost, self.env.now());
         self.take(turn).await
     }
 
@@ -119,16 +119,16 @@ pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next
 /// A page without a key. Health is always answered: whoever asks for it may restart the service when it is not.
 async fn for_everybody(gate: &Gate, request: Request, next: Next) -> Response {
     let is_health = HEALTH.contains(&gate.path);
-    let (manners, peer) = (&gate.app.manners, peer_of(&request));
-    if !is_health && let Err(wait) = manners.wait_for_page(peer).await {
-        gate.app.crowded.count("requests");
+    let (limits, peer) = (&gate.app.request_limits, peer_of(&request));
+    if !is_health && let Err(wait) = limits.wait_for_page(peer).await {
+        gate.app.limited.count("requests");
         return too_fast("too many pages are asked for from this address", wait);
     }
     next.run(request).await
 }
 
 fn too_fast(text: &'static str, wait: Duration) -> Response {
-    crowded("requests", text).retry_after_ms(millis_ceil(wait)).into_response()
+    limited("requests", text).retry_after_ms(millis_ceil(wait)).into_response()
 }
 
 async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
@@ -154,8 +154,8 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
         tell_admin(app, &principal, &method, &told, response.status());
     }
     if is_submission && !response.status().is_success() {
-        let manners = &app.manners;
-        manners.paces.lock().charge(&principal.client_id, 1.0, manners.env.now());
+        let limits = &app.request_limits;
+        limits.rates.lock().charge(&principal.client_id, 1.0, limits.env.now());
     }
     response
 }
@@ -170,9 +170,9 @@ async fn make_room(
 ) -> Result<(), Response> {
     let app = &gate.app;
     if seat.is_some_and(|seat| !seat.claim(&principal.client_id)) {
-        app.crowded.count("connections");
+        app.limited.count("connections");
         let text = "every connection is taken, and no other client holds more of them than this one does";
-        let mut response = crowded("connections", text).into_response();
+        let mut response = limited("connections", text).into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return Err(response);
     }
@@ -184,8 +184,8 @@ async fn make_room(
     } else {
         1.0
     };
-    app.manners.wait(&principal.client_id, cost).await.map_err(|wait| {
-        app.crowded.count("requests");
+    app.request_limits.wait(&principal.client_id, cost).await.map_err(|wait| {
+        app.limited.count("requests");
         too_fast("too many requests of this client besides tasks; see http.requests_per_s", wait)
     })
 }
@@ -208,7 +208,7 @@ impl Told {
 fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) -> Response {
     app.access.denied.count("scope");
     let needed = needed.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join("' or '");
-    if let Some(suppressed) = app.manners.line(key_id) {
+    if let Some(suppressed) = app.request_limits.line(key_id) {
         let (key_id, path) = (&**key_id, path.as_str());
         tracing::warn!(
             target: "audit", event = "scope_refused", key_id, needed, path, %peer, suppressed,
@@ -223,7 +223,7 @@ fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) ->
 fn tell_admin(app: &App, principal: &Principal, method: &Method, told: &Told, status: StatusCode) {
     let Told { key_id, path, peer } = told;
     let is_refused = status.is_client_error();
-    let suppressed = if is_refused { app.manners.line(key_id) } else { Some(0) };
+    let suppressed = if is_refused { app.request_limits.line(key_id) } else { Some(0) };
     if let Some(suppressed) = suppressed {
         let (client_id, key_id, path, status) = (&principal.client_id, &**key_id, path.as_str(), status.as_u16());
         tracing::info!(

@@ -129,9 +129,9 @@ pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, Api
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than http.body_bytes_max, {bytes_max}"))
             }
             BodyFault::Late => (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {limit:?}")),
-            BodyFault::Crowded => {
-                app.crowded.count("bodies");
-                return crowded(
+            BodyFault::OverLimit => {
+                app.limited.count("bodies");
+                return limited(
                     "bodies",
                     "too much of other requests' bodies is under way, most of all of this client's",
                 );
@@ -143,12 +143,12 @@ pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, Api
 }
 
 /// How long whoever finds no room should stay away, in milliseconds.
-const CROWDED_MS: u64 = 1_000;
+const LIMITED_MS: u64 = 1_000;
 
 /// The refusal of a client that holds its part of something already.
-pub(crate) fn crowded(policy: &'static str, text: &'static str) -> ApiError {
+pub(crate) fn limited(policy: &'static str, text: &'static str) -> ApiError {
     let error = TaskError::new(ErrorCode::AdmissionReject, text).policy(policy);
-    ApiError::from(error).retry_after_ms(CROWDED_MS)
+    ApiError::from(error).retry_after_ms(LIMITED_MS)
 }
 
 /// A body as the JSON object that it should be; `wanted` names it in the error.

@@ -58,12 +58,12 @@ pub(super) fn service(encoder: &mut DescriptorEncoder<'_>, app: &App) -> fmt::Re
     counter(encoder, "auth_failures", "Requests that were not let in", reasons(&app.access.denied.all(), "reason"))?;
     let refused = reasons(&app.refusals.counts.all(), "reason");
     counter(encoder, "http_requests_refused", "Requests that are refused whoever sends them", refused)?;
-    let crowded = reasons(&app.crowded.all(), "what");
+    let limited = reasons(&app.limited.all(), "limit");
     counter(
         encoder,
-        "http_requests_crowded",
+        "http_requests_limited",
         "Requests of clients that held their part of something already",
-        crowded,
+        limited,
     )?;
     let bodies = [(vec![], app.bodies.used() as f64)];
     gauge(encoder, "http_bodies_bytes", "Bytes that are set aside for bodies under way", bodies)?;

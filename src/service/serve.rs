@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
-use crate::service::app::{App, CROWDED, Requests};
+use crate::service::app::{App, LIMITED, Requests};
 use crate::service::bodies::Bodies;
 use crate::service::cli::ServeArguments;
 use crate::service::config_store::{ConfigStore, merged};
 use crate::service::connections::Links;
-use crate::service::entry::Manners;
+use crate::service::entry::RequestLimits;
 use crate::service::glance::Glance;
 use crate::service::keys::KeyFile;
 use crate::service::listener;
@@ -81,9 +81,9 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
         links: vec![links.clone(), admin_links.clone()],
         requests: Arc::new(Requests::default()),
         refusals: Arc::new(Refusals::new(env.clone())),
-        manners: Manners::new(env.clone(), config.http.requests_per_s),
+        request_limits: RequestLimits::new(env.clone(), config.http.requests_per_s),
         bodies: Bodies::new(config.http.bodies_bytes_max),
-        crowded: Arc::new(NamedCounts::new(CROWDED)),
+        limited: Arc::new(NamedCounts::new(LIMITED)),
         glance: Arc::new(Glance::default()),
         nodes: nodes.clone(),
     };

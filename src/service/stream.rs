@@ -20,7 +20,7 @@ use crate::orchestrator::Orchestrator;
 use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::error::ApiError;
-use crate::service::http::crowded;
+use crate::service::http::limited;
 
 #[derive(Serialize)]
 struct StartedData<'a> {
@@ -197,8 +197,8 @@ pub(crate) async fn event_stream(app: &App, principal: Principal, stream: TaskSt
     let orchestrator = &app.orchestrator;
     let config = orchestrator.config();
     if stream.readers() > config.http.readers_max {
-        app.crowded.count("readers");
-        return Err(crowded("readers", "as many connections read this task as may, see http.readers_max"));
+        app.limited.count("readers");
+        return Err(limited("readers", "as many connections read this task as may, see http.readers_max"));
     }
     let http = &config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);

@@ -153,7 +153,7 @@ fn bodies_that_never_end_hold_a_part_and_are_refused_beyond_it_before_they_are_r
     assert!(status == 400 && said.contains("prompt"), "it was read: {status} {said}");
     stuck.clear();
     while shared.metric("http_bodies_bytes") > 0.0 {}
-    assert!(shared.metric("http_requests_crowded_total{what=\"bodies\"}") >= 7.0);
+    assert!(shared.metric("http_requests_limited_total{limit=\"bodies\"}") >= 7.0);
 }
 
 #[test]

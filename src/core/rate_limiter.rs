@@ -12,7 +12,7 @@ pub const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Buckets by who asks, each filled by so much a second and never with more than two seconds' worth.
 #[derive(Debug)]
-pub struct Paces<K> {
+pub struct RateLimiter<K> {
     per_s: f64,
     /// What is left, and as of when; below zero it is owed.
     left: BTreeMap<K, (f64, Timestamp)>,
@@ -27,10 +27,10 @@ pub enum Turn {
     Refused(Duration),
 }
 
-impl<K: Ord + Clone> Paces<K> {
+impl<K: Ord + Clone> RateLimiter<K> {
     /// `per_s` for each of them in the long run.
     pub fn new(per_s: f64) -> Self {
-        Paces { per_s: per_s.max(f64::MIN_POSITIVE), left: BTreeMap::new() }
+        RateLimiter { per_s: per_s.max(f64::MIN_POSITIVE), left: BTreeMap::new() }
     }
 
     /// The turn of a request that costs so much. What is refused costs nothing.
@@ -82,36 +82,36 @@ mod tests {
 
     #[test]
     fn a_burst_passes_then_each_waits_and_what_would_wait_too_long_is_refused() {
-        let mut paces = Paces::new(10.0);
-        let turns: Vec<Turn> = (0..40).map(|_| paces.turn(&client(0), 1.0, at(0))).collect();
+        let mut rates = RateLimiter::new(10.0);
+        let turns: Vec<Turn> = (0..40).map(|_| rates.turn(&client(0), 1.0, at(0))).collect();
         assert!(turns[..20].iter().all(|turn| *turn == Turn::Behind(Duration::ZERO)));
         assert_eq!(turns[20], Turn::Behind(Duration::from_millis(100)));
         assert_eq!(turns[29], Turn::Behind(Duration::from_secs(1)));
         assert!(turns[30..].iter().all(|turn| matches!(turn, Turn::Refused(_))));
-        assert_eq!(paces.turn(&client(1), 1.0, at(0)), Turn::Behind(Duration::ZERO), "another client");
-        assert_eq!(paces.turn(&client(0), 1.0, at(1_100)), Turn::Behind(Duration::ZERO));
+        assert_eq!(rates.turn(&client(1), 1.0, at(0)), Turn::Behind(Duration::ZERO), "another client");
+        assert_eq!(rates.turn(&client(0), 1.0, at(1_100)), Turn::Behind(Duration::ZERO));
     }
 
     #[test]
     fn in_the_long_run_nobody_gets_more_than_its_pace() {
-        let mut paces = Paces::new(10.0);
-        let served = (0..10_000).filter(|ms| matches!(paces.turn(&client(0), 1.0, at(*ms)), Turn::Behind(_))).count();
+        let mut rates = RateLimiter::new(10.0);
+        let served = (0..10_000).filter(|ms| matches!(rates.turn(&client(0), 1.0, at(*ms)), Turn::Behind(_))).count();
         assert!((100..=130).contains(&served), "{served} in 10 s");
     }
 
     #[test]
     fn one_that_costs_more_than_all_there_can_be_is_served_when_nothing_is_owed() {
-        let mut paces = Paces::new(1.0);
-        assert_eq!(paces.turn(&client(0), 50.0, at(0)), Turn::Behind(WAIT_MAX));
-        assert!(matches!(paces.turn(&client(0), 1.0, at(1_000)), Turn::Refused(_)));
+        let mut rates = RateLimiter::new(1.0);
+        assert_eq!(rates.turn(&client(0), 50.0, at(0)), Turn::Behind(WAIT_MAX));
+        assert!(matches!(rates.turn(&client(0), 1.0, at(1_000)), Turn::Refused(_)));
     }
 
     #[test]
     fn what_is_charged_behind_is_bounded_and_clients_are_too() {
-        let mut paces = Paces::new(10.0);
-        (0..1_000).for_each(|_| paces.charge(&client(0), 1.0, at(0)));
-        assert!(matches!(paces.turn(&client(0), 0.0, at(0)), Turn::Behind(wait) if wait == Duration::from_secs(1)));
-        (0..40_000).for_each(|number| paces.charge(&client(number), 1.0, at(0)));
-        assert!(paces.left.len() <= ASKERS_MAX);
+        let mut rates = RateLimiter::new(10.0);
+        (0..1_000).for_each(|_| rates.charge(&client(0), 1.0, at(0)));
+        assert!(matches!(rates.turn(&client(0), 0.0, at(0)), Turn::Behind(wait) if wait == Duration::from_secs(1)));
+        (0..40_000).for_each(|number| rates.charge(&client(number), 1.0, at(0)));
+        assert!(rates.left.len() <= ASKERS_MAX);
     }
 }
