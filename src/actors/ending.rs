@@ -26,6 +26,9 @@ impl TaskRecord {
             state.step(Step::Seal)?;
         }
         state.ended_at = Some(now);
+        // Once: the engine's count may still rise while its run is being stopped.
+        let output = self.tokens_out(&state);
+        state.tokens_at_end = Some(output);
         let timing = state.timing(self.submitted_at, now);
         let mut tokens_in = state.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
         let whole = matches!(terminal, Terminal::End { reason, .. } if reason != FinishReason::Canceled);
@@ -33,7 +36,7 @@ impl TaskRecord {
             Terminal::Error(error) => Err(error),
             Terminal::End { reason, tokens_in: counted } => {
                 tokens_in = counted.unwrap_or(tokens_in);
-                Ok(state.end(timing, (tokens_in, self.tokens_out(&state)), reason))
+                Ok(state.end(timing, (tokens_in, output), reason))
             }
         };
         let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
@@ -41,7 +44,7 @@ impl TaskRecord {
         if planted!(LeakPermit) && !whole {
             Box::leak(Box::new(permit));
         }
-        let output = Tokens(self.tokens_out(&state));
+        let output = Tokens(output);
         if let Some(claim) = state.claim.take() {
             let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
             claim.settle(&self.request.client_id, was.is_accepted(), unused);
@@ -79,6 +82,9 @@ impl TaskRecord {
     /// Tokens that were computed for it so far: by the engine's count, which may be of several in one piece, up to the budget; else
     /// those that its log has.
     pub(super) fn tokens_out(&self, state: &State) -> u32 {
+        if let Some(tokens) = state.tokens_at_end {
+            return tokens;
+        }
         match self.counted.load(Relaxed) {
             // Whoever counts fewer than there were pieces has not stopped at its budget; we did.
             counted if counted > 0 && state.pieces() < self.request.max_tokens.0 => {

@@ -86,6 +86,8 @@ pub(super) struct State {
     /// The longest of such silences.
     pub(super) resume_gap: Option<Duration>,
     pub(super) ended_at: Option<Timestamp>,
+    /// Tokens that had been computed for it when it ended.
+    pub(super) tokens_at_end: Option<u32>,
     pub(super) identity: Option<Arc<ReplicaIdentity>>,
     pub(super) kv_warmth: bool,
     /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
@@ -133,6 +135,7 @@ impl TaskRecord {
             silent_since: None,
             resume_gap: None,
             ended_at: None,
+            tokens_at_end: None,
             identity: None,
             kv_warmth: false,
             reader_waits: false,
@@ -456,5 +459,15 @@ mod tests {
         assert!(gate.try_enter().is_none());
         record.seal(None, Timestamp::from_micros(3), Terminal::CANCELED).expect("running");
         assert!(gate.try_enter().is_some(), "the end gives the place back");
+    }
+
+    #[test]
+    fn what_an_engine_counts_behind_the_end_changes_nothing_of_it() {
+        let record = record();
+        record.counted.store(1, Relaxed);
+        let sealed = record.seal(None, Timestamp::from_micros(1), Terminal::CANCELED).expect("it had not ended");
+        record.counted.store(2, Relaxed);
+        let view = record.view();
+        assert_eq!((sealed.tokens_out, view.tokens_out, view.end.map(|end| end.tokens_out)), (1, 1, Some(1)));
     }
 }
