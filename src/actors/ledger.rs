@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::actors::failures::{FailedTask, Failures};
 use crate::actors::gate::Permit;
+use crate::actors::lingering::LingeringRoom;
 use crate::actors::queue::QueueMsg;
 use crate::actors::record::TaskRecord;
 use crate::actors::retained::{Ended, Retained};
@@ -36,6 +37,7 @@ pub(crate) struct Ledger {
     next_seq: AtomicU64,
     /// Ended tasks in the order of their ends. One short lock for each end.
     ended: Mutex<Retained>,
+    lingering: LingeringRoom,
     pub(crate) failures: Failures,
 }
 
@@ -54,25 +56,33 @@ impl Namesakes {
         self.all().find(|record| record.request.client_id == *client)
     }
 
-    /// Takes a task out; returns whether it was the last.
-    fn remove(&mut self, seq: TaskSeq) -> bool {
+    /// Takes a task out, unless it is the last.
+    fn remove(&mut self, seq: TaskSeq) -> Removed {
         if self.first.seq != seq {
-            self.others.retain(|other| other.seq != seq);
-            return false;
+            let other = self.others.iter().position(|other| other.seq == seq);
+            return other.map_or(Removed::Nothing, |other| Removed::One(self.others.remove(other)));
         }
         if self.others.is_empty() {
-            return true;
+            return Removed::Last;
         }
-        self.first = self.others.remove(0);
-        false
+        let next = self.others.remove(0);
+        Removed::One(std::mem::replace(&mut self.first, next))
     }
+}
+
+/// What came of taking one of them out.
+enum Removed {
+    Nothing,
+    One(Arc<TaskRecord>),
+    /// It is the last, and still there.
+    Last,
 }
 
 impl Ledger {
     pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
         let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
-        let ended = Mutex::new(Retained::new(&retention));
-        Ledger { env, tasks, next_seq, ended, failures: Failures::default() }
+        let (ended, lingering) = (Mutex::new(Retained::new(&retention)), LingeringRoom::new(retention.bytes));
+        Ledger { env, tasks, next_seq, ended, lingering, failures: Failures::default() }
     }
 
     /// The task with this id; where several clients have one, that of the client who used it first.
@@ -151,15 +161,17 @@ impl Ledger {
         Ok(sealed)
     }
 
-    fn forget(&self, id: &TaskId, seq: TaskSeq) {
+    /// Takes a task out, and returns it.
+    fn forget(&self, id: &TaskId, seq: TaskSeq) -> Option<Arc<TaskRecord>> {
         let is_alone = |namesakes: &Namesakes| namesakes.first.seq == seq && namesakes.others.is_empty();
-        if self.tasks.remove_if(id, |_, namesakes| is_alone(namesakes)).is_some() {
-            return;
+        if let Some((_, alone)) = self.tasks.remove_if(id, |_, namesakes| is_alone(namesakes)) {
+            return Some(alone.first);
         }
-        if let Entry::Occupied(mut place) = self.tasks.entry(id.clone())
-            && place.get_mut().remove(seq)
-        {
-            place.remove();
+        let Entry::Occupied(mut place) = self.tasks.entry(id.clone()) else { return None };
+        match place.get_mut().remove(seq) {
+            Removed::Last => Some(place.remove().first),
+            Removed::One(record) => Some(record),
+            Removed::Nothing => None,
         }
     }
 
@@ -170,7 +182,9 @@ impl Ledger {
         // One at a time: a record is dropped outside the lock, which every ending task takes.
         loop {
             let Some(ended) = self.ended.lock().pop(at) else { return };
-            self.forget(&ended.id, ended.seq);
+            if let Some(record) = self.forget(&ended.id, ended.seq) {
+                self.lingering.take_over(&record, ended.bytes as u64);
+            }
         }
     }
 

@@ -25,6 +25,7 @@ pub(crate) mod latency;
 pub(crate) mod lease;
 mod leaving;
 pub(crate) mod ledger;
+mod lingering;
 mod load;
 mod lost;
 pub(crate) mod outlier;

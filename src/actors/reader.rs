@@ -16,7 +16,8 @@ const FETCHED_MAX: usize = 256;
 
 /// The events of one task, from an index on, as they come.
 ///
-/// It stays readable after the runtime has forgotten the task. Dropping the last one of a task that says
+/// It stays readable after the runtime has forgotten the task, as long as what is so read has room of `retention.bytes`, of which each
+/// client has a part; without room it ends. Dropping the last one of a task that says
 /// [`OnDisconnect::Cancel`](crate::core::task::OnDisconnect) ends the task, unless another reader comes in time.
 pub struct TaskStream {
     record: Arc<TaskRecord>,
@@ -32,14 +33,14 @@ struct Reading(Arc<TaskRecord>);
 
 impl Reading {
     fn new(record: &Arc<TaskRecord>) -> Self {
-        record.streams.fetch_add(1, Relaxed);
+        record.readership.streams.fetch_add(1, Relaxed);
         Reading(record.clone())
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Relaxed);
+        self.0.readership.streams.fetch_sub(1, Relaxed);
     }
 }
 
@@ -48,6 +49,11 @@ impl TaskStream {
         let _presence = Presence::new(&record, runtime);
         let _reading = Reading::new(&record);
         TaskStream { record, next: from, fetched: VecDeque::new(), _presence, _reading }
+    }
+
+    #[cfg(feature = "service")]
+    pub(crate) fn record(&self) -> &Arc<TaskRecord> {
+        &self.record
     }
 
     /// The task.
@@ -63,6 +69,9 @@ impl TaskStream {
         loop {
             if let Some(event) = self.fetched.pop_front() {
                 return Some(event);
+            }
+            if self.record.is_cut() {
+                return None;
             }
             // First a look, which is all that it takes for a reader that is behind; then a wait.
             let fetched = &mut self.fetched;
@@ -102,6 +111,9 @@ impl TaskStream {
     )]
     pub(crate) async fn visit_next(&mut self, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
         self.record.until_readable(self.next).await;
+        if self.record.is_cut() {
+            return false;
+        }
         let (next, sealed) = self.record.visit(self.next, most, visitor);
         self.next = next;
         !sealed
@@ -109,7 +121,7 @@ impl TaskStream {
 
     /// Readers of the task there are, this one among them.
     pub fn readers(&self) -> u32 {
-        self.record.streams.load(Relaxed)
+        self.record.readership.streams.load(Relaxed)
     }
 
     /// Whether nothing will follow.

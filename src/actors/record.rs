@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::actors::claim::Claim;
 use crate::actors::event_log::{EventLog, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
+use crate::actors::lingering::Readership;
 use crate::actors::replay::{Repeated, Replay};
 use crate::actors::route::Route;
 use crate::actors::shared::PoolShared;
@@ -39,8 +40,8 @@ pub(crate) struct TaskRecord {
     pub(super) stopped: Notify,
     /// Tokens have been appended that no reader was woken for.
     has_news: AtomicBool,
-    /// Streams that read its log.
-    pub(super) streams: AtomicU32,
+    /// Who reads its log.
+    pub(super) readership: Readership,
     /// The engines' highest count of its tokens; 0 while none has counted them. Written by its attempts.
     pub(super) counted: AtomicU32,
 }
@@ -146,8 +147,8 @@ impl TaskRecord {
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
         let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
-        let streams = AtomicU32::new(0);
-        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, streams, counted }
+        let readership = Readership::default();
+        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, readership, counted }
     }
 
     /// The moment after which nobody wants the task any more.
@@ -398,6 +399,7 @@ impl State {
 mod tests {
     use super::*;
     use crate::actors::gate::IntakeGate;
+    use crate::actors::lingering::LingeringRoom;
     use crate::core::id::{PoolId, ReplicaId};
     use crate::core::line::Name;
     use crate::core::task::{FinishReason, Terminal};
@@ -469,5 +471,19 @@ mod tests {
         record.counted.store(2, Relaxed);
         let view = record.view();
         assert_eq!((sealed.tokens_out, view.tokens_out, view.end.map(|end| end.tokens_out)), (1, 1, Some(1)));
+    }
+
+    #[test]
+    fn what_is_read_behind_its_being_forgotten_has_a_bound() {
+        let room = LingeringRoom::new(100);
+        let records: Vec<TaskRecord> = (0..5).map(|_| record()).collect();
+        room.take_over(&records[0], 40);
+        assert!(!records[0].is_cut() && room.used() == 0, "nobody reads it");
+        records.iter().for_each(|record| record.readership.streams.store(1, Relaxed));
+        records[1..].iter().for_each(|record| room.take_over(record, 25));
+        let cut: Vec<bool> = records.iter().map(TaskRecord::is_cut).collect();
+        assert_eq!(cut, [false, false, false, true, true], "half of it for one client");
+        drop(records);
+        assert_eq!(room.used(), 0);
     }
 }

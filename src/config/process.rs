@@ -99,7 +99,10 @@ const OWN_BEGINNINGS: [&str; 4] = ["LISTEN_", "ORCHESTRATORD_", "OTEL_", "WATCHD
 
 /// What tells, anywhere in a name, that a variable is a secret.
 const SECRET_PARTS: [&str; 9] =
-    ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "APIKEY", "ACCESS_KEY", "PRIVATE_KEY"];
+    ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CRED", "APIKEY", "AUTH", "BEARER"];
+
+/// What tells it as a word of its own.
+const SECRET_WORDS: [&str; 5] = ["KEY", "KEYS", "PASS", "PWD", "PAT"];
 
 /// Variables that are another user's where an engine runs as another.
 const OF_THE_USER: [&str; 8] =
@@ -146,7 +149,8 @@ fn is_common(name: &str) -> bool {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    name.ends_with("_KEY") || name.ends_with("_KEYS") || SECRET_PARTS.iter().any(|part| name.contains(part))
+    let is_word = |word: &str| SECRET_WORDS.contains(&word);
+    name.split('_').skip(1).any(is_word) || SECRET_PARTS.iter().any(|part| name.contains(part))
 }
 
 /// Whether an entry of `env_inherit` gives a variable, by its name or by the beginning of it.

@@ -47,7 +47,7 @@ impl<const CHARS: usize> Line<CHARS> {
 /// Whether a character may be shown as it is: it neither controls a terminal, nor ends a line, nor changes the direction of text.
 pub fn is_plain(c: char) -> bool {
     !c.is_control()
-        && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        && !matches!(c, '\u{61c}' | '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The begin of what somebody sent, in quotation marks, for an answer that says what is wrong with it.

@@ -35,11 +35,17 @@ pub struct Submitted {
     pub predicted_start_ms: u64,
     /// How long a well-behaved client waits before it sends the next task, in milliseconds; 0 while a slot is free.
     pub backoff_ms: u64,
+    is_repeated: bool,
     record: Arc<TaskRecord>,
     runtime: Arc<RuntimeShared>,
 }
 
 impl Submitted {
+    /// Whether the task was known already: this is the first submission's state (ORCH-3024).
+    pub fn is_repeated(&self) -> bool {
+        self.is_repeated
+    }
+
     #[cfg(feature = "cluster")]
     pub(crate) fn record(&self) -> &Arc<TaskRecord> {
         &self.record
@@ -199,7 +205,8 @@ async fn same_task(
         return None;
     }
     let (queue_position, predicted_start) = known.promise();
-    Some(Ok(submitted(runtime, known, Accepted { queue_position, predicted_start })))
+    let accepted = Accepted { queue_position, predicted_start };
+    Some(Ok(Submitted { is_repeated: true, ..submitted(runtime, known, accepted) }))
 }
 
 /// Two submissions of one id met, and the first was not accepted.
@@ -215,6 +222,7 @@ fn submitted(runtime: &Arc<RuntimeShared>, record: Arc<TaskRecord>, accepted: Ac
         queue_position: accepted.queue_position,
         predicted_start_ms,
         backoff_ms: predicted_start_ms,
+        is_repeated: false,
         record,
         runtime: runtime.clone(),
     }

@@ -226,8 +226,7 @@ impl Access {
             // Behind the throttle, so that guessing does not fill the log.
             tracing::warn!(target: "audit", event = "key_refused", reason, %peer, "a key was refused");
         }
-        let text = "a valid API key is needed: send one header 'Authorization: Bearer oc_…'";
-        ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
+        no_key()
     }
 
     /// Who sends a request.
@@ -237,6 +236,12 @@ impl Access {
     pub(crate) fn principal(self: &Arc<Self>, request: &Request) -> Result<Principal, ApiError> {
         self.find(request.headers(), peer_of(request))
     }
+}
+
+/// The refusal of whoever has no key that opens.
+pub(crate) fn no_key() -> ApiError {
+    let text = "a valid API key is needed: send one header 'Authorization: Bearer oc_…'";
+    ApiError::with_status(StatusCode::UNAUTHORIZED, ErrorCode::InvalidParams, text)
 }
 
 /// The answer to whoever has no key that opens.

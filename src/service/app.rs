@@ -33,6 +33,8 @@ pub(crate) struct App {
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) request_limits: Arc<RequestLimits>,
     pub(crate) bodies: Arc<Bodies>,
+    /// Those of operators' requests.
+    pub(crate) operators_bodies: Arc<Bodies>,
     /// Requests of clients that hold their part already.
     pub(crate) limited: Arc<NamedCounts<{ LIMITED.len() }>>,
     pub(crate) glance: Arc<Glance>,

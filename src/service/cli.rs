@@ -149,13 +149,16 @@ pub fn run() -> ExitCode {
 
 /// What a wrong command line gets, and what `--help` and `--version` do.
 fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        tell(error.render().to_string().trim_end()); // It quotes what was typed.
+        return ExitCode::from(2);
+    }
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     match printed {
-        Err(fault) if !error.use_stderr() && fault.kind() != ErrorKind::BrokenPipe => {
+        Err(fault) if fault.kind() != ErrorKind::BrokenPipe => {
             tell(&format!("standard output cannot be written to: {fault}"));
             ExitCode::FAILURE
         }
-        _ if error.use_stderr() => ExitCode::from(2),
         _ => ExitCode::SUCCESS,
     }
 }

@@ -18,7 +18,7 @@ use crate::env::Env;
 use crate::service::named_counts::NamedCounts;
 
 /// Why connections were closed by us, for counting.
-pub(crate) const CLOSED: [&str; 6] = ["idle", "full", "head", "handshake", "files", "share"];
+pub(crate) const CLOSED: [&str; 7] = ["idle", "full", "head", "handshake", "files", "share", "ended"];
 
 /// Places beside `http.connections_max` for those who come when all are taken: one in so many, and at least so many.
 const KEPT_PART: usize = 16;
@@ -38,7 +38,12 @@ pub(crate) struct Link {
     pub(crate) has_asked: AtomicBool,
     /// Whose request is under way, with the number of its claim. A short lock for each request.
     claim: Mutex<Option<(ClientId, u64)>>,
+    /// Says that the answer under way must end, where it may go on for long; and whether it said so at the last look.
+    must_end: Mutex<Option<(MustEnd, bool)>>,
 }
+
+/// Whether an answer must end.
+type MustEnd = Box<dyn Fn() -> bool + Send>;
 
 /// Who is connected.
 #[derive(Default)]
@@ -128,10 +133,29 @@ impl Links {
             close: Notify::new(),
             has_asked: AtomicBool::new(false),
             claim: Mutex::new(None),
+            must_end: Mutex::new(None),
         });
         let key = table.places.insert(link.clone());
         self.open.store(table.places.len(), Relaxed);
         Some(Entered { links: self.clone(), link, key })
+    }
+
+    /// Closes the connections whose answers had to end and have not within one period of looking: their readers do not read, so nothing
+    /// of an answer's own is asked.
+    pub(crate) fn end_stalled(&self) {
+        let mut table = self.table.lock();
+        let links: Vec<(usize, Arc<Link>)> = table.places.iter().map(|(key, link)| (key, link.clone())).collect();
+        for (key, link) in links {
+            let mut must_end = link.must_end.lock();
+            let Some((asked, was_due)) = must_end.as_mut() else { continue };
+            let is_due = asked();
+            if is_due && *was_due {
+                drop(must_end);
+                self.close(&mut table, key, "ended");
+            } else {
+                *was_due = is_due;
+            }
+        }
     }
 
     /// Closes the connection that has been idle longest; returns whether there was one.
@@ -209,6 +233,11 @@ impl Seat {
     pub(crate) fn claim(&self, client: &ClientId) -> bool {
         self.links.claim(&self.link, self.key, client)
     }
+
+    /// Has the connection closed when the answer must end and does not.
+    pub(crate) fn end_when(&self, must_end: impl Fn() -> bool + Send + 'static) {
+        *self.link.must_end.lock() = Some((Box::new(must_end), false));
+    }
 }
 
 impl UnderWay {
@@ -226,7 +255,9 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let Seat { links, link, key } = &self.0;
-        let claim = link.claim.lock().take(); // Not under the lock of the table.
+        let must_end = link.must_end.lock().take();
+        drop(must_end); // Not under its lock, nor under the table's.
+        let claim = link.claim.lock().take();
         if let Some((client, claim)) = claim {
             links.table.lock().release(&client, (claim, *key));
         }

@@ -18,7 +18,7 @@ use crate::core::line_budget::LineBudgets;
 use crate::core::rate_limiter::{RateLimiter, Turn};
 use crate::core::units::millis_ceil;
 use crate::env::Env;
-use crate::service::access::{Principal, peer_of, turned_away};
+use crate::service::access::{Principal, no_key, peer_of, turned_away};
 use crate::service::app::App;
 use crate::service::connections::Seat;
 use crate::service::error::ApiError;
@@ -82,13 +82,20 @@ impl RequestLimits {
         self.take(turn).await
     }
 
-    /// Waits for the turn of a page that is the same for everybody.
+    /// Lets a page through that is the same for everybody. It does not wait: nobody's connection may be held by who needs no key.
     ///
     /// # Errors
-    /// How long to stay away, when there are too many before it.
-    async fn wait_for_page(&self, address: IpAddr) -> Result<(), Duration> {
-        let turn = self.pages.lock().turn(&network(address), 1.0, self.env.now());
-        self.take(turn).await
+    /// How long to stay away, when there were too many before it.
+    fn admit_page(&self, address: IpAddr) -> Result<(), Duration> {
+        match self.pages.lock().turn(&network(address), 1.0, self.env.now()) {
+            Turn::Behind(Duration::ZERO) => Ok(()),
+            Turn::Behind(wait) | Turn::Refused(wait) => Err(wait),
+        }
+    }
+
+    /// Counts what nobody could know before, as one request.
+    pub(crate) fn charge(&self, client: &ClientId) {
+        self.rates.lock().charge(client, 1.0, self.env.now());
     }
 
     async fn take(&self, turn: Turn) -> Result<(), Duration> {
@@ -120,7 +127,7 @@ pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next
 async fn for_everybody(gate: &Gate, request: Request, next: Next) -> Response {
     let is_health = HEALTH.contains(&gate.path);
     let (limits, peer) = (&gate.app.request_limits, peer_of(&request));
-    if !is_health && let Err(wait) = limits.wait_for_page(peer).await {
+    if !is_health && let Err(wait) = limits.admit_page(peer) {
         gate.app.limited.count("requests");
         return too_fast("too many pages are asked for from this address", wait);
     }
@@ -144,6 +151,9 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
     if let Err(refusal) = make_room(gate, seat, &principal, is_submission).await {
         return refusal;
     }
+    if principal.void().is_some() {
+        return turned_away(no_key()); // While it waited.
+    }
     let told = Told::of(&request, &principal);
     if !needed.is_empty() && !needed.iter().any(|scope| principal.has(*scope)) {
         return out_of_reach(app, needed, &told);
@@ -154,8 +164,7 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
         tell_admin(app, &principal, &method, &told, response.status());
     }
     if is_submission && !response.status().is_success() {
-        let limits = &app.request_limits;
-        limits.rates.lock().charge(&principal.client_id, 1.0, limits.env.now());
+        app.request_limits.charge(&principal.client_id);
     }
     response
 }

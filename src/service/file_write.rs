@@ -202,6 +202,22 @@ fn overwrite(file: &mut File, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// The text of a regular file of at most so many bytes. Others (a pipe, a device) are not waited for.
+///
+/// # Errors
+/// What the system says, or that it is no such file.
+pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+    let about = file.metadata()?;
+    if !about.is_file() || about.len() > bytes_max {
+        return Err(io::Error::other(format!("it is no regular file of at most {bytes_max} bytes")));
+    }
+    let mut text = String::new();
+    file.take(bytes_max).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// A new file with this mode, whatever the umask is, in a directory that nobody else may write to.
 ///
 /// # Errors

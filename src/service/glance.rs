@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -13,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::core::units::Timestamp;
 use crate::service::access::Principal;
 use crate::service::app::App;
+use crate::service::connections::Seat;
 use crate::service::keys::Scope;
 use crate::service::stream::{event_response, void};
 use crate::views::OverviewView;
@@ -92,7 +94,11 @@ pub(crate) async fn overview(State(app): State<App>, principal: Principal) -> Re
 #[utoipa::path(get, path = "/v1/events", responses(
     (status = 200, description = "An event `overview` every second.", content_type = "text/event-stream"),
 ))]
-pub(crate) async fn events(State(app): State<App>, principal: Principal) -> Response {
+pub(crate) async fn events(State(app): State<App>, principal: Principal, seat: Option<Extension<Seat>>) -> Response {
+    if let Some(Extension(seat)) = seat {
+        let who = principal.clone();
+        seat.end_when(move || who.void().is_some());
+    }
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip); // A reader that was slow gets the newest only.
     let pieces = futures_util::stream::unfold(Some((app, principal, ticks)), |looking| async move {

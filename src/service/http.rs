@@ -4,8 +4,10 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 use utoipa::OpenApi;
 
@@ -16,9 +18,9 @@ use crate::core::line::{Line, quoted};
 use crate::core::model::ModelChange;
 use crate::core::rollout::RolloutSpec;
 use crate::orchestrator::Orchestrator;
-use crate::service::access::Principal;
+use crate::service::access::{Principal, no_key};
 use crate::service::app::App;
-use crate::service::bodies::{BodyFault, Received};
+use crate::service::bodies::{Bodies, BodyFault, Received};
 use crate::service::config_file::suggestion;
 use crate::service::error::ApiError;
 use crate::service::{api, configs, devices, glance, metrics, nodes, pools, rollouts, tasks};
@@ -120,10 +122,37 @@ pub(crate) async fn ready(State(orchestrator): State<Orchestrator>) -> Response 
 
 /// The body of a request, read whole within the limits of size and time.
 pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, ApiError> {
+    read_body(app, &app.bodies, request).await
+}
+
+/// The same of an operator, for whom tenants leave room.
+pub(crate) async fn operators_body(app: &App, request: Request) -> Result<Received, ApiError> {
+    read_body(app, &app.operators_bodies, request).await
+}
+
+async fn read_body(app: &App, bodies: &Arc<Bodies>, request: Request) -> Result<Received, ApiError> {
+    let principal = request.extensions().get::<Principal>().cloned();
+    let (client, until_void) = match &principal {
+        Some(who) => (who.client_id.clone(), who.until_void().left_future()),
+        None => (ClientId::anonymous(), std::future::pending().right_future()),
+    };
+    let read = read_for(app, bodies, client, request);
+    // A key that ends while a body comes opens nothing any more.
+    let received = tokio::select! {
+        biased;
+        _ = until_void => return Err(no_key()),
+        received = read => received?,
+    };
+    match principal.and_then(|who| who.void()) {
+        Some(_) => Err(no_key()),
+        None => Ok(received),
+    }
+}
+
+async fn read_for(app: &App, bodies: &Arc<Bodies>, client: ClientId, request: Request) -> Result<Received, ApiError> {
     let config = app.orchestrator.config();
-    let client = request.extensions().get::<Principal>().map_or_else(ClientId::anonymous, |who| who.client_id.clone());
     let (bytes_max, limit) = (config.http.body_bytes_max as usize, Duration::from_millis(config.http.body_ms));
-    app.bodies.read(client, request.into_body(), bytes_max, limit).await.map_err(|fault| {
+    bodies.read(client, request.into_body(), bytes_max, limit).await.map_err(|fault| {
         let (status, text) = match fault {
             BodyFault::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than http.body_bytes_max, {bytes_max}"))
@@ -131,10 +160,7 @@ pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, Api
             BodyFault::Late => (StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {limit:?}")),
             BodyFault::OverLimit => {
                 app.limited.count("bodies");
-                return limited(
-                    "bodies",
-                    "too much of other requests' bodies is under way, most of all of this client's",
-                );
+                return limited("bodies", "too much of requests' bodies is under way; send it later");
             }
             BodyFault::Broken(error) => (StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")),
         };

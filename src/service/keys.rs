@@ -22,6 +22,8 @@ const PREFIX: &str = "oc_";
 /// Random bytes of an id, and of a secret.
 const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
+/// Longest file of keys, in bytes.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The version of the file that this program writes and reads.
 const VERSION: u32 = 1;
 
@@ -214,7 +216,7 @@ impl KeyFile {
     /// # Errors
     /// One line that says what is wrong with it.
     pub(crate) fn read(path: &Path) -> Result<KeyFile, String> {
-        match std::fs::read_to_string(path) {
+        match crate::service::file_write::read_regular(path, FILE_BYTES_MAX) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(KeyFile::default()),
             other => {
                 let text = other.map_err(|error| format!("{}: it cannot be read: {error}", path.display()))?;

@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
-use std::path::Path;
 
 use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
 use rustix::io::Errno;
@@ -47,7 +46,9 @@ pub(crate) fn hold(place: &Place) -> Result<File, String> {
 
 /// The lock's name beside the file.
 fn name(file: &OsStr) -> OsString {
-    Path::new(file).with_extension("lock").into_os_string()
+    let mut name = file.to_owned();
+    name.push(".lock");
+    name
 }
 
 fn open(place: &Place, name: &OsStr) -> io::Result<File> {
@@ -137,6 +138,6 @@ mod tests {
 
     #[test]
     fn the_lock_has_the_files_name() {
-        assert_eq!(name(OsStr::new("keys.json")), "keys.lock");
+        assert_eq!(name(OsStr::new("keys.json")), "keys.json.lock");
     }
 }

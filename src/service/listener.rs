@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 use tower_service::Service;
 
 use crate::config::HttpConfig;
@@ -42,6 +42,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const STALL_MS: u32 = 60_000;
 /// Wait when the system has no more files for us; meanwhile an idle connection is closed.
 const NO_FILES_WAIT: Duration = Duration::from_millis(20);
+/// Time between two looks whether answers must end.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// How long clients may take to close their connections when everything has ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -93,10 +95,16 @@ pub(crate) async fn serve(
 ) {
     let bound = listener.local_addr().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip());
     let (mut connections, mut shortage) = (JoinSet::new(), Shortage::new());
+    let mut looks = tokio::time::interval(LOOK_PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         let accepted = tokio::select! {
             biased;
             () = links.stopped() => break,
+            _ = looks.tick() => {
+                links.end_stalled();
+                continue;
+            }
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };

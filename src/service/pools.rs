@@ -14,7 +14,7 @@ use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::executed;
-use crate::service::http::{body_of, json_body};
+use crate::service::http::{json_body, operators_body};
 use crate::service::keys::Scope;
 use crate::service::request_guard::Asker;
 use crate::views::{PoolView, ReplicaSetView};
@@ -95,7 +95,7 @@ pub(crate) async fn reload(
     let id = parse_pool(&id)?;
     orchestrator.pool(&id).ok_or_else(|| unknown_pool(orchestrator, &id))?;
     let asker = Asker::of(&request);
-    let body = body_of(&app, request).await?;
+    let body = operators_body(&app, request).await?;
     // No body is no change: the same model, loaded anew.
     let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
     if !app.access.is_on() {

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use crate::core::line::Line;
 use crate::gpu::dial::dial;
 use crate::gpu::http::whole;
 
@@ -166,7 +167,7 @@ pub(crate) async fn refusal(answer: Response<Incoming>) -> String {
                 (Some(code), Some(message)) => {
                     let again = envelope["retry_after_ms"].as_u64();
                     let again = again.map_or(String::new(), |ms| format!("; come back in {ms} ms"));
-                    format!("refused: {code}: {message}{again}")
+                    format!("refused: {}: {}{again}", Line::<64>::new(code), Line::<2000>::new(message))
                 }
                 _ => format!("refused with status {status}: {body}"),
             }

@@ -10,7 +10,7 @@ use crate::core::id::PoolId;
 use crate::core::rollout::{Rollout, RolloutSpec};
 use crate::service::app::App;
 use crate::service::error::ApiError;
-use crate::service::http::{body_of, json_body};
+use crate::service::http::{json_body, operators_body};
 
 fn show(rollout: &Rollout) -> serde_json::Value {
     let mut value = json!(rollout);
@@ -30,7 +30,7 @@ pub(crate) async fn list(State(app): State<App>) -> Response {
     (status = 400, description = "It cannot be.", body = crate::service::api::ErrorBody),
 ))]
 pub(crate) async fn begin(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let body = body_of(&app, request).await?;
+    let body = operators_body(&app, request).await?;
     let spec: RolloutSpec = json_body(&body, "a rollout")?;
     let rollout = app.orchestrator.begin_rollout(spec)?;
     Ok((StatusCode::ACCEPTED, Json(show(&rollout))).into_response())

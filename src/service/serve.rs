@@ -83,6 +83,7 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
         refusals: Arc::new(Refusals::new(env.clone())),
         request_limits: RequestLimits::new(env.clone(), config.http.requests_per_s),
         bodies: Bodies::new(config.http.bodies_bytes_max),
+        operators_bodies: Bodies::new(2 * u64::from(config.http.body_bytes_max)),
         limited: Arc::new(NamedCounts::new(LIMITED)),
         glance: Arc::new(Glance::default()),
         nodes: nodes.clone(),

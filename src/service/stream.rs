@@ -19,6 +19,7 @@ use crate::core::id::{PoolId, TaskId};
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Principal;
 use crate::service::app::App;
+use crate::service::connections::Seat;
 use crate::service::error::ApiError;
 use crate::service::http::limited;
 
@@ -193,12 +194,20 @@ async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
 ///
 /// # Errors
 /// `ADMISSION_REJECT` when as many connections read the task as may.
-pub(crate) async fn event_stream(app: &App, principal: Principal, stream: TaskStream) -> Result<Response, ApiError> {
+pub(crate) async fn event_stream(
+    app: &App,
+    (principal, seat): (Principal, Option<Seat>),
+    stream: TaskStream,
+) -> Result<Response, ApiError> {
     let orchestrator = &app.orchestrator;
     let config = orchestrator.config();
     if stream.readers() > config.http.readers_max {
         app.limited.count("readers");
         return Err(limited("readers", "as many connections read this task as may, see http.readers_max"));
+    }
+    if let Some(seat) = seat {
+        let (who, record) = (principal.clone(), stream.record().clone());
+        seat.end_when(move || who.void().is_some() || record.is_cut());
     }
     let http = &config.http;
     let metrics_period = Duration::from_millis(http.metrics_ms);

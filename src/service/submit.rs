@@ -11,6 +11,7 @@ use hyper::{Method, Response};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::core::line::Line;
 use crate::gpu::sse::{Said, SseParser};
 use crate::service::cli::{SubmitArguments, tell};
 use crate::service::output;
@@ -121,6 +122,7 @@ impl Terminal {
             output::print(&self.shown(text));
         } else if let Some(replica) = event["replica_id"].as_str() {
             self.begun = true;
+            let replica = Line::<300>::new(replica);
             let line = format!("started on {replica}, seed {}, attempt {}", event["seed"], event["attempt"]);
             if self.animate {
                 let _ = std::io::stderr().write_all(b"\r\x1b[K"); // The waiting line goes; a closed one has none.
@@ -128,6 +130,7 @@ impl Terminal {
             tell(&line);
         } else if let Some(code) = event["code"].as_str() {
             let message = event["message"].as_str().unwrap_or_default();
+            let (code, message) = (Line::<64>::new(code), Line::<2000>::new(message));
             self.outcome = Some(Err(format!("\n{code}: {message}")));
         } else if let Some(tokens) = event["tokens_out"].as_u64() {
             let first = event["first_token_ms"].as_f64().unwrap_or_default();

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -19,10 +20,11 @@ use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
 use crate::service::api::{AcceptedBody, SubmitBody};
 use crate::service::app::App;
+use crate::service::connections::Seat;
 use crate::service::error::ApiError;
 use crate::service::http::{body_of, json_body, wants_stream};
 use crate::service::keys::Scope;
-use crate::service::stream::event_stream;
+use crate::service::stream::{event_response, event_stream};
 
 /// Bytes from which on reading a body is work.
 const LARGE_BYTES: usize = 256 * 1024;
@@ -42,6 +44,7 @@ pub(crate) async fn submit(
 ) -> Result<Response, ApiError> {
     let orchestrator = &app.orchestrator;
     let wants_stream = wants_stream(request.headers());
+    let seat = request.extensions().get::<Seat>().cloned();
     let traceparent = request.headers().get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
     let body = body_of(&app, request).await?;
     // Reading a large one takes a while: others go on elsewhere meanwhile.
@@ -50,11 +53,14 @@ pub(crate) async fn submit(
     let mut request = body.into_request(principal.client_id.clone()).map_err(ApiError::invalid)?;
     (request.pools, request.traceparent) = (principal.pools.clone(), traceparent);
     let submitted = orchestrator.submit(request).await?;
+    if submitted.is_repeated() {
+        app.request_limits.charge(&principal.client_id); // No limit of tasks counts it.
+    }
     let accepted = AcceptedBody::from(&submitted);
     if !wants_stream {
         return Ok((StatusCode::ACCEPTED, Json(accepted)).into_response());
     }
-    let mut response = event_stream(&app, principal, submitted.stream()).await?;
+    let mut response = event_stream(&app, (principal, seat), submitted.stream()).await?;
     let named = [
         ("x-task-id", HeaderValue::from_str(&accepted.task_id).ok()),
         ("x-queue-position", Some(accepted.queue_position.into())),
@@ -147,12 +153,12 @@ pub(crate) async fn stream(
     principal: Principal,
     Path(id): Path<String>,
     query: WhoseQuery,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let orchestrator = &app.orchestrator;
     let id = parse_id(&id)?;
     let record = find(orchestrator, &principal, &id, whose(query)?.as_ref(), Principal::owns)?;
-    let from = match headers.get("last-event-id") {
+    let from = match request.headers().get("last-event-id") {
         None => 0,
         Some(value) => {
             let last = value.to_str().ok().and_then(|text| text.trim().parse::<u32>().ok());
@@ -160,11 +166,15 @@ pub(crate) async fn stream(
             last as usize + 1
         }
     };
+    if request.method() == Method::HEAD {
+        return Ok(event_response(Body::empty())); // Who asks for the head alone is no reader who leaves.
+    }
+    let seat = request.extensions().get::<Seat>().cloned();
     let stream = TaskStream::new(record, from, orchestrator.shared());
     if from > 0 && stream.is_exhausted() {
         return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
     }
-    event_stream(&app, principal, stream).await
+    event_stream(&app, (principal, seat), stream).await
 }
 
 /// End a task. No token follows.

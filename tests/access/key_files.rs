@@ -56,14 +56,14 @@ fn what_lies_beside_the_keys_is_neither_used_nor_followed() {
     let path = folder.join("keys.json");
     key(&path.display().to_string(), "alice", "submit", &[]);
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-    assert_eq!(std::fs::metadata(folder.join("keys.lock")).unwrap().mode() & 0o7777, 0o600);
+    assert_eq!(std::fs::metadata(folder.join("keys.json.lock")).unwrap().mode() & 0o7777, 0o600);
     assert_eq!((text(&precious).as_str(), text(&folder.join("keys.new")).as_str()), ("as it was", "anybody's"));
-    assert_eq!(names(&folder), [".keys.json.new", "keys.json", "keys.json.new", "keys.lock", "keys.new"]);
+    assert_eq!(names(&folder), [".keys.json.new", "keys.json", "keys.json.lock", "keys.json.new", "keys.new"]);
     // A lock that leads elsewhere is none.
-    std::fs::remove_file(folder.join("keys.lock")).unwrap();
-    symlink(elsewhere.join("lock"), folder.join("keys.lock")).unwrap();
+    std::fs::remove_file(folder.join("keys.json.lock")).unwrap();
+    symlink(elsewhere.join("lock"), folder.join("keys.json.lock")).unwrap();
     let (before, err) = (text(&path), refused(&path, &[]));
-    assert!(err.contains("keys.lock: it is a symbolic link"), "{err}");
+    assert!(err.contains("keys.json.lock: it is a symbolic link"), "{err}");
     assert_eq!((text(&path), names(&elsewhere)), (before, vec!["precious".to_owned()]));
 }
 
@@ -127,7 +127,7 @@ fn whoever_waits_for_the_lock_in_vain_is_told_who_has_it() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let begin = std::time::Instant::now();
     let (ok, out, err) = orchestratord(&["key", "revoke", &made, "--file", &name]);
-    assert!(!ok && out.is_empty() && err.contains("keys.lock: ") && err.contains("for 5 s"), "{out}{err}");
+    assert!(!ok && out.is_empty() && err.contains("keys.json.lock: ") && err.contains("for 5 s"), "{out}{err}");
     assert!(begin.elapsed() >= std::time::Duration::from_secs(4), "{:?}", begin.elapsed());
     let us = std::process::id();
     let is_listed = std::fs::read_to_string("/proc/locks").is_ok_and(|locks| locks.contains(&format!(" {us} ")));
