@@ -31,8 +31,10 @@ pub(crate) fn kept(max: usize) -> usize {
 
 /// One connection, as the others see it.
 pub(crate) struct Link {
-    /// Microseconds of the runtime's clock when its last request ended; `u64::MAX` while one is under way.
-    idle_since: AtomicU64,
+    /// Microseconds of the runtime's clock when its last request ended, or the one under way began.
+    since: AtomicU64,
+    /// A request is under way.
+    is_busy: AtomicBool,
     pub(crate) close: Notify,
     /// It has had a whole head.
     pub(crate) has_asked: AtomicBool,
@@ -72,8 +74,6 @@ impl Table {
         Some((client.clone(), *newest))
     }
 }
-
-const BUSY: u64 = u64::MAX;
 
 /// The connections of a listener.
 pub(crate) struct Links {
@@ -122,14 +122,15 @@ impl Links {
     }
 
     /// Takes a connection in. When there is no room, not even in the places that are kept, the one that has been idle longest is told to
-    /// close; `None` when none is idle.
+    /// close, or the one that has been busy longest for nobody: nobody is locked out by who needs no key. `None` when all are clients'.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
         let mut table = self.table.lock();
         if table.places.len() >= self.max + kept(self.max) && !self.evict(&mut table) {
             return None;
         }
         let link = Arc::new(Link {
-            idle_since: AtomicU64::new(self.env.now().as_micros()),
+            since: AtomicU64::new(self.env.now().as_micros()),
+            is_busy: AtomicBool::new(false),
             close: Notify::new(),
             has_asked: AtomicBool::new(false),
             claim: Mutex::new(None),
@@ -164,16 +165,16 @@ impl Links {
     }
 
     fn evict(&self, table: &mut Table) -> bool {
-        let places = table.places.iter();
-        let idle = places.map(|(key, link)| (link.idle_since.load(Relaxed), key)).filter(|(since, _)| *since != BUSY);
-        let Some((_, key)) = idle.min() else { return false };
+        let is_free = |link: &Link| !link.is_busy.load(Relaxed) || link.claim.lock().is_none();
+        let places = table.places.iter().filter(|(_, link)| is_free(link));
+        let longest = places.map(|(key, link)| (link.is_busy.load(Relaxed), link.since.load(Relaxed), key)).min();
+        let Some((_, _, key)) = longest else { return false };
         self.close(table, key, "full");
         true
     }
 
     fn close(&self, table: &mut Table, key: usize, why: &'static str) {
         let Some(link) = table.places.try_remove(key) else { return };
-        link.idle_since.store(BUSY, Relaxed); // Its task has not closed yet; nobody evicts it again.
         link.close.notify_one();
         self.closed.count(why);
     }
@@ -242,7 +243,8 @@ impl Seat {
 
 impl UnderWay {
     pub(crate) fn begin(entered: &Entered) -> Self {
-        entered.link.idle_since.store(BUSY, Relaxed);
+        entered.link.since.store(entered.links.env.now().as_micros(), Relaxed);
+        entered.link.is_busy.store(true, Relaxed);
         entered.link.has_asked.store(true, Relaxed);
         UnderWay(Seat { links: entered.links.clone(), link: entered.link.clone(), key: entered.key })
     }
@@ -261,7 +263,8 @@ impl Drop for UnderWay {
         if let Some((client, claim)) = claim {
             links.table.lock().release(&client, (claim, *key));
         }
-        link.idle_since.store(links.env.now().as_micros(), Relaxed);
+        link.since.store(links.env.now().as_micros(), Relaxed);
+        link.is_busy.store(false, Relaxed);
     }
 }
 
@@ -297,6 +300,23 @@ mod tests {
         drop((hog, polite, others));
         let table = links.table.lock();
         assert!(table.places.is_empty() && table.holders.is_empty() && table.held == 0 && links.open() == 0);
+    }
+
+    #[test]
+    fn who_needs_no_key_locks_nobody_out_and_stalled_answers_end() {
+        let links = Links::new(Env::simulated(0), 2);
+        let held: Vec<_> = (0..2 + KEPT_MIN).filter_map(|_| links.enter()).collect();
+        let pages: Vec<_> = held.iter().map(UnderWay::begin).collect();
+        assert!(held.len() == 2 + KEPT_MIN && links.enter().is_some(), "the page that is sent longest makes room");
+        drop((pages, held));
+        let (entered, under_way) = busy(&links, "alice").expect("room");
+        under_way.seat().end_when(|| true);
+        links.end_stalled();
+        assert_eq!(links.table.lock().places.len(), 1, "it has a moment to end by itself");
+        links.end_stalled();
+        assert!(links.table.lock().places.is_empty());
+        drop((under_way, entered));
+        assert_eq!(links.table.lock().held, 0);
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn whoever_waits_for_the_lock_in_vain_is_told_who_has_it() {
     let name = path.display().to_string();
     let made = key(&name, "alice", "submit", &[]);
     let before = text(&path);
-    let lock = std::fs::File::open(path.with_extension("lock")).unwrap();
+    let lock = std::fs::File::open(path.with_extension("json.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let begin = std::time::Instant::now();
     let (ok, out, err) = orchestratord(&["key", "revoke", &made, "--file", &name]);

@@ -90,6 +90,57 @@ fn answers_that_go_on_end_when_their_key_expires() {
 }
 
 #[test]
+fn a_key_that_ends_while_a_body_comes_opens_nothing() {
+    let file = keys("slow-body.json");
+    let admin = key(&file, "root", "admin", &[]);
+    let service = guarded("slow-body.yaml", &file, "");
+    let begin = |path: &str, body: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n",
+            bearer(&admin),
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body.as_bytes()[..3]).unwrap();
+        stream
+    };
+    let task = json!({"prompt": "x", "model_ref": "m", "max_tokens": 1, "task_id": "late"}).to_string();
+    let bodies = [("/v1/tasks", task), ("/v1/pools/b/reload", "{ }".to_owned() + " ")];
+    let begun: Vec<(TcpStream, String)> = bodies.iter().map(|(path, body)| (begin(path, body), body.clone())).collect();
+    assert!(orchestratord(&["key", "revoke", &admin, "--file", &file]).0);
+    while with_key(service.port, &admin, "GET", "/v1/pools", "").0 != 401 {}
+    for (mut stream, body) in begun {
+        let _ = stream.write_all(&body.as_bytes()[3..]); // It may have been answered.
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+}
+
+#[test]
+fn who_asks_for_the_head_of_a_stream_is_no_reader_who_leaves() {
+    let path = file("head.yaml");
+    let text = "pools: [{id: a, engine: sim, model: m, sim: {first_token_us: 0, token_us: 20000, preload_us: 0}}]\n\
+                disconnect_grace_ms: 0\n";
+    std::fs::write(&path, text).unwrap();
+    let service = Service::start(&["--config", &path.display().to_string()]);
+    while exchange(service.port, "GET", "/readyz", &[], b"").0 != 200 {}
+    let task = b"{\"prompt\":\"x\",\"max_tokens\":30,\"task_id\":\"t\",\"on_disconnect\":\"cancel\"}";
+    assert_eq!(exchange(service.port, "POST", "/v1/tasks", &[], task).0, 202);
+    let (status, head, body) = exchange(service.port, "HEAD", "/v1/tasks/t/stream", &[], b"");
+    assert!(status == 200 && head.contains("text/event-stream") && body.is_empty(), "{head}");
+    let view = loop {
+        let (_, _, view) = exchange(service.port, "GET", "/v1/tasks/t", &[], b"");
+        if view.contains("\"terminal\"") {
+            break view;
+        }
+    };
+    assert!(view.contains("\"finish_reason\":\"length\""), "{view}");
+}
+
+#[test]
 fn a_refusal_names_what_its_key_may_use() {
     let file = keys("named.json");
     let alice = key(&file, "alice", "submit", &["--pools", "a"]);

@@ -189,6 +189,15 @@ fn pages_without_a_key_are_bounded_by_address_and_health_is_not() {
     let refused = begins.iter().filter(|said| said.contains("x-policy: requests")).count();
     let answered = begins.iter().filter(|said| said.starts_with("HTTP/1.1 200")).count();
     assert!(answered >= 400 && refused > 0 && answered + refused == 900, "{answered} answered, {refused} refused");
+    // Nor do they take the places of those who have a key.
+    let shared = Shared::start("pages-few", "http: {connections_max: 40}");
+    let many = "GET /dashboard/base.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(40);
+    let mut asking: Vec<TcpStream> = (0..100).map(|_| shared.open(&shared.hog, "GET / HTTP/1.1")).collect();
+    for _ in 0..30 {
+        asking.iter_mut().for_each(|stream| drop(stream.write_all(many.as_bytes()))); // Some have been closed.
+        assert_eq!(exchange(shared.service.port, "GET", "/healthz", &[], b"").0, 200);
+        assert_eq!(shared.ask(&shared.polite, "GET", "/v1/tasks/none", &Value::Null).0, 404);
+    }
 }
 
 #[test]
