@@ -6,8 +6,8 @@ use crate::core::id::ClientId;
 
 /// So much of something, held for clients.
 ///
-/// A client may hold as much as is left free behind it: alone it gets half, two get a third each, and some is always left for
-/// whoever comes next, who may take any of it. That is the dynamic threshold of shared-memory switches with the factor 1
+/// A client may hold as much as is left free behind it: alone it gets half, two that grow together a third each, and some is always left
+/// for whoever comes next, who may take any of it. That is the dynamic threshold of shared-memory switches with the factor 1
 /// (Choudhury and Hahne, *Dynamic queue length thresholds for shared-memory packet switches*, IEEE/ACM ToN 1998), which needs no
 /// list of who might come.
 #[derive(Debug)]
