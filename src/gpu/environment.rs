@@ -38,18 +38,18 @@ mod tests {
             env_inherit: vec!["HF_TOKEN".into()],
             ..ProcessConfig::default()
         };
-        let ours = [("PATH", "/bin"), ("HOME", "/root"), ("HF_TOKEN", "t"), ("A_KEY", "k"), ("ORCHESTRATORD_KEY", "o")];
-        assert_eq!(given(&process, None, &ours), ["HF_TOKEN=t", "HOME=/root", "MODE=x", "PATH=/own"]);
+        let ours = [("PATH", "/bin"), ("HOME", "/srv/ours"), ("HF_TOKEN", "t"), ("A_KEY", "k"), ("ORCHESTRATORD_KEY", "o")];
+        assert_eq!(given(&process, None, &ours), ["HF_TOKEN=t", "HOME=/srv/ours", "MODE=x", "PATH=/own"]);
     }
 
     #[test]
     fn another_user_has_a_name_and_a_home_of_its_own() {
         let account = Account { name: "llm".into(), uid: 7, gid: 8, home: "/srv/llm".into(), shell: "/bin/sh".into() };
         let process = ProcessConfig { user: Some("llm".into()), ..ProcessConfig::default() };
-        let ours = [("HOME", "/root"), ("PATH", "/bin"), ("USER", "root"), ("XDG_CACHE_HOME", "/root/.cache")];
+        let ours = [("HOME", "/srv/ours"), ("PATH", "/bin"), ("USER", "root"), ("XDG_CACHE_HOME", "/srv/ours/.cache")];
         let wanted = ["HOME=/srv/llm", "LOGNAME=llm", "PATH=/bin", "SHELL=/bin/sh", "USER=llm"];
         assert_eq!(given(&process, Some(&account), &ours), wanted);
         let process = ProcessConfig { env_inherit: vec!["HOME".into()], ..process };
-        assert_eq!(given(&process, Some(&account), &ours)[0], "HOME=/root", "the pool says so");
+        assert_eq!(given(&process, Some(&account), &ours)[0], "HOME=/srv/ours", "the pool says so");
     }
 }
