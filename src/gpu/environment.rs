@@ -38,7 +38,8 @@ mod tests {
             env_inherit: vec!["HF_TOKEN".into()],
             ..ProcessConfig::default()
         };
-        let ours = [("PATH", "/bin"), ("HOME", "/srv/ours"), ("HF_TOKEN", "t"), ("A_KEY", "k"), ("ORCHESTRATORD_KEY", "o")];
+        let ours =
+            [("PATH", "/bin"), ("HOME", "/srv/ours"), ("HF_TOKEN", "t"), ("A_KEY", "k"), ("ORCHESTRATORD_KEY", "o")];
         assert_eq!(given(&process, None, &ours), ["HF_TOKEN=t", "HOME=/srv/ours", "MODE=x", "PATH=/own"]);
     }
 
