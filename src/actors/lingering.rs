@@ -17,6 +17,17 @@ pub(super) struct Readership {
     lingers: OnceLock<Option<Lingering>>,
 }
 
+/// A reader is cut off: its task is forgotten, and has no room any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut;
+
+impl Cut {
+    /// Why, for whoever read.
+    #[cfg(any(feature = "service", feature = "cluster"))]
+    pub(crate) const WHY: &str =
+        "the task is forgotten, and streams of this client's take all that they may of forgotten tasks";
+}
+
 /// Room for what is read behind its being forgotten. A short lock for each such task.
 #[derive(Clone)]
 pub(super) struct LingeringRoom(Arc<Mutex<Share>>);

@@ -25,7 +25,7 @@ pub(crate) mod latency;
 pub(crate) mod lease;
 mod leaving;
 pub(crate) mod ledger;
-mod lingering;
+pub(crate) mod lingering;
 mod load;
 mod lost;
 pub(crate) mod outlier;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::cancel::Presence;
 use crate::actors::event_log::{Event, EventRef};
+use crate::actors::lingering::Cut;
 use crate::actors::record::TaskRecord;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task_view::TaskView;
@@ -105,18 +106,25 @@ impl TaskStream {
 
     /// Waits for events and visits those that are there, at most `most`, under the log's lock: for whoever copies them
     /// elsewhere at once. Returns whether anything may follow.
+    ///
+    /// # Errors
+    /// The reader is cut off; nothing was visited.
     #[cfg_attr(
         not(any(feature = "service", feature = "cluster")),
         expect(dead_code, reason = "only the service and other nodes get a stream without a copy of it")
     )]
-    pub(crate) async fn visit_next(&mut self, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> bool {
+    pub(crate) async fn visit_next(
+        &mut self,
+        most: usize,
+        visitor: impl FnMut(usize, EventRef<'_>),
+    ) -> Result<bool, Cut> {
         self.record.until_readable(self.next).await;
         if self.record.is_cut() {
-            return false;
+            return Err(Cut);
         }
         let (next, sealed) = self.record.visit(self.next, most, visitor);
         self.next = next;
-        !sealed
+        Ok(!sealed)
     }
 
     /// Readers of the task there are, this one among them.

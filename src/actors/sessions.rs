@@ -19,10 +19,10 @@ use crate::actors::queue::QueueMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::shared::PoolShared;
 use crate::actors::submission::Submission;
-use crate::core::holders::{Held, Holders};
 #[cfg(feature = "cluster")]
 use crate::core::id::PoolId;
 use crate::core::id::{ClientId, ReplicaId, SessionId};
+use crate::core::kept::Kept;
 use crate::core::units::Timestamp;
 
 /// A conversation as a client sees it.
@@ -114,9 +114,8 @@ pub(crate) struct SessionsState {
     sessions: BTreeMap<Key, Session>,
     /// The conversation used longest ago first. Invariant: one entry for each of `sessions`, under its `turn`.
     by_use: BTreeMap<u64, Key>,
-    /// The same of each client. Never empty for one.
-    by_client: BTreeMap<ClientId, BTreeMap<u64, SessionId>>,
-    holders: Holders,
+    /// The same of each client.
+    kept: Kept<SessionId>,
     next_turn: u64,
 }
 
@@ -193,9 +192,8 @@ fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolSha
 
 impl SessionsState {
     fn new(runtime: Arc<RuntimeShared>) -> Self {
-        let holders = Holders::new(runtime.config().sessions.capacity.into(), 0);
-        let (sessions, by_use, by_client) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        SessionsState { runtime, sessions, by_use, by_client, holders, next_turn: 0 }
+        let kept = Kept::new(runtime.config().sessions.capacity.into(), 0);
+        SessionsState { runtime, sessions: BTreeMap::new(), by_use: BTreeMap::new(), kept, next_turn: 0 }
     }
 
     /// The conversation, opened if need be, as the one used last. Whoever has most makes room.
@@ -205,10 +203,10 @@ impl SessionsState {
         if let Some(old) = self.sessions.get(&key).map(|session| session.turn) {
             self.leave(old, &key.0);
         }
+        let weight = self.runtime.clients.get(&key.0).policy().weight;
+        self.kept.insert(&key.0, weight, turn, (0, key.1.clone()));
         self.by_use.insert(turn, key.clone());
-        self.by_client.entry(key.0.clone()).or_default().insert(turn, key.1.clone());
-        self.tell(&key.0);
-        self.make_room();
+        self.make_room(turn);
         let now = self.runtime.env.now();
         let session =
             self.sessions.entry(key).or_insert(Session { served_by: None, pool: None, tasks: 0, used_at: now, turn });
@@ -216,36 +214,19 @@ impl SessionsState {
         session
     }
 
-    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many. That is
-    /// never the newest: of equal ones the oldest goes.
-    fn make_room(&mut self) {
-        self.holders.set_count_max(self.runtime.config().sessions.capacity.into());
-        while self.holders.is_over() {
-            let Some(client) = self.holders.largest().cloned() else { return };
-            let oldest = self.by_client.get(&client).and_then(|own| own.first_key_value());
-            let Some((_, session)) = oldest else { return };
-            let key = (client, session.clone());
+    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many. The one
+    /// that is used now, at this turn, stays.
+    fn make_room(&mut self, turn: u64) {
+        self.kept.set_count_max(self.runtime.config().sessions.capacity.into());
+        while let Some(key) = self.kept.evict_beside(turn) {
             self.forget(&key);
         }
-    }
-
-    /// Notes what a client holds now.
-    fn tell(&mut self, client: &ClientId) {
-        let own = self.by_client.get(client);
-        let oldest = own.and_then(|own| own.first_key_value()).map_or(0, |(turn, _)| *turn);
-        let (count, weight) = (own.map_or(0, BTreeMap::len) as u64, self.runtime.clients.get(client).policy().weight);
-        self.holders.set(client, Held { count, bytes: 0, weight, oldest });
     }
 
     /// Takes a conversation out of the orders of use.
     fn leave(&mut self, turn: u64, client: &ClientId) {
         self.by_use.remove(&turn);
-        if let Some(own) = self.by_client.get_mut(client) {
-            own.remove(&turn);
-            if own.is_empty() {
-                self.by_client.remove(client);
-            }
-        }
+        self.kept.remove(client, turn);
     }
 
     #[cfg(feature = "cluster")]
@@ -256,7 +237,6 @@ impl SessionsState {
     fn forget(&mut self, key: &Key) {
         if let Some(session) = self.sessions.remove(key) {
             self.leave(session.turn, &key.0);
-            self.tell(&key.0);
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::actors::cancel::cancel;
 use crate::actors::event_log::{End, EventRef};
+use crate::actors::lingering::Cut;
 use crate::actors::reader::TaskStream;
 use crate::cluster::apart::is_closed_to;
 use crate::cluster::links::{Guest, LinkShared};
@@ -230,10 +231,11 @@ impl Courier {
                 })
                 .await;
             self.send(texts);
-            match end {
-                Some(end) => return end,
-                None if !goes_on => return failed(ErrorCode::Internal, "the task has no end"),
-                None => {}
+            match (end, goes_on) {
+                (Some(end), _) => return end,
+                (None, Ok(true)) => {}
+                (None, Ok(false)) => return failed(ErrorCode::Internal, "the task has no end"),
+                (None, Err(Cut)) => return failed(ErrorCode::Internal, Cut::WHY),
             }
         }
     }

@@ -20,6 +20,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use crate::certificates::{certificates, private_key, revocation_lists, roots};
 use crate::cluster::hello::Role;
 use crate::cluster::x509::{CertificateFacts, Shown};
+use crate::core::line::Line;
 use crate::core::node::NodeName;
 
 /// Fewest bytes of a cookie. It is no password: 32 bytes of chance cannot be guessed.
@@ -170,7 +171,7 @@ impl Identity {
         };
         verdict.err().map(|error| match error {
             rustls::Error::InvalidCertificate(CertificateError::Revoked) => "the authority has revoked it".to_owned(),
-            error => error.to_string().chars().take(OBJECTION_CHARS_MAX).collect(),
+            error => Line::<OBJECTION_CHARS_MAX>::new(&error.to_string()).into(),
         })
     }
 }

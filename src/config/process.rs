@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::section;
 use crate::config::{Config, ConfigError, PoolConfig};
+use crate::core::line::Line;
 
 section! {
     /// What the processes of a pool's engines are given of the host, and as whom they run.
@@ -21,8 +22,9 @@ section! {
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         pub env: BTreeMap<String, String> = BTreeMap::new(),
         /// Variables of the service's environment that it gets beside those that every engine gets: names, and beginnings of names such as
-        /// `SGLANG_*`. What looks like a secret (`*TOKEN*`, `*SECRET*`, `*PASSWORD*`, `*CREDENTIAL*`, `*_KEY`) is given by its whole name
-        /// alone; the keys of other pools' engines and the service's own variables are not given.
+        /// `SGLANG_*`. What looks like a secret is given by its whole name alone: it has `TOKEN`, `SECRET`, `PASSWORD`, `PASSWD`,
+        /// `PASSPHRASE`, `CRED`, `APIKEY`, `AUTH` or `BEARER` in its name, or `KEY`, `KEYS`, `PASS`, `PWD` or `PAT` as a word behind a
+        /// `_`. The keys of other pools' engines and the service's own variables are not given.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub env_inherit: Vec<String> = Vec::new(),
         /// The user of `/etc/passwd` that it runs as, with that user's group and no other. Left out, it is the service's. The service must
@@ -190,8 +192,7 @@ pub(super) fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<Config
     }
     for (name, value) in process.env.iter().take(NAMES_MAX) {
         if let Some(text) = variable_fault(name, value) {
-            let shown: String = name.chars().take(NAME_CHARS_SHOWN).flat_map(char::escape_debug).collect();
-            fault(&format!("process.env.{shown}"), text);
+            fault(&format!("process.env.{}", Line::<NAME_CHARS_SHOWN>::new(name)), text);
         }
     }
     for (entry, name) in process.env_inherit.iter().take(NAMES_MAX).enumerate() {

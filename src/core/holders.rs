@@ -89,6 +89,11 @@ impl Holders {
         }
     }
 
+    /// How many all hold together.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// What a client holds.
     pub fn get(&self, client: &ClientId) -> Held {
         self.by_client.get(client).copied().unwrap_or_default()
@@ -101,8 +106,20 @@ impl Holders {
 
     /// Who gives way.
     pub fn largest(&self) -> Option<&ClientId> {
-        let largest = self.by_load.last().map(|(_, _, client)| client);
-        largest.or_else(|| self.by_client.first_key_value().map(|(client, _)| client))
+        self.by_load.last().map(|(_, _, client)| client).or_else(|| self.only())
+    }
+
+    /// The same where the one of this number stays: whoever has it as its oldest, and so has no other, gives no way.
+    pub fn largest_beside(&self, newest: u64) -> Option<&ClientId> {
+        let others = self.by_load.iter().rev().find(|(_, Reverse(oldest), _)| *oldest != newest);
+        let only = || self.only().filter(|only| self.get(only).oldest != newest);
+        others.map(|(_, _, client)| client).or_else(only)
+    }
+
+    /// Who holds anything, while that is one.
+    fn only(&self) -> Option<&ClientId> {
+        let (client, _) = self.by_client.first_key_value()?;
+        (self.by_client.len() == 1).then_some(client)
     }
 }
 
@@ -168,6 +185,7 @@ mod tests {
             holders.set(&client(who), Held { count: 1, bytes: 1, weight: 1, oldest });
         }
         assert!(holders.is_over() && holders.largest() == Some(&client(7)));
+        assert_eq!(holders.largest_beside(10), Some(&client(2)));
         holders.set_count_max(4);
         assert!(!holders.is_over());
     }

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::core::line::quoted;
 use crate::core::node::{NODE_NAME_BYTES_MAX, NodeName, PeerRefusal};
 
 /// Hexadecimal digits of the longest serial number that a certificate may have.
@@ -50,25 +51,20 @@ pub struct NamePattern(String);
 pub enum InvalidEntry {
     /// It is no name and no pattern.
     #[error(
-        "{0:?} is no name of a node and no pattern: 1 to {NODE_NAME_BYTES_MAX} of a-z, 0-9 and '-', where '*' stands for any of them, \
+        "{0} is no name of a node and no pattern: 1 to {NODE_NAME_BYTES_MAX} of a-z, 0-9 and '-', where '*' stands for any of them, \
          such as worker-*"
     )]
     Name(String),
     /// It begins as a serial number, and goes on as none.
     #[error(
-        "{0:?} is no serial number: 'serial:' and 1 to {SERIAL_DIGITS_MAX} hexadecimal digits, as `openssl x509 -serial` says them"
+        "{0} is no serial number: 'serial:' and 1 to {SERIAL_DIGITS_MAX} hexadecimal digits, as `openssl x509 -serial` says them"
     )]
     Serial(String),
     /// It begins as a digest, and goes on as none.
     #[error(
-        "{0:?} is no fingerprint: 'sha256:' and {SHA256_DIGITS} hexadecimal digits, as `openssl x509 -fingerprint -sha256` says them"
+        "{0} is no fingerprint: 'sha256:' and {SHA256_DIGITS} hexadecimal digits, as `openssl x509 -fingerprint -sha256` says them"
     )]
     Sha256(String),
-}
-
-/// What was wrong, short enough to be shown.
-fn short(text: &str) -> String {
-    text.chars().take(100).collect()
 }
 
 impl NamePattern {
@@ -80,7 +76,7 @@ impl NamePattern {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '*';
         let is_pattern = (1..=NODE_NAME_BYTES_MAX).contains(&text.len()) && text.chars().all(allowed);
         if !is_pattern || text.starts_with('-') || text.ends_with('-') {
-            return Err(InvalidEntry::Name(short(text)));
+            return Err(InvalidEntry::Name(quoted(text)));
         }
         Ok(NamePattern(text.to_owned()))
     }
@@ -124,12 +120,12 @@ impl Denial {
         if let Some(serial) = text.strip_prefix("serial:") {
             let serial = digits(serial);
             let is_serial = (1..=SERIAL_DIGITS_MAX).contains(&serial.len()) && is_hex(&serial);
-            return if is_serial { Ok(Denial::Serial(serial)) } else { Err(InvalidEntry::Serial(short(text))) };
+            return if is_serial { Ok(Denial::Serial(serial)) } else { Err(InvalidEntry::Serial(quoted(text))) };
         }
         if let Some(digest) = text.strip_prefix("sha256:") {
             let digest = digest.replace(':', "").to_ascii_lowercase();
             let is_digest = digest.len() == SHA256_DIGITS && is_hex(&digest);
-            return if is_digest { Ok(Denial::Sha256(digest)) } else { Err(InvalidEntry::Sha256(short(text))) };
+            return if is_digest { Ok(Denial::Sha256(digest)) } else { Err(InvalidEntry::Sha256(quoted(text))) };
         }
         NamePattern::parse(text).map(Denial::Name)
     }

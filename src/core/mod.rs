@@ -21,6 +21,7 @@ mod heap;
 pub mod holders;
 pub mod id;
 pub mod journal;
+pub mod kept;
 pub mod lifecycle;
 pub mod limits;
 pub mod line;

@@ -1,4 +1,4 @@
-//! How fast somebody may ask for what is no task: a bucket that makes it wait before it is refused.
+//! How often somebody may do something: a bucket for each, by which it waits, is refused, or is let through.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,14 +6,15 @@ use std::time::Duration;
 use crate::core::units::Timestamp;
 
 /// Askers whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
-const ASKERS_MAX: usize = 16_384;
+pub(crate) const ASKERS_MAX: usize = 16_384;
 /// Longest wait that a request is given instead of a refusal.
 pub const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Buckets by who asks, each filled by so much a second and never with more than two seconds' worth.
+/// Token buckets by who asks, each filled by so much a second up to a bound.
 #[derive(Debug)]
 pub struct RateLimiter<K> {
     per_s: f64,
+    burst: f64,
     /// What is left, and as of when; below zero it is owed.
     left: BTreeMap<K, (f64, Timestamp)>,
 }
@@ -28,16 +29,30 @@ pub enum Turn {
 }
 
 impl<K: Ord + Clone> RateLimiter<K> {
-    /// `per_s` for each of them in the long run.
-    pub fn new(per_s: f64) -> Self {
-        RateLimiter { per_s: per_s.max(f64::MIN_POSITIVE), left: BTreeMap::new() }
+    /// `per_s` for each of them in the long run, and `burst` at once.
+    pub fn new(per_s: f64, burst: f64) -> Self {
+        RateLimiter { per_s: per_s.max(f64::MIN_POSITIVE), burst, left: BTreeMap::new() }
+    }
+
+    /// Takes one, where nobody waits.
+    ///
+    /// # Errors
+    /// How long until there is one; nothing was taken.
+    pub fn take(&mut self, asker: &K, now: Timestamp) -> Result<(), Duration> {
+        let per_s = self.per_s;
+        let left = self.left_mut(asker, now);
+        if *left < 1.0 {
+            return Err(seconds((1.0 - *left) / per_s));
+        }
+        *left -= 1.0;
+        Ok(())
     }
 
     /// The turn of a request that costs so much. What is refused costs nothing.
     pub fn turn(&mut self, asker: &K, cost: f64, now: Timestamp) -> Turn {
-        let (burst, per_s) = (self.per_s * 2.0, self.per_s);
+        let (burst, per_s) = (self.burst, self.per_s);
         let left = self.left_mut(asker, now);
-        let wait = Duration::try_from_secs_f64((cost - *left).max(0.0) / per_s).unwrap_or(Duration::MAX);
+        let wait = seconds((cost - *left).max(0.0) / per_s);
         if wait > WAIT_MAX && *left < burst {
             return Turn::Refused(wait);
         }
@@ -53,7 +68,7 @@ impl<K: Ord + Clone> RateLimiter<K> {
     }
 
     fn left_mut(&mut self, asker: &K, now: Timestamp) -> &mut f64 {
-        let (burst, per_s) = (self.per_s * 2.0, self.per_s);
+        let (burst, per_s) = (self.burst, self.per_s);
         let filled = |(left, since): (f64, Timestamp)| (left + now.since(since).as_secs_f64() * per_s).min(burst);
         if self.left.len() >= ASKERS_MAX && !self.left.contains_key(asker) {
             self.left.retain(|_, bucket| filled(*bucket) < burst);
@@ -65,6 +80,17 @@ impl<K: Ord + Clone> RateLimiter<K> {
         *bucket = (filled(*bucket), now);
         &mut bucket.0
     }
+
+    /// Askers that are remembered.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.left.len()
+    }
+}
+
+/// A span that may be longer than there are numbers for.
+fn seconds(span_s: f64) -> Duration {
+    Duration::try_from_secs_f64(span_s).unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]
@@ -82,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_then_each_waits_and_what_would_wait_too_long_is_refused() {
-        let mut rates = RateLimiter::new(10.0);
+        let mut rates = RateLimiter::new(10.0, 20.0);
         let turns: Vec<Turn> = (0..40).map(|_| rates.turn(&client(0), 1.0, at(0))).collect();
         assert!(turns[..20].iter().all(|turn| *turn == Turn::Behind(Duration::ZERO)));
         assert_eq!(turns[20], Turn::Behind(Duration::from_millis(100)));
@@ -94,24 +120,24 @@ mod tests {
 
     #[test]
     fn in_the_long_run_nobody_gets_more_than_its_pace() {
-        let mut rates = RateLimiter::new(10.0);
+        let mut rates = RateLimiter::new(10.0, 20.0);
         let served = (0..10_000).filter(|ms| matches!(rates.turn(&client(0), 1.0, at(*ms)), Turn::Behind(_))).count();
         assert!((100..=130).contains(&served), "{served} in 10 s");
     }
 
     #[test]
     fn one_that_costs_more_than_all_there_can_be_is_served_when_nothing_is_owed() {
-        let mut rates = RateLimiter::new(1.0);
+        let mut rates = RateLimiter::new(1.0, 2.0);
         assert_eq!(rates.turn(&client(0), 50.0, at(0)), Turn::Behind(WAIT_MAX));
         assert!(matches!(rates.turn(&client(0), 1.0, at(1_000)), Turn::Refused(_)));
     }
 
     #[test]
     fn what_is_charged_behind_is_bounded_and_clients_are_too() {
-        let mut rates = RateLimiter::new(10.0);
+        let mut rates = RateLimiter::new(10.0, 20.0);
         (0..1_000).for_each(|_| rates.charge(&client(0), 1.0, at(0)));
         assert!(matches!(rates.turn(&client(0), 0.0, at(0)), Turn::Behind(wait) if wait == Duration::from_secs(1)));
         (0..40_000).for_each(|number| rates.charge(&client(number), 1.0, at(0)));
-        assert!(rates.left.len() <= ASKERS_MAX);
+        assert!(rates.len() <= ASKERS_MAX);
     }
 }

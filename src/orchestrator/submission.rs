@@ -177,7 +177,7 @@ impl Orchestrator {
     /// Counts a refusal, and remembers it for a client that can name it.
     fn refused(&self, request: &TaskRequest, error: TaskError) -> TaskError {
         if let Some(id) = &request.task_id {
-            self.runtime.refusals.note(request.client_id.clone(), id.clone(), error.clone());
+            self.runtime.refusals.note(&request.client_id, id.clone(), error.clone());
         }
         let counter = &self.runtime.rejected[code_index(error.code)];
         counter.fetch_add(1, Relaxed);

@@ -19,9 +19,10 @@ use tokio::sync::Notify;
 use crate::config::AccessConfig;
 use crate::core::error::ErrorCode;
 use crate::core::id::{ClientId, PoolId};
+use crate::core::units::millis_ceil;
 use crate::env::Env;
 use crate::service::error::ApiError;
-use crate::service::keys::{Denied, Key, KeyFile, KeyTable, Scope};
+use crate::service::keys::{Denied, KeyFile, KeyTable, KnownKey, Scope};
 use crate::service::named_counts::NamedCounts;
 use crate::service::throttle::Throttle;
 
@@ -41,29 +42,21 @@ pub(crate) fn unix_s() -> u64 {
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     pub(crate) client_id: ClientId,
-    /// The key's id; `None` while authentication is off.
-    pub(crate) key_id: Option<Arc<str>>,
-    scopes: Arc<[Scope]>,
-    /// The only pools that the key may use.
-    pub(crate) pools: Option<Arc<[PoolId]>>,
-    /// What the key allows must go on being so; `None` while authentication is off.
+    /// `None` while authentication is off.
     right: Option<Right>,
 }
 
-/// What is asked again while an answer goes on.
+/// What a key allows. It is asked for again while an answer goes on.
 #[derive(Clone)]
 struct Right {
     access: Arc<Access>,
-    scopes: Arc<[Scope]>,
-    client: ClientId,
-    pools: Option<Vec<String>>,
-    /// The key has an end.
-    expires: bool,
+    /// As it was when the request came.
+    key: Arc<KnownKey>,
 }
 
 impl std::fmt::Debug for Right {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Right").field("scopes", &self.scopes).finish_non_exhaustive()
+        f.debug_struct("Right").field("key", &self.key.key.id).finish_non_exhaustive()
     }
 }
 
@@ -71,42 +64,39 @@ impl std::fmt::Debug for Right {
 const EXPIRY_PERIOD: Duration = Duration::from_secs(1);
 
 impl Principal {
+    fn key(&self) -> Option<&KnownKey> {
+        self.right.as_ref().map(|right| &*right.key)
+    }
+
+    /// The key's id; `None` while authentication is off.
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        self.key().map(|known| known.key.id.as_str())
+    }
+
+    /// The only pools that the key may use.
+    pub(crate) fn pools(&self) -> Option<Arc<[PoolId]>> {
+        self.key()?.pools.clone()
+    }
+
     /// Whether it may do what needs this scope.
     pub(crate) fn has(&self, scope: Scope) -> bool {
-        self.key_id.is_none() || self.scopes.contains(&Scope::Admin) || self.scopes.contains(&scope)
+        let has = |known: &KnownKey| known.key.scopes.iter().any(|own| [Scope::Admin, scope].contains(own));
+        self.key().is_none_or(has)
     }
 
     /// Whether it may see the content of this client's tasks, and end them.
     pub(crate) fn owns(&self, client: &ClientId) -> bool {
-        self.key_id.is_none() || self.client_id == *client || self.has(Scope::Admin)
+        self.client_id == *client || self.has(Scope::Admin)
     }
 
     /// Whether it may see how this client's tasks stand.
     pub(crate) fn sees(&self, client: &ClientId) -> bool {
         self.owns(client) || self.has(Scope::Read)
     }
-}
 
-impl Right {
-    fn is_as_before(&self, key: &Key) -> bool {
-        *key.scopes == *self.scopes && key.client == self.client.as_str() && key.pools == self.pools
-    }
-
-    fn void(&self, key_id: &str) -> Option<&'static str> {
-        let keys = self.access.keys.read().clone();
-        match keys.standing(key_id, unix_s()) {
-            Err(Denied::Expired) => Some("the key has expired"),
-            Err(Denied::Unknown | Denied::Revoked) => Some("the key has been revoked"),
-            // An answer was begun for what the key allowed then.
-            Ok(key) => (!self.is_as_before(key)).then_some("the key does not allow the same any more"),
-        }
-    }
-}
-
-impl Principal {
     /// Why the key opens nothing any more, if so.
     pub(crate) fn void(&self) -> Option<&'static str> {
-        self.right.as_ref()?.void(self.key_id.as_deref()?)
+        self.right.as_ref()?.void()
     }
 
     /// Returns why the key opens nothing any more, when that is so; never while authentication is off.
@@ -114,19 +104,31 @@ impl Principal {
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub(crate) async fn until_void(&self) -> &'static str {
-        let (Some(right), Some(key_id)) = (&self.right, &self.key_id) else { return std::future::pending().await };
+        let Some(right) = &self.right else { return std::future::pending().await };
         loop {
             let changed = right.access.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable(); // Before the look, so that no change is missed.
-            if let Some(why) = right.void(key_id) {
+            if let Some(why) = right.void() {
                 return why;
             }
             tokio::select! {
                 biased;
                 () = changed => {}
-                () = tokio::time::sleep(EXPIRY_PERIOD), if right.expires => {}
+                () = tokio::time::sleep(EXPIRY_PERIOD), if right.key.key.expires_at.is_some() => {}
             }
+        }
+    }
+}
+
+impl Right {
+    fn void(&self) -> Option<&'static str> {
+        let keys = self.access.keys.read().clone();
+        match keys.standing(&self.key.key.id, unix_s()) {
+            Err(Denied::Expired) => Some("the key has expired"),
+            Err(Denied::Unknown | Denied::Revoked) => Some("the key has been revoked"),
+            // An answer was begun for what the key allowed then.
+            Ok(known) => (!known.allows_the_same(&self.key)).then_some("the key does not allow the same any more"),
         }
     }
 }
@@ -153,6 +155,7 @@ pub(crate) struct Access {
     keys: RwLock<Arc<KeyTable>>,
     /// Tells answers that go on that the keys are others.
     changed: Notify,
+    /// Wrong keys.
     throttle: Throttle,
     /// Requests that were not let in.
     pub(crate) denied: NamedCounts<{ REASONS.len() }>,
@@ -194,19 +197,8 @@ impl Access {
         }
         let found = bearer(headers).and_then(|text| {
             let keys = self.keys.read().clone();
-            let key = keys.find(text, unix_s()).map_err(Denied::as_str)?;
-            let client_id = ClientId::parse(&key.client).map_err(|_| "invalid")?; // Checked with the file.
-            let pools =
-                key.pools.as_ref().map(|pools| pools.iter().filter_map(|pool| PoolId::parse(pool).ok()).collect());
-            let scopes: Arc<[Scope]> = key.scopes.as_slice().into();
-            let right = Right {
-                access: self.clone(),
-                scopes: scopes.clone(),
-                client: client_id.clone(),
-                pools: key.pools.clone(),
-                expires: key.expires_at.is_some(),
-            };
-            Ok(Principal { client_id, key_id: Some(key.id.as_str().into()), scopes, pools, right: Some(right) })
+            let key = keys.find(text, unix_s()).map_err(Denied::as_str)?.clone();
+            Ok(Principal { client_id: key.client.clone(), right: Some(Right { access: self.clone(), key }) })
         });
         found.map_err(|reason| self.deny(reason, peer))
     }
@@ -215,12 +207,12 @@ impl Access {
     fn deny(&self, reason: &'static str, peer: IpAddr) -> ApiError {
         self.denied.count(reason);
         if reason != "missing"
-            && let Some(wait_s) = self.throttle.fail(peer, self.env.now())
+            && let Err(wait) = self.throttle.take(peer, self.env.now())
         {
             self.denied.count("throttled");
             let text = "too many wrong keys from this address";
             return ApiError::with_status(StatusCode::TOO_MANY_REQUESTS, ErrorCode::AdmissionReject, text)
-                .retry_after_ms((wait_s * 1000.0).ceil() as u64);
+                .retry_after_ms(millis_ceil(wait));
         }
         if reason != "missing" {
             // Behind the throttle, so that guessing does not fill the log.
@@ -259,7 +251,7 @@ pub(crate) fn peer_of(request: &Request) -> IpAddr {
 }
 
 /// Who asks while authentication is off.
-fn open_principal(headers: &HeaderMap) -> Result<Principal, ApiError> {
+pub(crate) fn open_principal(headers: &HeaderMap) -> Result<Principal, ApiError> {
     let client_id = match headers.get(CLIENT_HEADER) {
         None => ClientId::anonymous(),
         Some(value) => {
@@ -267,7 +259,7 @@ fn open_principal(headers: &HeaderMap) -> Result<Principal, ApiError> {
             client.map_err(|error| ApiError::invalid(format!("header 'X-Client-Id': {error}")))?
         }
     };
-    Ok(Principal { client_id, key_id: None, scopes: Arc::default(), pools: None, right: None })
+    Ok(Principal { client_id, right: None })
 }
 
 /// The key of a request: exactly one, in its place.

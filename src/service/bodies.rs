@@ -123,7 +123,7 @@ impl Held {
             return Ok(()); // There are as many as connections.
         }
         let more = (bytes - self.bytes) as u64;
-        if more > 0 && !self.bodies.share.lock().try_take(&self.client, more, self.bytes as u64) {
+        if !self.bodies.share.lock().try_take(&self.client, more, self.bytes as u64) {
             return Err(BodyFault::OverLimit);
         }
         self.bytes = bytes;

@@ -11,6 +11,7 @@ use rustls::pki_types::TrustAnchor;
 use crate::certificates::{certificates, revocation_lists, roots};
 use crate::cluster::x509::{CertificateFacts, common_name, revoked};
 use crate::core::hash::hex;
+use crate::core::line::quoted;
 use crate::core::node::NodeName;
 use crate::service::access::unix_s;
 use crate::service::cli::say;
@@ -369,8 +370,7 @@ fn serial(text: &str) -> Result<Vec<u8>, String> {
     });
     let bytes: Option<Vec<u8>> = pairs.collect();
     bytes.filter(|bytes| (1..=SERIAL_BYTES_MAX).contains(&bytes.len())).ok_or_else(|| {
-        let shown: String = text.chars().take(100).collect();
-        format!("--serials: {shown:?} is no serial number: 1 to {} hexadecimal digits", 2 * SERIAL_BYTES_MAX)
+        format!("--serials: {} is no serial number: 1 to {} hexadecimal digits", quoted(text), 2 * SERIAL_BYTES_MAX)
     })
 }
 

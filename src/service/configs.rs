@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::core::line::Line;
+use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::config_store::{MayRun, Rejected, Wish};
 use crate::service::error::ApiError;
-use crate::service::http::{json_body, operators_body};
+use crate::service::http::{json_body, read_body};
 use crate::service::request_guard::Asker;
 
 /// The configuration that is in force, and those before it.
@@ -44,13 +45,14 @@ pub(crate) struct ApplyQuery {
 ))]
 pub(crate) async fn apply(
     State(app): State<App>,
+    principal: Principal,
     query: Result<Query<ApplyQuery>, axum::extract::rejection::QueryRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let Query(query) =
         query.map_err(|rejection| ApiError::invalid(format!("query: {}", Line::<200>::new(&rejection.body_text()))))?;
     let asker = Asker::of(&request);
-    let body = operators_body(&app, request).await?;
+    let body = read_body(&app, &app.operators_bodies, &principal, request).await?;
     let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the configuration is not UTF-8"))?;
     let wish = if query.dry_run { Wish::Compare } else { Wish::Apply };
     let may_run = if app.access.is_on() { MayRun::Anything } else { MayRun::WhatIsInForce };
@@ -74,8 +76,12 @@ pub struct RollbackBody {
     (status = 200, description = "What has changed."),
     (status = 400, description = "There is none, or it cannot be any more.", body = crate::service::api::ErrorBody),
 ))]
-pub(crate) async fn rollback(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let body = operators_body(&app, request).await?;
+pub(crate) async fn rollback(
+    State(app): State<App>,
+    principal: Principal,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = read_body(&app, &app.operators_bodies, &principal, request).await?;
     let body: RollbackBody = if body.is_empty() { RollbackBody::default() } else { json_body(&body, "a rollback")? };
     let outcome = app.store.roll_back(body.to).map_err(|faults| ApiError::invalid(faults.join("; ")))?;
     Ok(Json(outcome).into_response())

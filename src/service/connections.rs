@@ -58,7 +58,22 @@ struct Table {
     claims: u64,
 }
 
+impl Link {
+    /// Whether the answer under way must end, and had to at the last look already.
+    fn is_stalled(&self) -> bool {
+        let mut must_end = self.must_end.lock();
+        let Some((asked, was_due)) = must_end.as_mut() else { return false };
+        let is_due = asked();
+        std::mem::replace(was_due, is_due) && is_due
+    }
+}
+
 impl Table {
+    /// Whether this connection still has its place.
+    fn has(&self, key: usize, link: &Arc<Link>) -> bool {
+        self.places.get(key).is_some_and(|own| Arc::ptr_eq(own, link))
+    }
+
     fn release(&mut self, client: &ClientId, claim: (u64, usize)) {
         let Some(held) = self.holders.get_mut(client) else { return };
         self.held -= usize::from(held.remove(&claim));
@@ -144,17 +159,16 @@ impl Links {
     /// Closes the connections whose answers had to end and have not within one period of looking: their readers do not read, so nothing
     /// of an answer's own is asked.
     pub(crate) fn end_stalled(&self) {
-        let mut table = self.table.lock();
-        let links: Vec<(usize, Arc<Link>)> = table.places.iter().map(|(key, link)| (key, link.clone())).collect();
+        let asked = |(_, link): &(usize, &Arc<Link>)| link.must_end.lock().is_some();
+        let links: Vec<(usize, Arc<Link>)> =
+            self.table.lock().places.iter().filter(asked).map(|(key, link)| (key, link.clone())).collect();
         for (key, link) in links {
-            let mut must_end = link.must_end.lock();
-            let Some((asked, was_due)) = must_end.as_mut() else { continue };
-            let is_due = asked();
-            if is_due && *was_due {
-                drop(must_end);
-                self.close(&mut table, key, "ended");
-            } else {
-                *was_due = is_due;
+            // Not under the table's lock, which every request takes.
+            if link.is_stalled() {
+                let mut table = self.table.lock();
+                if table.has(key, &link) {
+                    self.close(&mut table, key, "ended");
+                }
             }
         }
     }
@@ -179,10 +193,11 @@ impl Links {
         self.closed.count(why);
     }
 
-    /// Notes whose request is under way on a connection. When requests have all places, the client that holds most gives its newest connection back, if it holds more than this one does; else the request must be refused.
-    fn claim(&self, link: &Link, key: usize, client: &ClientId) -> bool {
+    /// Notes whose request is under way on a connection. When requests have all places, the client that holds most gives its newest
+    /// connection back, if it holds more than this one does; else the request must be refused.
+    fn claim(&self, link: &Arc<Link>, key: usize, client: &ClientId) -> bool {
         let mut table = self.table.lock();
-        if !table.places.get(key).is_some_and(|own| std::ptr::eq(&**own, link)) {
+        if !table.has(key, link) {
             return true; // It was told to close just now, and holds nothing any more.
         }
         table.claims += 1;
@@ -211,7 +226,7 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let mut table = self.links.table.lock();
         // Evicted: the place may be another's by now.
-        if table.places.get(self.key).is_some_and(|link| Arc::ptr_eq(link, &self.link)) {
+        if table.has(self.key, &self.link) {
             table.places.remove(self.key);
         }
         self.links.open.store(table.places.len(), Relaxed);
@@ -290,9 +305,7 @@ mod tests {
         assert!(busy(&links, "hog").is_none(), "nobody holds more than it does");
         let polite = busy(&links, "polite").expect("the hog gives one back");
         assert_eq!(links.closed.all().iter().find(|(why, _)| *why == "share"), Some(&("share", 1)));
-        let is_closed = |place: &(Entered, UnderWay)| {
-            links.table.lock().places.get(place.0.key).is_none_or(|link| !Arc::ptr_eq(link, &place.0.link))
-        };
+        let is_closed = |place: &(Entered, UnderWay)| !links.table.lock().has(place.0.key, &place.0.link);
         assert!(is_closed(&hog[7]) && !is_closed(&hog[0]) && !is_closed(&polite));
         let others: Vec<_> = (0..3).map(|_| busy(&links, "polite").expect("up to an equal part")).collect();
         assert!(busy(&links, "polite").is_none() && busy(&links, "hog").is_none(), "four each");

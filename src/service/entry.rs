@@ -26,12 +26,13 @@ use crate::service::http::limited;
 use crate::service::keys::Scope;
 use crate::service::request_guard;
 use crate::service::routes::{Face, Needs};
-use crate::service::throttle::network;
+use crate::service::throttle::Throttle;
 
 /// What a request costs that makes an actor work, beside one that does not.
 const ACTOR_COST: f64 = 5.0;
-/// Pages a second for each address, of those that need no key; twice as many at once.
+/// Pages a second for each address, of those that need no key, and how many at once.
 const PAGES_PER_S: f64 = 200.0;
+const PAGES_BURST: u32 = 400;
 /// The pages by which a service is looked after.
 const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// The path that submissions come by: they have limits of their own.
@@ -46,13 +47,13 @@ pub(crate) struct Gate {
     pub(crate) needs: Arc<[(Method, Needs)]>,
 }
 
-/// How fast each client asks for what is no task, and how many lines the refusals of a key have had.
+/// How fast each client asks for what is no task (twice as much at once as in a second), and how many lines the refusals of a key have had.
 pub(crate) struct RequestLimits {
     env: Env,
     /// A short lock for each request.
     rates: Mutex<RateLimiter<ClientId>>,
-    /// Of pages for which nobody says who it is, by address. A short lock for each.
-    pages: Mutex<RateLimiter<IpAddr>>,
+    /// Of pages for which nobody says who it is, by address.
+    pages: Throttle,
     /// A short lock for each refusal that may have a line.
     lines: Mutex<LineBudgets>,
 }
@@ -62,8 +63,8 @@ impl RequestLimits {
     pub(crate) fn new(env: Env, requests_per_s: f64) -> Arc<Self> {
         Arc::new(RequestLimits {
             env,
-            rates: Mutex::new(RateLimiter::new(requests_per_s)),
-            pages: Mutex::new(RateLimiter::new(PAGES_PER_S)),
+            rates: Mutex::new(RateLimiter::new(requests_per_s, 2.0 * requests_per_s)),
+            pages: Throttle::new(PAGES_PER_S, PAGES_BURST),
             lines: Mutex::default(),
         })
     }
@@ -73,13 +74,20 @@ impl RequestLimits {
         self.lines.lock().take(key_id, self.env.now())
     }
 
-    /// Waits for the turn of a request that costs so much.
+    /// Waits for the turn of a request that costs so much; returns whether that took any time.
     ///
     /// # Errors
     /// How long to stay away, when there are too many before it.
-    async fn wait(&self, client: &ClientId, cost: f64) -> Result<(), Duration> {
+    async fn wait(&self, client: &ClientId, cost: f64) -> Result<bool, Duration> {
         let turn = self.rates.lock().turn(client, cost, self.env.now());
-        self.take(turn).await
+        match turn {
+            Turn::Behind(Duration::ZERO) => Ok(false),
+            Turn::Behind(wait) => {
+                self.env.sleep_until(self.env.now().after(wait)).await;
+                Ok(true)
+            }
+            Turn::Refused(wait) => Err(wait),
+        }
     }
 
     /// Lets a page through that is the same for everybody. It does not wait: nobody's connection may be held by who needs no key.
@@ -87,26 +95,12 @@ impl RequestLimits {
     /// # Errors
     /// How long to stay away, when there were too many before it.
     fn admit_page(&self, address: IpAddr) -> Result<(), Duration> {
-        match self.pages.lock().turn(&network(address), 1.0, self.env.now()) {
-            Turn::Behind(Duration::ZERO) => Ok(()),
-            Turn::Behind(wait) | Turn::Refused(wait) => Err(wait),
-        }
+        self.pages.take(address, self.env.now())
     }
 
     /// Counts what nobody could know before, as one request.
     pub(crate) fn charge(&self, client: &ClientId) {
         self.rates.lock().charge(client, 1.0, self.env.now());
-    }
-
-    async fn take(&self, turn: Turn) -> Result<(), Duration> {
-        match turn {
-            Turn::Behind(Duration::ZERO) => Ok(()),
-            Turn::Behind(wait) => {
-                self.env.sleep_until(self.env.now().after(wait)).await;
-                Ok(())
-            }
-            Turn::Refused(wait) => Err(wait),
-        }
     }
 }
 
@@ -148,11 +142,10 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
     };
     let is_submission = gate.path == SUBMISSIONS;
     let seat = request.extensions().get::<Seat>().cloned();
-    if let Err(refusal) = make_room(gate, seat, &principal, is_submission).await {
-        return refusal;
-    }
-    if principal.void().is_some() {
-        return turned_away(no_key()); // While it waited.
+    match make_room(gate, seat, &principal, is_submission).await {
+        Err(refusal) => return refusal,
+        Ok(has_waited) if has_waited && principal.void().is_some() => return turned_away(no_key()),
+        Ok(_) => {}
     }
     let told = Told::of(&request, &principal);
     if !needed.is_empty() && !needed.iter().any(|scope| principal.has(*scope)) {
@@ -170,13 +163,13 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
 }
 
 /// Makes sure that the client has a connection for this request and asks no faster than it may. A submission costs nothing here, but it
-/// waits for what is owed.
+/// waits for what is owed. Returns whether it waited.
 async fn make_room(
     gate: &Gate,
     seat: Option<Seat>,
     principal: &Principal,
     is_submission: bool,
-) -> Result<(), Response> {
+) -> Result<bool, Response> {
     let app = &gate.app;
     if seat.is_some_and(|seat| !seat.claim(&principal.client_id)) {
         app.limited.count("connections");
@@ -203,12 +196,12 @@ async fn make_room(
 struct Told {
     key_id: Arc<str>,
     path: Line<200>,
-    peer: std::net::IpAddr,
+    peer: IpAddr,
 }
 
 impl Told {
     fn of(request: &Request, principal: &Principal) -> Self {
-        let key_id = principal.key_id.clone().unwrap_or_default();
+        let key_id = principal.key_id().unwrap_or_default().into();
         Told { key_id, path: request.uri().path().into(), peer: peer_of(request) }
     }
 }

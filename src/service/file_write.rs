@@ -19,6 +19,8 @@ use crate::service::folder::Folder;
 const MODE_NEW: u32 = 0o600;
 /// What a file keeps of its mode.
 const MODE_KEPT: u32 = 0o777;
+/// Longest text that is read, in bytes.
+const TEXT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Random bytes in the name of a file that is on its way; one such name is never there twice by chance.
 const CHANCE_BYTES: usize = 8;
 /// How often a name is looked for. More in a row are no chance.
@@ -72,12 +74,7 @@ impl Place {
     /// # Errors
     /// One line that says why it cannot be read.
     pub(crate) fn text(&self) -> Result<Option<String>, String> {
-        let read = || {
-            let mut file = regular(self.folder.open(&self.name, OFlags::RDONLY)?)?;
-            let mut text = String::new();
-            file.read_to_string(&mut text).map(|_| text)
-        };
-        match read() {
+        match self.folder.open(&self.name, OFlags::RDONLY).and_then(text_of) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other.map(Some).map_err(|error| format!("{}: it cannot be read: {error}", self.path.display())),
         }
@@ -202,19 +199,21 @@ fn overwrite(file: &mut File, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// The text of a regular file of at most so many bytes. Others (a pipe, a device) are not waited for.
+/// The text of the regular file at this path. Others (a pipe, a device) are not waited for.
 ///
 /// # Errors
 /// What the system says, or that it is no such file.
-pub(crate) fn read_regular(path: &Path, bytes_max: u64) -> io::Result<String> {
+pub(crate) fn read_regular(path: &Path) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
-    let about = file.metadata()?;
-    if !about.is_file() || about.len() > bytes_max {
-        return Err(io::Error::other(format!("it is no regular file of at most {bytes_max} bytes")));
-    }
+    text_of(File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?))
+}
+
+fn text_of(file: File) -> io::Result<String> {
     let mut text = String::new();
-    file.take(bytes_max).read_to_string(&mut text)?;
+    regular(file)?.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > TEXT_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {TEXT_BYTES_MAX} bytes")));
+    }
     Ok(text)
 }
 

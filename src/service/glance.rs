@@ -11,12 +11,13 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::core::error::ErrorCode;
 use crate::core::units::Timestamp;
 use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::connections::Seat;
 use crate::service::keys::Scope;
-use crate::service::stream::{event_response, void};
+use crate::service::stream::{event_response, over};
 use crate::views::OverviewView;
 
 /// How old what is shown may be.
@@ -107,7 +108,7 @@ pub(crate) async fn events(State(app): State<App>, principal: Principal, seat: O
             biased;
             () = app.orchestrator.until_ended() => return None,
             why = principal.until_void() => {
-                return Some((Ok::<_, std::convert::Infallible>(Bytes::from(void(why))), None));
+                return Some((Ok::<_, std::convert::Infallible>(Bytes::from(over(ErrorCode::InvalidParams, why))), None));
             }
             _ = ticks.tick() => {}
         }

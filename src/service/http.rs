@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::sync::Arc;
@@ -12,7 +11,6 @@ use std::time::Duration;
 use utoipa::OpenApi;
 
 use crate::core::error::{ErrorCode, TaskError};
-use crate::core::id::ClientId;
 use crate::core::lifecycle::PoolState;
 use crate::core::line::{Line, quoted};
 use crate::core::model::ModelChange;
@@ -120,39 +118,21 @@ pub(crate) async fn ready(State(orchestrator): State<Orchestrator>) -> Response 
     (status, Json(json!({ "ready": any, "pools": states }))).into_response()
 }
 
-/// The body of a request, read whole within the limits of size and time.
-pub(crate) async fn body_of(app: &App, request: Request) -> Result<Received, ApiError> {
-    read_body(app, &app.bodies, request).await
-}
-
-/// The same of an operator, for whom tenants leave room.
-pub(crate) async fn operators_body(app: &App, request: Request) -> Result<Received, ApiError> {
-    read_body(app, &app.operators_bodies, request).await
-}
-
-async fn read_body(app: &App, bodies: &Arc<Bodies>, request: Request) -> Result<Received, ApiError> {
-    let principal = request.extensions().get::<Principal>().cloned();
-    let (client, until_void) = match &principal {
-        Some(who) => (who.client_id.clone(), who.until_void().left_future()),
-        None => (ClientId::anonymous(), std::future::pending().right_future()),
-    };
-    let read = read_for(app, bodies, client, request);
-    // A key that ends while a body comes opens nothing any more.
-    let received = tokio::select! {
-        biased;
-        _ = until_void => return Err(no_key()),
-        received = read => received?,
-    };
-    match principal.and_then(|who| who.void()) {
-        Some(_) => Err(no_key()),
-        None => Ok(received),
-    }
-}
-
-async fn read_for(app: &App, bodies: &Arc<Bodies>, client: ClientId, request: Request) -> Result<Received, ApiError> {
+/// The body of a request, read whole within the limits of size and time. A key that ends while it comes opens nothing any more.
+pub(crate) async fn read_body(
+    app: &App,
+    bodies: &Arc<Bodies>,
+    principal: &Principal,
+    request: Request,
+) -> Result<Received, ApiError> {
     let config = app.orchestrator.config();
     let (bytes_max, limit) = (config.http.body_bytes_max as usize, Duration::from_millis(config.http.body_ms));
-    bodies.read(client, request.into_body(), bytes_max, limit).await.map_err(|fault| {
+    let received = tokio::select! {
+        biased;
+        _ = principal.until_void() => return Err(no_key()),
+        received = bodies.read(principal.client_id.clone(), request.into_body(), bytes_max, limit) => received,
+    };
+    received.map_err(|fault| {
         let (status, text) = match fault {
             BodyFault::TooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than http.body_bytes_max, {bytes_max}"))

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,15 +16,13 @@ use subtle::ConstantTimeEq;
 use crate::config::{ClientConfig, ConfigError};
 use crate::core::hash::hex;
 use crate::core::id::{ClientId, PoolId};
-use crate::service::file_write::Place;
+use crate::service::file_write::{Place, read_regular};
 
 /// What a key begins with, so that scanners for leaked secrets know it.
 const PREFIX: &str = "oc_";
 /// Random bytes of an id, and of a secret.
 const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
-/// Longest file of keys, in bytes.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// The version of the file that this program writes and reads.
 const VERSION: u32 = 1;
 
@@ -216,7 +215,7 @@ impl KeyFile {
     /// # Errors
     /// One line that says what is wrong with it.
     pub(crate) fn read(path: &Path) -> Result<KeyFile, String> {
-        match crate::service::file_write::read_regular(path, FILE_BYTES_MAX) {
+        match read_regular(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(KeyFile::default()),
             other => {
                 let text = other.map_err(|error| format!("{}: it cannot be read: {error}", path.display()))?;
@@ -291,41 +290,67 @@ impl KeyFile {
     }
 }
 
-/// The keys of a file, ready to be asked.
+/// A key of the file, with what it says read.
+#[derive(Debug, PartialEq)]
+pub(crate) struct KnownKey {
+    pub(crate) key: Key,
+    pub(crate) client: ClientId,
+    pub(crate) pools: Option<Arc<[PoolId]>>,
+    digest: [u8; 32],
+}
+
+impl KnownKey {
+    /// `None` for one that this program would not have let into the file.
+    fn of(key: &Key) -> Option<Self> {
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(key.sha256.as_bytes().chunks(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        let client = ClientId::parse(&key.client).ok()?;
+        let parsed = |pools: &Vec<String>| pools.iter().map(|pool| PoolId::parse(pool).ok()).collect::<Option<_>>();
+        let pools = match &key.pools {
+            Some(pools) => Some(parsed(pools)?),
+            None => None,
+        };
+        Some(KnownKey { key: key.clone(), client, pools, digest })
+    }
+
+    /// Whether it allows what another one does.
+    pub(crate) fn allows_the_same(&self, other: &KnownKey) -> bool {
+        let allowed = |known: &KnownKey| (known.client.clone(), known.pools.clone(), known.key.scopes.clone());
+        std::ptr::eq(self, other) || allowed(self) == allowed(other)
+    }
+}
+
+/// The keys of a file by their ids, ready to be asked.
 #[derive(Debug, Default)]
-pub(crate) struct KeyTable(BTreeMap<String, (Key, [u8; 32])>);
+pub(crate) struct KeyTable(BTreeMap<String, Arc<KnownKey>>);
 
 impl KeyTable {
     /// The key of this id, if it still opens something.
     ///
     /// # Errors
     /// Why it does not.
-    pub(crate) fn standing(&self, id: &str, now: u64) -> Result<&Key, Denied> {
-        let (key, _) = self.0.get(id).ok_or(Denied::Unknown)?;
-        key.is_good(now).map(|()| key)
+    pub(crate) fn standing(&self, id: &str, now: u64) -> Result<&Arc<KnownKey>, Denied> {
+        let known = self.0.get(id).ok_or(Denied::Unknown)?;
+        known.key.is_good(now).map(|()| known)
     }
 
     /// The keys of a file.
     pub(crate) fn new(file: &KeyFile) -> Self {
-        let row = |key: &Key| {
-            let mut digest = [0; 32];
-            for (byte, pair) in digest.iter_mut().zip(key.sha256.as_bytes().chunks(2)) {
-                *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-            }
-            Some((key.id.clone(), (key.clone(), digest)))
-        };
-        KeyTable(file.keys.iter().filter_map(row).collect())
+        let known = file.keys.iter().filter_map(KnownKey::of);
+        KeyTable(known.map(|known| (known.key.id.clone(), Arc::new(known))).collect())
     }
 
     /// The key that this text is.
-    pub(crate) fn find(&self, text: &str, now: u64) -> Result<&Key, Denied> {
+    pub(crate) fn find(&self, text: &str, now: u64) -> Result<&Arc<KnownKey>, Denied> {
         let (id, secret) = parts(text).ok_or(Denied::Unknown)?;
         // The id is public; that an unknown one takes less time tells nothing.
-        let (key, known) = self.0.get(id).ok_or(Denied::Unknown)?;
-        if !bool::from(digest(secret).ct_eq(known)) {
+        let known = self.0.get(id).ok_or(Denied::Unknown)?;
+        if !bool::from(digest(secret).ct_eq(&known.digest)) {
             return Err(Denied::Unknown);
         }
-        key.is_good(now).map(|()| key)
+        known.key.is_good(now).map(|()| known)
     }
 }
 
@@ -339,7 +364,7 @@ mod tests {
         let text = file.add("alice", vec![Scope::Submit], 100, Some(200)).expect("random bytes");
         assert_eq!((text.len(), &text[..3]), (3 + 12 + 1 + 64, "oc_"));
         let table = KeyTable::new(&file);
-        assert_eq!(table.find(&text, 199).map(|key| key.client.as_str()), Ok("alice"));
+        assert_eq!(table.find(&text, 199).map(|known| known.client.as_str()), Ok("alice"));
         assert_eq!(table.find(&text, 200), Err(Denied::Expired));
         let flipped = |at: usize| {
             let mut bytes = text.clone().into_bytes();

@@ -14,7 +14,7 @@ use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::executed;
-use crate::service::http::{json_body, operators_body};
+use crate::service::http::{json_body, read_body};
 use crate::service::keys::Scope;
 use crate::service::request_guard::Asker;
 use crate::views::{PoolView, ReplicaSetView};
@@ -88,6 +88,7 @@ pub(crate) async fn drain(
 ))]
 pub(crate) async fn reload(
     State(app): State<App>,
+    principal: Principal,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -95,7 +96,7 @@ pub(crate) async fn reload(
     let id = parse_pool(&id)?;
     orchestrator.pool(&id).ok_or_else(|| unknown_pool(orchestrator, &id))?;
     let asker = Asker::of(&request);
-    let body = operators_body(&app, request).await?;
+    let body = read_body(&app, &app.operators_bodies, &principal, request).await?;
     // No body is no change: the same model, loaded anew.
     let change = if body.is_empty() { ModelChange::default() } else { json_body(&body, "a reload")? };
     if !app.access.is_on() {

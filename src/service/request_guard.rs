@@ -14,7 +14,7 @@ use crate::core::error::ErrorCode;
 use crate::core::line::Message;
 use crate::core::line_budget::LineBudget;
 use crate::env::Env;
-use crate::service::access::Peer;
+use crate::service::access::peer_of;
 use crate::service::app::App;
 use crate::service::error::ApiError;
 use crate::service::listener::Local;
@@ -76,7 +76,7 @@ impl Asker {
             host: word(first(header::HOST)),
             origin: word(first(header::ORIGIN)),
             path: word(request.uri().path()),
-            peer: request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0),
+            peer: peer_of(request),
         }
     }
 }

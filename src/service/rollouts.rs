@@ -8,9 +8,10 @@ use serde_json::json;
 
 use crate::core::id::PoolId;
 use crate::core::rollout::{Rollout, RolloutSpec};
+use crate::service::access::Principal;
 use crate::service::app::App;
 use crate::service::error::ApiError;
-use crate::service::http::{json_body, operators_body};
+use crate::service::http::{json_body, read_body};
 
 fn show(rollout: &Rollout) -> serde_json::Value {
     let mut value = json!(rollout);
@@ -29,8 +30,12 @@ pub(crate) async fn list(State(app): State<App>) -> Response {
     (status = 202, description = "The first share goes to the new pool."),
     (status = 400, description = "It cannot be.", body = crate::service::api::ErrorBody),
 ))]
-pub(crate) async fn begin(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let body = operators_body(&app, request).await?;
+pub(crate) async fn begin(
+    State(app): State<App>,
+    principal: Principal,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = read_body(&app, &app.operators_bodies, &principal, request).await?;
     let spec: RolloutSpec = json_body(&body, "a rollout")?;
     let rollout = app.orchestrator.begin_rollout(spec)?;
     Ok((StatusCode::ACCEPTED, Json(show(&rollout))).into_response())

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::actors::event_log::{EventRef, Started};
+use crate::actors::lingering::Cut;
 use crate::actors::reader::TaskStream;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{PoolId, TaskId};
@@ -111,21 +112,33 @@ enum Due {
     Events,
     Metrics,
     Comment,
-    /// The key opens nothing any more.
-    Void(&'static str),
+    /// The stream ends before its task's log does.
+    Over(ErrorCode, &'static str),
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
 impl Connection {
+    fn new(orchestrator: &Orchestrator, principal: Principal, stream: TaskStream) -> Self {
+        let http = &orchestrator.config().http;
+        let view = stream.view();
+        Connection {
+            orchestrator: orchestrator.clone(),
+            principal,
+            stream,
+            open: true,
+            tokens: 0,
+            // A reader that comes back does not see `started` again.
+            started: view.replica_id.map(|replica| (replica.pool, view.kv_warmth)),
+            metrics_period: Duration::from_millis(http.metrics_ms),
+            measured_at: Instant::now(),
+            keep_alive: Duration::from_millis(http.keep_alive_ms),
+        }
+    }
+
     /// The next piece to send, or `None` when nothing will follow.
     async fn next_piece(&mut self) -> Option<Bytes> {
         if !self.open {
             return None;
-        }
-        // A stream that always has more is asked too.
-        if let Some(why) = self.principal.void() {
-            self.open = false;
-            return Some(Bytes::from(void(why)));
         }
         let mut buffer = Vec::with_capacity(256);
         let task_id = self.stream.task_id().clone();
@@ -135,6 +148,7 @@ impl Connection {
         let (tokens, started, measured_at) = (&mut self.tokens, &mut self.started, &mut self.measured_at);
         let due = tokio::select! {
             biased;
+            why = self.principal.until_void() => Due::Over(ErrorCode::InvalidParams, why), // First: a stream that always has more is asked too.
             open = self.stream.visit_next(EVENTS_MAX, |index, event| match event {
                 EventRef::Started(event) => {
                     *started = Some((event.identity.replica.pool.clone(), event.kv_warmth));
@@ -148,10 +162,9 @@ impl Connection {
                 EventRef::End(end) => frame(&mut buffer, Some(index), "end", end),
                 EventRef::Error(error) => frame(&mut buffer, Some(index), "error", error),
             }) => {
-                self.open = open;
-                Due::Events
+                self.open = open.unwrap_or_default();
+                open.map_or(Due::Over(ErrorCode::AdmissionReject, Cut::WHY), |_| Due::Events)
             }
-            why = self.principal.until_void() => Due::Void(why),
             () = sleep_until(metrics_at), if has_started => Due::Metrics,
             () = silence => Due::Comment,
         };
@@ -159,9 +172,9 @@ impl Connection {
             Due::Events => {}
             Due::Metrics => self.metrics(&mut buffer),
             Due::Comment => buffer.extend_from_slice(b": waiting\n\n"),
-            Due::Void(why) => {
+            Due::Over(code, why) => {
                 self.open = false;
-                buffer.extend_from_slice(&void(why));
+                buffer.extend_from_slice(&over(code, why));
             }
         }
         Some(Bytes::from(buffer))
@@ -190,7 +203,6 @@ async fn soon<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 /// A task's events as the body of an answer.
-#[expect(clippy::disallowed_methods, reason = "the pace of a connection, which decides nothing")]
 ///
 /// # Errors
 /// `ADMISSION_REJECT` when as many connections read the task as may.
@@ -200,8 +212,7 @@ pub(crate) async fn event_stream(
     stream: TaskStream,
 ) -> Result<Response, ApiError> {
     let orchestrator = &app.orchestrator;
-    let config = orchestrator.config();
-    if stream.readers() > config.http.readers_max {
+    if stream.readers() > orchestrator.config().http.readers_max {
         app.limited.count("readers");
         return Err(limited("readers", "as many connections read this task as may, see http.readers_max"));
     }
@@ -209,23 +220,7 @@ pub(crate) async fn event_stream(
         let (who, record) = (principal.clone(), stream.record().clone());
         seat.end_when(move || who.void().is_some() || record.is_cut());
     }
-    let http = &config.http;
-    let metrics_period = Duration::from_millis(http.metrics_ms);
-    // A reader that comes back does not see `started` again.
-    let view = stream.view();
-    let started = view.replica_id.map(|replica| (replica.pool, view.kv_warmth));
-    let connection = Connection {
-        orchestrator: orchestrator.clone(),
-        principal,
-        stream,
-        open: true,
-        tokens: 0,
-        started,
-        metrics_period,
-        measured_at: Instant::now(),
-        keep_alive: Duration::from_millis(http.keep_alive_ms),
-    };
-    let mut connection = connection;
+    let mut connection = Connection::new(orchestrator, principal, stream);
     // A task that starts at once has its first event in a moment: head and event then go out together.
     let first = soon(connection.next_piece()).await.flatten();
     let first = futures_util::stream::iter(first.map(Ok::<_, std::convert::Infallible>));
@@ -235,10 +230,10 @@ pub(crate) async fn event_stream(
     Ok(event_response(Body::from_stream(first.chain(pieces))))
 }
 
-/// The last event of an answer whose key opens nothing any more.
-pub(crate) fn void(why: &'static str) -> Vec<u8> {
+/// The last event of an answer that has to end before what it is about.
+pub(crate) fn over(code: ErrorCode, why: &'static str) -> Vec<u8> {
     let mut buffer = Vec::new();
-    frame(&mut buffer, None, "error", &TaskError::new(ErrorCode::InvalidParams, why));
+    frame(&mut buffer, None, "error", &TaskError::new(code, why));
     buffer
 }
 
@@ -250,4 +245,33 @@ pub(crate) fn event_response(body: Body) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no")); // nginx would hold events back.
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderMap;
+
+    use super::*;
+    use crate::config::{Config, PoolConfig, RetentionConfig};
+    use crate::core::task::TaskRequest;
+    use crate::env::Env;
+    use crate::gpu::SimEngine;
+    use crate::service::access::open_principal;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_cut_off_says_so_and_ends() {
+        let retention = RetentionConfig { bytes: 1, ..RetentionConfig::default() };
+        let builder = Orchestrator::builder().config(Config { retention, ..Config::default() }).env(Env::simulated(1));
+        let orchestrator = builder.pool(PoolConfig::new("a", "sim", "m"), SimEngine::new).start().await.unwrap();
+        let submitted = orchestrator.submit(TaskRequest::completion("x").max_tokens(3)).await.unwrap();
+        let principal = open_principal(&HeaderMap::new()).ok().unwrap();
+        let mut connection = Connection::new(&orchestrator, principal, submitted.stream());
+        let _ = submitted.stream().collect().await; // Until the task ends, which is when it is forgotten.
+        assert!(connection.stream.record().is_cut());
+        let piece = connection.next_piece().await.expect("it says why");
+        let text = std::str::from_utf8(&piece).unwrap();
+        assert!(text.starts_with("event: error\n") && text.contains("ADMISSION_REJECT"), "{text}");
+        assert!(text.contains("the task is forgotten"), "{text}");
+        assert!(connection.next_piece().await.is_none());
+    }
 }

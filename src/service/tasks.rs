@@ -22,7 +22,7 @@ use crate::service::api::{AcceptedBody, SubmitBody};
 use crate::service::app::App;
 use crate::service::connections::Seat;
 use crate::service::error::ApiError;
-use crate::service::http::{body_of, json_body, wants_stream};
+use crate::service::http::{json_body, read_body, wants_stream};
 use crate::service::keys::Scope;
 use crate::service::stream::{event_response, event_stream};
 
@@ -46,12 +46,12 @@ pub(crate) async fn submit(
     let wants_stream = wants_stream(request.headers());
     let seat = request.extensions().get::<Seat>().cloned();
     let traceparent = request.headers().get("traceparent").and_then(|value| TraceParent::parse(value.to_str().ok()?));
-    let body = body_of(&app, request).await?;
+    let body = read_body(&app, &app.bodies, &principal, request).await?;
     // Reading a large one takes a while: others go on elsewhere meanwhile.
     let read = || json_body::<SubmitBody>(&body, "a task");
     let body = if body.len() > LARGE_BYTES { tokio::task::block_in_place(read)? } else { read()? };
     let mut request = body.into_request(principal.client_id.clone()).map_err(ApiError::invalid)?;
-    (request.pools, request.traceparent) = (principal.pools.clone(), traceparent);
+    (request.pools, request.traceparent) = (principal.pools(), traceparent);
     let submitted = orchestrator.submit(request).await?;
     if submitted.is_repeated() {
         app.request_limits.charge(&principal.client_id); // No limit of tasks counts it.

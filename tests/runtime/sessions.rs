@@ -1,6 +1,6 @@
 //! Conversations stay on their replica (ORCH-3009).
 
-use orchestrator_core::config::SessionConfig;
+use orchestrator_core::config::{ClientConfig, SessionConfig};
 use orchestrator_core::core::SessionId;
 use orchestrator_core::core::task::KvHint;
 use orchestrator_core::{Config, Env, Event, Orchestrator};
@@ -63,4 +63,27 @@ async fn conversations_are_seen_forgotten_and_bounded() {
     assert!(orchestrator.session(&anonymous, &session("s3")).await.unwrap().is_none());
     tokio::time::sleep(std::time::Duration::from_secs(61)).await;
     assert!(orchestrator.session(&anonymous, &session("s2")).await.unwrap().is_none(), "its time is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_that_begins_stays_whatever_its_clients_weight_is() {
+    let sessions = SessionConfig { capacity: 2, ttl_ms: 60_000 };
+    let clients = [("heavy".to_owned(), ClientConfig { weight: 10, ..ClientConfig::default() })].into();
+    let builder =
+        Orchestrator::builder().config(Config { sessions, clients, ..Config::default() }).env(Env::simulated(3));
+    let pool = pool("a", 1, 2, millisecond());
+    let orchestrator = builder.pool(pool, orchestrator_core::gpu::SimEngine::new).start().await.unwrap();
+    let session = |id: &str| SessionId::parse(id).unwrap();
+    let begin = async |who: &str, id: &str| {
+        let mut request = request(id, 3);
+        (request.client_id, request.session_id) = (client(who), Some(session(id)));
+        orchestrator.submit(request).await.unwrap().stream().collect().await
+    };
+    for (who, id) in [("heavy", "h1"), ("heavy", "h2"), ("light", "l1")] {
+        begin(who, id).await;
+        assert!(orchestrator.session(&client(who), &session(id)).await.unwrap().is_some(), "{id}");
+    }
+    assert!(orchestrator.session(&client("heavy"), &session("h1")).await.unwrap().is_none(), "it has made room");
+    begin("heavy", "h3").await;
+    assert!(orchestrator.session(&client("light"), &session("l1")).await.unwrap().is_none(), "as the lighter one");
 }
