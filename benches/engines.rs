@@ -25,15 +25,15 @@ use std::time::{Duration, Instant};
 use cpu_time::ThreadTime;
 use fakes::{KINDS, Kind, Server};
 use futures_util::StreamExt;
+use orchestrator_core::TaskRequest;
 use orchestrator_core::config::PoolConfig;
-use orchestrator_core::core::{PoolId, ReplicaId, TaskId};
+use orchestrator_core::core::TaskId;
 use orchestrator_core::gpu::llamacpp::LlamaCpp;
 use orchestrator_core::gpu::openai::OpenAi;
 use orchestrator_core::gpu::tgi::Tgi;
 use orchestrator_core::gpu::triton::Triton;
 use orchestrator_core::gpu::vllm::Vllm;
-use orchestrator_core::gpu::{Engine, EngineContext, EngineSite, Job, Stopped, TokenOutput};
-use orchestrator_core::{Env, TaskRequest};
+use orchestrator_core::gpu::{Engine, EngineContext, Job, Stopped, TokenOutput};
 
 const TOKENS: u32 = 2_000;
 const ROUNDS: usize = 9;
@@ -49,21 +49,16 @@ impl TokenOutput for Count {
 }
 
 fn context(pool: PoolConfig) -> EngineContext {
-    EngineContext {
-        replica: ReplicaId { pool: PoolId::parse("fake").unwrap(), index: 0 },
-        mask: Default::default(),
-        pool: Arc::new(pool),
-        env: Env::real(),
-        site: EngineSite::default(),
-        cpus: Arc::default(),
-        slots: 1,
-    }
+    EngineContext::of(pool).unwrap()
 }
 
 async fn ours(engine: &impl Engine) -> u32 {
     let (task_id, request) = (TaskId::parse("t").unwrap(), TaskRequest::completion("say").max_tokens(TOKENS));
     let mut out = Count(0);
-    engine.generate(Job { task_id: &task_id, request: &request, seed: 7, slot: 0 }, &mut out).await.unwrap();
+    engine
+        .generate(Job { task_id: &task_id, request: &request, seed: 7, slot: 0, is_self_test: false }, &mut out)
+        .await
+        .unwrap();
     out.0
 }
 

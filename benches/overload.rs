@@ -108,7 +108,7 @@ async fn run(load: f64, seconds: u64) -> f64 {
         resident[1]
     );
     assert_eq!(tally.without_advice.load(Relaxed), 0, "every refusal carries a computed wait");
-    orchestrator.stop().await;
+    orchestrator.stop(Duration::MAX).await;
     per_second
 }
 

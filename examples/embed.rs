@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)] // A program that prints.
 
 use std::error::Error;
+use std::time::Duration;
 
 use orchestrator_core::config::{DeviceRef, PoolConfig, ReplicaConfig};
 use orchestrator_core::core::task::FinishReason;
@@ -34,7 +35,7 @@ async fn run() -> Result<String, Box<dyn Error>> {
     let orchestrator = Orchestrator::builder().pool(pool, |_| Backwards).start().await?;
     let submitted = orchestrator.submit(TaskRequest::completion("tokens to words from")).await?;
     let (text, _) = submitted.stream().collect().await;
-    orchestrator.stop().await;
+    orchestrator.stop(Duration::from_secs(30)).await;
     Ok(text)
 }
 

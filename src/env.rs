@@ -18,6 +18,12 @@ use crate::core::units::Timestamp;
 #[derive(Clone)]
 pub struct Env(Arc<Inner>);
 
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Env").field("is_simulated", &self.is_simulated()).finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     origin: Instant,
     /// Wall clock at `origin`, for ids and logs only: no decision reads it.
@@ -169,6 +175,11 @@ impl Env {
         if let Some(faults) = &self.0.faults {
             faults.lock().engines_behave = true;
         }
+    }
+
+    /// Whether everything follows from a seed.
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.0.faults.is_some()
     }
 
     /// Whether simulated engines behave.

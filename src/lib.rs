@@ -21,6 +21,12 @@
 //! # }
 //! ```
 
+#[cfg(panic = "abort")]
+compile_error!(
+    "orchestrator-core needs panics that unwind: supervision catches them, ends or resumes their tasks and starts anew what failed. \
+     Take panic = \"abort\" out of the profile."
+);
+
 pub mod actors;
 #[cfg(any(feature = "service", feature = "cluster"))]
 mod certificates;

@@ -73,7 +73,7 @@ async fn two_and_eight_devices_are_listed_resolved_and_measured() {
         assert_eq!(sample.memory_used.map(|used| used.0), Some(1 << 30));
         assert_eq!(first.replicas[0].to_string(), "a/0");
         serves(&orchestrator, "a").await;
-        orchestrator.stop().await;
+        orchestrator.stop(Duration::MAX).await;
     }
 }
 
@@ -314,5 +314,5 @@ async fn fails_under_load(mut driver: FakeDriver, orchestrator: Orchestrator, sl
     eventually("all slots are free", || is_idle(&orchestrator)).await;
     let engine = &pools[0].engine;
     println!("{engine}: 24 of 24 streams equal, {} resumed on the sibling; the pool is back", pools[1].resumed);
-    orchestrator.stop().await;
+    orchestrator.stop(Duration::MAX).await;
 }

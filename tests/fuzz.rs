@@ -106,7 +106,7 @@ fn envelope() -> Vec<u8> {
     use orchestrator_core::gpu::Job;
     let (pool, client) = (PoolId::parse("chat").unwrap(), ClientId::parse("x").unwrap());
     let (request, task_id) = (TaskRequest::completion("the sky is"), TaskId::parse("t").unwrap());
-    let job = Job { task_id: &task_id, request: &request, seed: 7, slot: 0 };
+    let job = Job { task_id: &task_id, request: &request, seed: 7, slot: 0, is_self_test: false };
     let card = PoolCard {
         pool: pool.clone(),
         engine: "sim".into(),

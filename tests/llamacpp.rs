@@ -52,7 +52,7 @@ async fn twenty_prompts_give_the_tokens_of_the_server_asked_directly() {
     }
     assert_eq!(replicas.len(), 2, "both replicas served");
     println!("{equal} of 20 prompts equal, served by {replicas:?}");
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,7 +108,7 @@ async fn a_killed_engine_costs_nobody_a_token_and_comes_back() {
     assert_ne!(after[0], before[0]);
     eventually("no slot is lost", || is_idle(&watched)).await;
     println!("8 of 8 streams equal, {} resumed, engine {} -> {}", view[0].resumed, before[0], after[0]);
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await;
     eventually("no engine outlives the runtime", || after.iter().all(|pid| !lives(*pid))).await;
 }
 
@@ -156,7 +156,7 @@ async fn a_cancel_at_any_moment_frees_the_engines_own_slot() {
     }
     println!("tokens at each cancel: {seen:?}");
     assert_eq!(orchestrator.pools()[0].replicas[0].stop_timeouts, 0);
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ async fn an_engine_sees_its_own_devices_and_one_that_cannot_start_is_said_so() {
         let wanted = format!("CUDA_VISIBLE_DEVICES={index}").into_bytes();
         assert!(environment.split(|byte| *byte == 0).any(|entry| entry == wanted), "replica {index}");
     }
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await;
 
     for (words, end, cause) in [
         ("no such model", "exit 3", Cause::ExitCode),

@@ -115,6 +115,6 @@ async fn a_pool_gets_another_model_under_load_and_keeps_its_own_when_that_is_non
     assert_eq!(orchestrator.until_reloaded(&pool_id("tiny")).await.unwrap().state, ReloadState::Done);
     assert_eq!(run_all(&orchestrator).await, of_tiny, "and back");
     let last = pids(&orchestrator);
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await;
     eventually("no engine is left", || last.iter().chain(&after).all(|pid| !lives(*pid))).await;
 }

@@ -123,7 +123,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
         u64::from(tokens.0).saturating_mul(memory.kv_bytes_per_token).saturating_add(memory.scratch_bytes);
     let route = Route { pool: pool.clone(), prompt_tokens, client };
     let claimed = record.set_route(route, runtime.env.now(), Take { tokens, memory_bytes });
-    claimed.map_err(|exceeded| over_limit(request, exceeded, pool.expected_wait(request.priority, None)))?;
+    claimed.map_err(|exceeded| over_limit(request, exceeded, pool.advice(request.priority)))?;
     Ok(pool)
 }
 
@@ -144,6 +144,7 @@ fn set_shadows_aside(pools: &[Arc<PoolShared>], is_guest: bool, facts: &mut [Poo
 /// What admission may know of a pool, as of now.
 pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: &Policy) -> PoolFacts<'a> {
     let state = pool.state();
+    let wait = pool.expected_wait(request.priority, Some((&request.client_id, policy.weight)));
     PoolFacts {
         id: &pool.id,
         engine: &pool.config.engine,
@@ -156,7 +157,8 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
         aside: false,
         room: pool.has_room(request.priority),
         allowed: policy.allows(pool.allowed_as()) && request.may_use(pool.allowed_as()),
-        wait: pool.expected_wait(request.priority, Some((&request.client_id, policy.weight))),
+        wait,
+        advice: pool.rate.lock().advice(wait),
         next_try: if state.takes_tasks() { None } else { pool.next_try() },
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 
 use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::events::RuntimeEvent;
 use crate::actors::lease::{Assignment, SlotLease, return_to_queue};
 use crate::actors::output::LogOutput;
 use crate::actors::quarantine::confirm_stopped;
@@ -32,7 +33,8 @@ use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
 use crate::core::trace::TraceKind;
 use crate::core::units::{Timestamp, Tokens};
 use crate::env::STOOD_STILL;
-use crate::gpu::engine::{AnyEngine, EngineError, Finish, Job};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, Finish, Job};
 #[cfg(feature = "planted-bugs")]
 use crate::planted::planted;
 
@@ -40,7 +42,7 @@ use crate::planted::planted;
 pub(crate) struct Attempt {
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) pool: Arc<PoolShared>,
-    pub(crate) engine: Arc<dyn AnyEngine>,
+    pub(crate) engine: Arc<dyn DynEngine>,
     pub(crate) identity: Arc<ReplicaIdentity>,
     pub(crate) worker: ActorRef<WorkerMsg>,
     /// What the worker's life ends of, once it does and knows.
@@ -133,7 +135,7 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Ref
 /// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
 async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> Outcome {
     let request = rest.as_ref().unwrap_or(&record.request);
-    let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot };
+    let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot, is_self_test: false };
     let behind = rest.as_ref().map_or(0, |_| record.progress().1.max(record.counted()));
     let mut output = LogOutput::new(attempt, (record, epoch), behind);
     let outcome = {
@@ -151,8 +153,11 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
             outcome = watchdog(attempt, record, epoch) => outcome,
         }
     };
+    let outcome = match outcome {
+        Outcome::Returned(result) => output.judge(result).map_or_else(Outcome::Diverged, Outcome::Returned),
+        other => other,
+    };
     match outcome {
-        Outcome::Returned(Err(EngineError::Stopped(_))) => output.diverged.map_or(outcome, Outcome::Diverged),
         // Its prompt was not the task's.
         Outcome::Returned(Ok(finish)) if rest.is_some() => Outcome::Returned(Ok(Finish { tokens_in: None, ..finish })),
         Outcome::Returned(Ok(_)) => record.not_repeated().map_or(outcome, Outcome::Diverged),
@@ -260,6 +265,13 @@ impl Attempt {
     pub(super) fn give_back(&self, record: &Arc<TaskRecord>, epoch: Epoch) {
         let returned = return_to_queue(record.clone(), epoch); // Not when somebody has ended it meanwhile.
         self.pool.counters.resumed.fetch_add(u64::from(returned), Relaxed);
+        if returned {
+            self.runtime.ledger.events.tell(|| RuntimeEvent::TaskResumed {
+                task_id: record.id.clone(),
+                client_id: record.request.client_id.clone(),
+                pool_id: self.pool.id.clone(),
+            });
+        }
     }
 
     pub(super) fn error(&self, code: ErrorCode, text: impl Into<Message>) -> TaskError {
@@ -289,7 +301,7 @@ impl Drop for AttemptGuard<'_> {
             return self.attempt.give_back(self.record, self.epoch);
         }
         let error = self.attempt.error(ErrorCode::WorkerReset, "the worker died while it ran the task");
-        let wait = self.attempt.pool.expected_wait(self.record.priority(), None);
+        let wait = self.attempt.pool.advice(self.record.priority());
         let terminal = Terminal::Error(error.retry_after(wait));
         // Refused: the task has ended, or is in the queue again.
         let _ = self.attempt.runtime.ledger.seal(self.record, Some(self.epoch), terminal);

@@ -265,7 +265,7 @@ impl crate::actors::shared::PoolShared {
     pub(crate) fn alone(
         pool: crate::config::PoolConfig,
         env: Env,
-        factory: crate::gpu::engine::EngineFactory,
+        factory: crate::gpu::dyn_engine::EngineFactory,
     ) -> Arc<Self> {
         let config = crate::config::Config { pools: vec![pool], ..Default::default() };
         let inventory = Inventory::simulated("a test");

@@ -9,7 +9,8 @@ use tokio::task::AbortHandle;
 use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::env::timeout_awake;
-use crate::gpu::engine::{AnyEngine, EngineError, Telemetry};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, Telemetry};
 use crate::gpu::host::memory_of;
 use crate::planted::planted;
 
@@ -47,7 +48,7 @@ impl Drop for Attempts {
 
 /// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own view
 /// of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
-pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngine, worker: ActorRef<WorkerMsg>) {
+pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngine, worker: ActorRef<WorkerMsg>) {
     let place = &pool.replicas[index as usize];
     let (mut missed, mut looks_busier) = (0, 0);
     loop {
@@ -93,16 +94,16 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn AnyEngin
     }
 }
 
-pub(crate) async fn probe(engine: &dyn AnyEngine) -> Result<Telemetry, EngineError> {
+pub(crate) async fn probe(engine: &dyn DynEngine) -> Result<Telemetry, EngineError> {
     let late = || EngineError::Unreachable(format!("no answer within {PROBE_TIMEOUT:?}").into());
     timeout_awake(PROBE_TIMEOUT, engine.probe()).await.unwrap_or_else(|| Err(late()))
 }
 
 /// An engine that an earlier life left behind serves again when it answers and computes nothing of that life any more.
-pub(crate) async fn adopt(engine: &dyn AnyEngine, slots: u32) -> Result<(), EngineError> {
+pub(crate) async fn adopt(engine: &dyn DynEngine, slots: u32) -> Result<(), EngineError> {
     probe(engine).await?;
     for slot in 0..slots {
-        engine.released(slot).await;
+        engine.released(slot).await?;
     }
     Ok(())
 }

@@ -52,6 +52,7 @@ impl ReplicaIdentity {
 
 /// A worker has begun the task. There is one such event for each attempt.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Started {
     /// Tasks that were ahead when the task was accepted (ORCH-3029).
     pub queue_position: u64,
@@ -71,6 +72,7 @@ pub struct Started {
 
 /// The task has ended as it should, or as its client wished.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct End {
     /// Prompt tokens: the engine's count, or our estimate.
     pub tokens_in: Tokens,
@@ -92,15 +94,21 @@ pub struct End {
 }
 
 /// One event, as a reader gets it.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// It serialises as the `data` that the service sends for it; [`Event::name`] is the service's `event`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
 pub enum Event {
     /// A worker has begun the task.
     Started(Started),
     /// A token.
     Token {
         /// Its text.
+        #[serde(rename = "t")]
         text: String,
         /// Its index among the tokens, from 0.
+        #[serde(rename = "i")]
         index: u32,
     },
     /// The end.
@@ -109,7 +117,40 @@ pub enum Event {
     Error(TaskError),
 }
 
+impl Serialize for Started {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let identity = &self.identity;
+        let mut fields = serializer.serialize_struct("Started", 11)?;
+        fields.serialize_field("queue_position", &self.queue_position)?;
+        fields.serialize_field("predicted_start_ms", &self.predicted_start_ms)?;
+        fields.serialize_field("engine", &identity.engine)?;
+        fields.serialize_field("engine_version", &identity.engine_version)?;
+        fields.serialize_field("model_digest", &identity.model_digest)?;
+        fields.serialize_field("pool_id", &identity.replica.pool)?;
+        fields.serialize_field("replica_id", &identity.replica)?;
+        fields.serialize_field("seed", &self.seed)?;
+        fields.serialize_field("attempt", &self.attempt)?;
+        fields.serialize_field("kv_warmth", &self.kv_warmth)?;
+        match &self.continues_behind {
+            Some(tokens) => fields.serialize_field("continues_behind", tokens)?,
+            None => fields.skip_field("continues_behind")?,
+        }
+        fields.end()
+    }
+}
+
 impl Event {
+    /// What the service calls it: `started`, `token`, `end`, `error`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Started(_) => "started",
+            Event::Token { .. } => "token",
+            Event::End(_) => "end",
+            Event::Error(_) => "error",
+        }
+    }
+
     /// Whether nothing follows.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Event::End(_) | Event::Error(_))
@@ -118,6 +159,7 @@ impl Event {
 
 /// One event, borrowed from the log while it is visited.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum EventRef<'a> {
     /// A worker has begun the task.
     Started(&'a Started),

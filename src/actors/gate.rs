@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
+use crate::actors::room::Room;
 use crate::core::id::ClientId;
 use crate::core::share::Share;
 
@@ -21,7 +22,12 @@ pub(crate) struct IntakeGate {
     used: AtomicUsize,
     /// A short lock, for tasks with long texts.
     texts: Mutex<Share>,
+    /// Those who wait outside.
+    pub(crate) room: Room,
 }
+
+/// Most submissions that may wait for room at a time; one client alone gets half of them.
+const WAITERS_MAX: u32 = 65_536;
 
 /// One place inside the gate, and the room that the task's texts take; given back when dropped.
 pub(crate) struct Permit {
@@ -33,7 +39,8 @@ impl IntakeGate {
     /// A gate with this many places, and room for this many bytes of texts.
     pub(crate) fn new(limit: usize, texts_bytes_max: u64) -> Arc<Self> {
         let texts = Mutex::new(Share::new(texts_bytes_max));
-        Arc::new(IntakeGate { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0), texts })
+        let room = Room::new(WAITERS_MAX);
+        Arc::new(IntakeGate { limit: AtomicUsize::new(limit), used: AtomicUsize::new(0), texts, room })
     }
 
     /// Takes a place, or `None` when all are taken. Never waits.
@@ -57,6 +64,7 @@ impl IntakeGate {
     /// Changes how many there are. Who is inside stays.
     pub(crate) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Relaxed);
+        self.room.free();
     }
 
     /// Changes how many bytes of texts there may be. What is inside stays.
@@ -85,6 +93,7 @@ impl Drop for Permit {
             self.gate.texts.lock().give(&texts.0, texts.1);
         }
         self.gate.used.fetch_sub(1, Relaxed);
+        self.gate.room.free();
     }
 }
 

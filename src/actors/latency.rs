@@ -99,7 +99,8 @@ impl Stage {
 pub const BUCKETS_MS: [u64; 14] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000, 300_000];
 
 /// One kind of duration of one class.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StageView {
     /// Its percentiles since the start.
     pub quantiles: Quantiles,
@@ -110,7 +111,8 @@ pub struct StageView {
 }
 
 /// All percentiles of a pool, as of the newest collection.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LatencyView {
     /// By class ([`Priority::index`]), then by stage in the order of [`Stage::ALL`].
     pub stages: [[StageView; STAGES]; 2],
@@ -120,6 +122,13 @@ pub struct LatencyView {
     pub given: Given,
     /// Tokens a second that were generated over the last minute.
     pub tokens_per_s: f64,
+}
+
+impl LatencyView {
+    /// One kind of duration of one class.
+    pub fn of(&self, class: Priority, stage: Stage) -> &StageView {
+        &self.stages[class.index()][stage as usize]
+    }
 }
 
 /// What the actor is told.

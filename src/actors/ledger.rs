@@ -10,6 +10,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
+use crate::actors::events::{Events, RuntimeEvent};
 use crate::actors::failures::{FailedTask, Failures};
 use crate::actors::gate::Permit;
 use crate::actors::lingering::LingeringRoom;
@@ -39,6 +40,8 @@ pub(crate) struct Ledger {
     ended: Mutex<Retained>,
     lingering: LingeringRoom,
     pub(crate) failures: Failures,
+    /// Whoever wants to hear of ends, and of what else happens.
+    pub(crate) events: Events,
 }
 
 /// The tasks of one id, of different clients: an id is its client's own. Nearly always there is one.
@@ -82,7 +85,7 @@ impl Ledger {
     pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
         let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
         let (ended, lingering) = (Mutex::new(Retained::new(&retention)), LingeringRoom::new(retention.bytes));
-        Ledger { env, tasks, next_seq, ended, lingering, failures: Failures::default() }
+        Ledger { env, tasks, next_seq, ended, lingering, failures: Failures::default(), events: Events::default() }
     }
 
     /// The task with this id; where several clients have one, that of the client who used it first.
@@ -154,6 +157,7 @@ impl Ledger {
                 let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
                 self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });
             }
+            self.events.tell(|| RuntimeEvent::TaskEnded { task: Box::new(record.view()) });
             self.retain(record, now, &sealed);
         } else {
             self.forget(&record.id, record.seq); // Never accepted: its id is free again.

@@ -10,7 +10,8 @@ use crate::actors::self_test::self_test;
 use crate::actors::shared::PoolShared;
 use crate::core::headroom::Need;
 use crate::env::timeout_awake;
-use crate::gpu::engine::{AnyEngine, EngineError, EngineInfo};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, EngineInfo};
 use crate::gpu::host;
 
 /// How long the last engine's processes may take to be gone behind their SIGKILL.
@@ -23,7 +24,7 @@ pub(crate) struct Load<'a> {
     pub(crate) pool: &'a PoolShared,
     pub(crate) index: u16,
     pub(crate) edition: &'a Edition,
-    pub(crate) engine: &'a dyn AnyEngine,
+    pub(crate) engine: &'a dyn DynEngine,
 }
 
 impl Load<'_> {
@@ -54,7 +55,10 @@ impl Load<'_> {
         let term = Duration::from_millis(self.pool.config.timeouts.term_ms);
         place.site.until_clear(term + LAST_END_TIMEOUT).await;
         self.check_room().await?;
-        let mut info = self.engine.preload().await?;
+        let mut info = self.engine.preload().await.map_err(|error| match error {
+            EngineError::Other(other) => EngineError::Preload(other.to_string().into()),
+            error => error,
+        })?;
         *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         self.check_place(&info)?;
         if let Some(digest) = digest {

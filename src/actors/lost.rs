@@ -17,6 +17,9 @@ use crate::core::units::Timestamp;
 use crate::gpu::engine::EngineError;
 use crate::planted::planted;
 
+/// Failures in a row, the last of them a panic and not all of one task, behind which an engine is broken and started anew.
+const PANICS_MAX: u32 = 3;
+
 impl Attempt {
     /// What becomes of a task whose engine has failed it: its end, or `None` when it has been given back.
     pub(super) fn lost(&self, record: &Arc<TaskRecord>, epoch: Epoch, error: EngineError) -> Option<Terminal> {
@@ -119,6 +122,12 @@ impl Attempt {
             let wait = Duration::from_millis(self.pool.config.resume.ejection_ms);
             self.eject(verdict.until, now.after(wait).min(verdict.until));
             is_the_replicas = verdict.is_the_replicas;
+            // One run that panics says nothing of the others, and their clients are not to suffer; several tasks in a row do.
+            let is_broken = is_the_replicas && self.place().outlier.view(now).1 >= PANICS_MAX;
+            if let (EngineError::Panicked { .. }, true) = (&cause, is_broken) {
+                self.worker.cast(WorkerMsg::EngineFailed(cause)).ok(); // Gone: so is its engine.
+                return true;
+            }
         }
         if self.place().suspect(&self.engine) {
             self.place().worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.

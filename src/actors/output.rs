@@ -4,9 +4,9 @@ use crate::actors::attempt::Attempt;
 use crate::actors::record::TaskRecord;
 use crate::actors::replica::ReplicaShared;
 use crate::core::id::Epoch;
-use crate::core::task::Refusal;
+use crate::core::task::{FinishReason, Refusal};
 use crate::core::trace::TraceKind;
-use crate::gpu::engine::{Stopped, TokenOutput};
+use crate::gpu::engine::{EngineError, Finish, Stopped, TokenOutput};
 
 /// Where an engine's tokens go: into the log, as long as it takes them.
 pub(super) struct LogOutput<'a> {
@@ -16,8 +16,10 @@ pub(super) struct LogOutput<'a> {
     epoch: Epoch,
     /// Tokens of earlier attempts that this one goes on behind: its engine does not count them.
     behind: u32,
-    /// Index of the token that was not the log's.
-    pub(super) diverged: Option<u32>,
+    /// Why the log took no more, if it has refused a token.
+    refused: Option<Refusal>,
+    /// A call of ours is under way: a panic in it is none of the engine's.
+    is_within: bool,
     /// It has given a token.
     has_token: bool,
 }
@@ -25,7 +27,41 @@ pub(super) struct LogOutput<'a> {
 impl<'a> LogOutput<'a> {
     /// The output of an attempt that goes on behind so many tokens of earlier ones without repeating them.
     pub(super) fn new(attempt: &'a Attempt, (record, epoch): (&'a TaskRecord, Epoch), behind: u32) -> Self {
-        LogOutput { attempt, place: attempt.place(), record, epoch, behind, diverged: None, has_token: false }
+        LogOutput {
+            attempt,
+            place: attempt.place(),
+            record,
+            epoch,
+            behind,
+            refused: None,
+            is_within: false,
+            has_token: false,
+        }
+    }
+
+    /// How the run ended, by all that is known: an engine cannot say that it was stopped, that its budget is used up, or that its client has
+    /// gone, when that is not so.
+    ///
+    /// # Errors
+    /// The index of the token at which it did not repeat an earlier attempt.
+    ///
+    /// # Panics
+    /// With the panic of a call of ours, which only passed through the engine's code.
+    pub(super) fn judge(&self, result: Result<Finish, EngineError>) -> Result<Result<Finish, EngineError>, u32> {
+        match (&self.refused, result) {
+            (_, Err(EngineError::Panicked { said, .. })) if self.is_within => panic!("in an output: {said}"),
+            (Some(Refusal::Diverged(index)), _) => Err(*index),
+            // Whatever it says behind its last token.
+            (Some(Refusal::Budget(_)), Ok(finish)) => Ok(Ok(Finish { reason: FinishReason::Length, ..finish })),
+            (Some(Refusal::Budget(_)), Err(_)) => Ok(Ok(Finish { reason: FinishReason::Length, tokens_in: None })),
+            (None, Err(EngineError::Stopped(_))) => {
+                Ok(Err(EngineError::Garbled("it stopped, and nobody had told it to".into())))
+            }
+            (_, Ok(Finish { reason: FinishReason::Canceled, .. })) => Ok(Err(EngineError::Garbled(
+                "it says that the task was cancelled, which is not for an engine to say".into(),
+            ))),
+            (_, result) => Ok(result),
+        }
     }
 
     /// Its engine works: one that was left out may be used more.
@@ -49,14 +85,16 @@ impl TokenOutput for LogOutput<'_> {
         if !self.has_token && self.place.outlier.is_in_trouble() {
             self.note_first_token();
         }
-        let index = self.record.append(self.epoch, now, text).map_err(|refusal| {
-            if let Refusal::Diverged(index) = refusal {
-                self.diverged = Some(index);
-            }
+        self.is_within = true;
+        let appended = self.record.append(self.epoch, now, text);
+        if let Ok(index) = appended {
+            env.trace(|| TraceKind::Token { seq: self.record.seq, index });
+        }
+        self.is_within = false;
+        appended.map(drop).map_err(|refusal| {
+            self.refused.get_or_insert(refusal);
             Stopped
-        })?;
-        env.trace(|| TraceKind::Token { seq: self.record.seq, index });
-        Ok(())
+        })
     }
 
     fn is_alive(&mut self) {

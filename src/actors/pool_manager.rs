@@ -21,7 +21,7 @@ use crate::actors::shared::PoolShared;
 use crate::actors::worker::WorkerMsg;
 use crate::core::lifecycle::Intent;
 use crate::core::placement::{Demand, Fit, fit, place};
-use crate::core::predict::{Mean, ServiceRate};
+use crate::core::predict::Mean;
 use crate::planted::planted;
 
 /// What the actor is told.
@@ -327,8 +327,8 @@ fn measure(state: &mut PoolManagerState) {
 }
 
 fn publish_rate(state: &PoolManagerState) {
-    *state.pool.rate.lock() =
-        ServiceRate { slots_ready: state.slots_ready, hold_mean: state.hold.get(), measured: state.hold.is_measured() };
+    let mut rate = state.pool.rate.lock();
+    (rate.slots_ready, rate.hold_mean, rate.measured) = (state.slots_ready, state.hold.get(), state.hold.is_measured());
 }
 
 /// Tells the supervisor once when a draining pool has nothing left to do.

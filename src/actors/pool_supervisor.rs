@@ -26,7 +26,7 @@ use crate::core::error::ErrorCode;
 use crate::core::lifecycle::{Intent, PoolState, ReplicaState};
 use crate::core::restart::Breaker;
 use crate::core::task::Terminal;
-use crate::gpu::engine::AnyEngine;
+use crate::gpu::dyn_engine::DynEngine;
 
 /// All that the actor needs.
 pub(crate) struct PoolSupervisorArgs {
@@ -85,7 +85,7 @@ pub(crate) struct PoolSupervisorState {
     /// A look at the reload is due.
     pub(super) looks_again: bool,
     /// Engines that were let go when the pool stopped; others may still hold them for a moment.
-    pub(super) let_go: Vec<Weak<dyn AnyEngine>>,
+    pub(super) let_go: Vec<Weak<dyn DynEngine>>,
 }
 
 impl Actor for PoolSupervisor {
@@ -265,6 +265,7 @@ async fn on_worker_died(
     place.restarts.fetch_add(1, Relaxed);
     let cause = cause.unwrap_or_default();
     place.note_death(state.pool.env.now(), cause.clone());
+    state.runtime.ledger.events.tell(|| place.death_event());
     let generation = place.edition().generation;
     if state.pool.intent() == Intent::Serve && state.pool.is_being_tried(generation) {
         let said = place.last_death.lock().as_ref().map(|(_, _, message)| format!("replica {}: {message}", place.id));

@@ -25,8 +25,10 @@ pub(super) async fn confirm_stopped(attempt: &Attempt) {
     let limit = Duration::from_millis(attempt.pool.config.timeouts.stop_ms);
     let released = attempt.engine.released(attempt.lease.slot);
     tokio::pin!(released);
-    if timeout_awake(limit, &mut released).await.is_some() {
-        return;
+    match timeout_awake(limit, &mut released).await {
+        Some(Ok(())) => return,
+        Some(Err(panicked)) => return until_aborted(attempt, panicked).await,
+        None => {}
     }
     let place = &attempt.pool.replicas[attempt.lease.replica as usize];
     let mut quarantine = Quarantine::begin(attempt);
@@ -42,11 +44,21 @@ pub(super) async fn confirm_stopped(attempt: &Attempt) {
         if quarantine.is_all_that_runs() {
             let _ = attempt.worker.cast(WorkerMsg::EngineFailed(EngineError::Hung(text.into()))); // Gone: so is its engine.
         }
-        if timeout_awake(limit, &mut released).await.is_some() {
-            tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
-            return;
+        match timeout_awake(limit, &mut released).await {
+            Some(Ok(())) => {
+                tracing::info!(replica_id = %place.id, slot, "a quarantined slot is free after all");
+                return;
+            }
+            Some(Err(panicked)) => return until_aborted(attempt, panicked).await,
+            None => {}
         }
     }
+}
+
+/// Nobody can say any more whether the slot is free: its worker ends, and takes the attempt along.
+async fn until_aborted(attempt: &Attempt, panicked: EngineError) {
+    let _ = attempt.worker.cast(WorkerMsg::EngineFailed(panicked)); // Gone: so is its engine, and this attempt in a moment.
+    std::future::pending().await
 }
 
 /// Times `stop_ms` that a slot may be quarantined before its replica gets no more tasks.

@@ -145,7 +145,7 @@ impl Actor for QueueActor {
             return Ok(());
         }
         settle(state, &mut books);
-        let wanted_before = pool.wanted.load(Relaxed);
+        let (wanted_before, depth_before) = (pool.wanted.load(Relaxed), state.queue.len());
         match message {
             QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
             QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
@@ -180,6 +180,9 @@ impl Actor for QueueActor {
             state.queue.invariants(&books);
         }
         drop(books);
+        if state.queue.len() < depth_before {
+            state.runtime.gate.room.free();
+        }
         if calls {
             call_siblings(state);
         }
@@ -304,7 +307,8 @@ fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 
 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
 fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskError {
-    let wait = state.pool.rate.lock().wait(ahead);
+    let rate = *state.pool.rate.lock();
+    let wait = rate.advice(rate.wait(ahead));
     let policy = state.pool.config.queue.full_policy.as_str();
     let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);
     TaskError { queue_position: Some(ahead), ..error }

@@ -17,7 +17,8 @@ use crate::core::lifecycle::{Intent, ReplicaState};
 use crate::core::line::Name;
 use crate::core::task::{FinishReason, TaskRequest, Terminal};
 use crate::core::units::Timestamp;
-use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
+use crate::gpu::dyn_engine::{DynEngine, EngineFactory};
+use crate::gpu::engine::EngineContext;
 
 /// Who takes the next step. The first attempt may be as late as it likes: nobody has told it that it was given up.
 const STEPS: [(&str, usize); 4] = [("attempt", 4), ("cancel", 1), ("failover", 8), ("drain", 1)];
@@ -175,13 +176,13 @@ fn a_late_word_of_an_engine_that_is_gone_takes_its_successor_out_of_no_service()
     let factory: EngineFactory = Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
     let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let place = &pool.replicas[0];
-    let make = || -> Arc<dyn AnyEngine> {
+    let make = || -> Arc<dyn DynEngine> {
         let (replica, mask, pool_config) = (place.id.clone(), place.mask.clone(), pool.config.clone());
         let (env, site, cpus) = (pool.env.clone(), place.site.clone(), place.cpus.clone());
         (pool.factory)(&EngineContext { replica, mask, pool: pool_config, env, site, cpus, slots: 1 })
     };
     let (first, second) = (make(), make());
-    let take_up = |engine: &Arc<dyn AnyEngine>| {
+    let take_up = |engine: &Arc<dyn DynEngine>| {
         *place.engine.lock() = Some(engine.clone());
         *place.state.lock() = ReplicaState::Ready;
     };

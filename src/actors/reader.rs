@@ -1,8 +1,13 @@
 //! A cursor over one task's event log. Any number of them read at their own pace; none holds up the task.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream};
 
 use crate::actors::cancel::Presence;
 use crate::actors::event_log::{Event, EventRef};
@@ -25,6 +30,8 @@ pub struct TaskStream {
     next: usize,
     /// Read from the log, not yet handed out: one lock for all events that have come since the last.
     fetched: VecDeque<(usize, Event)>,
+    /// A wait for more, of whoever polls this as a [`Stream`].
+    waiting: Option<BoxFuture<'static, ()>>,
     _presence: Option<Presence>,
     _reading: Reading,
 }
@@ -45,11 +52,45 @@ impl Drop for Reading {
     }
 }
 
+/// What a look at the log has found.
+enum Look {
+    Event((usize, Event)),
+    /// Nothing will follow.
+    Over,
+    /// Something may come.
+    Later,
+}
+
+impl Stream for TaskStream {
+    /// The event and its index in the log.
+    type Item = (usize, Event);
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.look() {
+                Look::Event(event) => return Poll::Ready(Some(event)),
+                Look::Over => return Poll::Ready(None),
+                Look::Later => {}
+            }
+            let (record, next) = (self.record.clone(), self.next);
+            let wait = || Box::pin(async move { record.until_readable(next).await }) as BoxFuture<'static, ()>;
+            ready!(self.waiting.get_or_insert_with(wait).poll_unpin(context));
+            self.waiting = None;
+        }
+    }
+}
+
+impl std::fmt::Debug for TaskStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskStream").field("task_id", &self.record.id).field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
 impl TaskStream {
     pub(crate) fn new(record: Arc<TaskRecord>, from: usize, runtime: &Arc<RuntimeShared>) -> Self {
         let _presence = Presence::new(&record, runtime);
         let _reading = Reading::new(&record);
-        TaskStream { record, next: from, fetched: VecDeque::new(), _presence, _reading }
+        TaskStream { record, next: from, fetched: VecDeque::new(), waiting: None, _presence, _reading }
     }
 
     #[cfg(feature = "service")]
@@ -68,23 +109,30 @@ impl TaskStream {
     /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         loop {
-            if let Some(event) = self.fetched.pop_front() {
-                return Some(event);
+            match self.look() {
+                Look::Event(event) => return Some(event),
+                Look::Over => return None,
+                Look::Later => self.record.until_readable(self.next).await,
             }
-            if self.record.is_cut() {
-                return None;
-            }
-            // First a look, which is all that it takes for a reader that is behind; then a wait.
-            let fetched = &mut self.fetched;
-            let (next, sealed) =
-                self.record.visit(self.next, FETCHED_MAX, |index, event| fetched.push_back((index, event.to_owned())));
-            self.next = self.next.max(next);
-            if self.fetched.is_empty() {
-                if sealed {
-                    return None;
-                }
-                self.record.until_readable(self.next).await;
-            }
+        }
+    }
+
+    /// What there is now. First a look, which is all that it takes for a reader that is behind; then a wait.
+    fn look(&mut self) -> Look {
+        if let Some(event) = self.fetched.pop_front() {
+            return Look::Event(event);
+        }
+        if self.record.is_cut() {
+            return Look::Over;
+        }
+        let fetched = &mut self.fetched;
+        let (next, sealed) =
+            self.record.visit(self.next, FETCHED_MAX, |index, event| fetched.push_back((index, event.to_owned())));
+        self.next = self.next.max(next);
+        match self.fetched.pop_front() {
+            Some(event) => Look::Event(event),
+            None if sealed => Look::Over,
+            None => Look::Later,
         }
     }
 

@@ -406,7 +406,7 @@ mod tests {
 
     fn pool() -> Arc<PoolShared> {
         let config = crate::config::PoolConfig::new("p", "sim", "m");
-        let factory: crate::gpu::engine::EngineFactory =
+        let factory: crate::gpu::dyn_engine::EngineFactory =
             Arc::new(|context| Arc::new(crate::gpu::SimEngine::new(context)));
         PoolShared::alone(config, crate::env::Env::simulated(0), factory)
     }

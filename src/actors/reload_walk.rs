@@ -19,7 +19,7 @@ use crate::core::lifecycle::{Intent, ReplicaState};
 use crate::core::reload::Step;
 use crate::core::task::{Phase, Terminal};
 use crate::core::units::Timestamp;
-use crate::gpu::engine::AnyEngine;
+use crate::gpu::dyn_engine::DynEngine;
 use crate::planted::planted;
 
 /// Time between two looks at a reload that waits for something.
@@ -118,7 +118,7 @@ async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Re
 /// A worker that a reload has told to end.
 pub(super) struct Ending {
     /// Its engine, which others may still hold for a moment.
-    engine: Option<Weak<dyn AnyEngine>>,
+    engine: Option<Weak<dyn DynEngine>>,
     /// When the worker had ended.
     ended_at: Option<Timestamp>,
 }

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::actors::address::Address;
 use crate::actors::event_log::ReplicaIdentity;
+use crate::actors::events::RuntimeEvent;
 use crate::actors::lease::{KvBook, SlotTable};
 use crate::actors::outlier::OutlierDetection;
 use crate::actors::reload::{Edition, Part};
@@ -19,7 +20,8 @@ use crate::core::lifecycle::ReplicaState;
 use crate::core::line::Message;
 use crate::core::placement::Candidate;
 use crate::core::units::{Timestamp, VramBytes};
-use crate::gpu::engine::{AnyEngine, EngineError, EngineSite, Telemetry};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, EngineSite, Telemetry};
 
 /// One worker's place. Its slots and its engine outlive the actors around them.
 pub(crate) struct ReplicaShared {
@@ -45,7 +47,7 @@ pub(crate) struct ReplicaShared {
     pub(crate) part: Part,
     /// The engine of the worker's current life. A supervisor that dies takes its workers along, but the engines stay,
     /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
-    pub(crate) engine: Mutex<Option<Arc<dyn AnyEngine>>>,
+    pub(crate) engine: Mutex<Option<Arc<dyn DynEngine>>>,
     /// What earlier engines have left that is still ending.
     pub(crate) site: EngineSite,
     /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
@@ -134,7 +136,7 @@ impl ReplicaShared {
 
     /// Takes it out of service until its worker has looked at this engine, which an attempt found wanting. Returns whether it has that
     /// engine. Not when the attempt is that late that the place has another one: nobody would ever look at it for that.
-    pub(crate) fn suspect(&self, engine: &Arc<dyn AnyEngine>) -> bool {
+    pub(crate) fn suspect(&self, engine: &Arc<dyn DynEngine>) -> bool {
         let mut state = self.state.lock(); // Held over both: the next engine becomes Ready behind it.
         let has_it =
             self.engine.lock().as_ref().is_some_and(|own| std::ptr::addr_eq(Arc::as_ptr(own), Arc::as_ptr(engine)));
@@ -194,6 +196,19 @@ impl ReplicaShared {
         let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
         self.deaths[cause.index()].fetch_add(1, Relaxed);
         *self.last_death.lock() = Some((now, cause, failing.get().map_or(event.into(), EngineError::whole)));
+    }
+
+    /// What its last life died of, for subscribers.
+    pub(crate) fn death_event(&self) -> RuntimeEvent {
+        let last = self.last_death.lock().clone().map(|(_, cause, message)| (cause, message));
+        let (cause, message) = last.unwrap_or_else(|| (Cause::Bug, Message::default()));
+        RuntimeEvent::WorkerDied { replica_id: self.id.clone(), cause, message }
+    }
+
+    /// An engine of its that was let go has failed at that.
+    pub(crate) fn note_death_of(&self, now: Timestamp, error: &EngineError) {
+        self.deaths[error.cause().index()].fetch_add(1, Relaxed);
+        *self.last_death.lock() = Some((now, error.cause(), error.whole()));
     }
 
     /// It gave other tokens than an earlier run did.

@@ -20,6 +20,8 @@ use crate::actors::sessions::SessionsMsg;
 use crate::actors::shared::PoolShared;
 use crate::config::Config;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
+use crate::core::error::TaskError;
+use crate::core::task::TaskRequest;
 use crate::env::Env;
 
 /// One runtime.
@@ -48,6 +50,8 @@ pub(crate) struct RuntimeShared {
     /// Refusals by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
     pub(crate) refusals: Refusals,
+    /// What the host program does with each request.
+    pub(crate) hook: Option<Hook>,
     /// Models that are brought in by percentage.
     pub(crate) rollouts: Rollouts,
     pub(crate) rollouts_watch: Address<RolloutsMsg>,
@@ -91,6 +95,7 @@ impl RuntimeShared {
             rejected: Default::default(),
             limited: Default::default(),
             refusals: Refusals::default(),
+            hook: None,
             rollouts: Rollouts::default(),
             rollouts_watch: Address::default(),
         }
@@ -116,4 +121,10 @@ impl RuntimeShared {
 pub(crate) const TEXTS: &str = "texts";
 
 /// Policies that refuse before any queue is asked.
-pub(crate) const LIMITS: [&str; 6] = ["gate", TEXTS, RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED];
+pub(crate) const LIMITS: [&str; 7] = ["gate", TEXTS, RATE_LIMIT, QUOTA, DEADLINE, NOT_ALLOWED, ROOM];
+
+/// The policy that refuses a submission whose client has too many that wait for room already.
+pub(crate) const ROOM: &str = "room";
+
+/// What a host program does with a request before admission sees it.
+pub(crate) type Hook = Arc<dyn Fn(&mut TaskRequest) -> Result<(), TaskError> + Send + Sync>;

@@ -15,7 +15,8 @@ use crate::core::resume::DeterminismClass;
 use crate::core::task::{TaskRequest, Workload};
 use crate::core::units::millis_exact;
 use crate::env::{Env, timeout_awake};
-use crate::gpu::engine::{AnyEngine, EngineError, Job, Repeats, Stopped, TokenOutput};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, Job, Repeats, Stopped, TokenOutput};
 
 /// Tokens of the decodes that are compared.
 const TOKENS: u32 = 16;
@@ -65,13 +66,17 @@ impl SelfTest {
 /// # Cancel safety
 /// Dropping it leaves the engine with a run that it may not have left yet: it must be discarded.
 pub(crate) async fn self_test(
-    engine: &dyn AnyEngine,
+    engine: &dyn DynEngine,
     env: &Env,
     config: &PoolConfig,
     repeats: Repeats,
 ) -> Result<SelfTest, EngineError> {
-    let failed =
+    let unfit =
         |what: &str, error: &dyn std::fmt::Display| EngineError::Preload(format!("self-test, {what}: {error}").into());
+    let failed = |what: &str, error: &EngineError| match error {
+        panicked @ EngineError::Panicked { .. } => panicked.clone(),
+        other => unfit(what, other),
+    };
     let subject = Subject { engine, workload: config.workloads.first().copied().unwrap_or_default() };
     let stop = Duration::from_millis(config.timeouts.stop_ms);
     let begin = env.now();
@@ -84,12 +89,12 @@ pub(crate) async fn self_test(
     };
     if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, crowd)) {
         let text = format!("{stated:?} is stated, and the same seed gave other tokens (alone the same: {alone})");
-        return Err(failed("determinism_class", &text));
+        return Err(unfit("determinism_class", &text));
     }
     stopped_decode(subject).await.map_err(|error| failed("decode to be stopped", &error))?;
     let begin = env.now();
     let released = timeout_awake(stop, engine.released(0)).await;
-    released.ok_or_else(|| failed("stop", &format!("slot 0 was not left within {stop:?}")))?;
+    released.ok_or_else(|| unfit("stop", &format!("slot 0 was not left within {stop:?}")))??;
     let stop_ms = millis_exact(env.now().since(begin));
     probe(engine).await.map_err(|error| failed("telemetry", &error))?;
     // A few tokens can refute a class, and show none.
@@ -138,7 +143,7 @@ impl Heard {
 /// What is tested: an engine, by the first kind of work that its pool serves.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
-    pub(super) engine: &'a dyn AnyEngine,
+    pub(super) engine: &'a dyn DynEngine,
     pub(super) workload: Workload,
 }
 
@@ -154,7 +159,7 @@ pub(super) async fn generate(
         Workload::Rerank => TaskRequest::rerank(PROMPT, vec![prompt.to_owned()]),
     };
     let task_id = TaskId::parse("self-test").map_err(|error| EngineError::Preload(error.to_string().into()))?;
-    let job = Job { task_id: &task_id, request: &request, seed: SEED, slot };
+    let job = Job { task_id: &task_id, request: &request, seed: SEED, slot, is_self_test: true };
     loop {
         match engine.engine.generate(job, heard).await {
             Ok(_) | Err(EngineError::Stopped(_)) => return Ok(()), // One that ignores its budget is stopped, as any run is.

@@ -35,7 +35,7 @@ use crate::core::predict::{Crowd, ServiceRate};
 use crate::core::resume::{DeterminismClass, LossRule};
 use crate::core::task::{Priority, TaskRequest};
 use crate::env::Env;
-use crate::gpu::engine::EngineFactory;
+use crate::gpu::dyn_engine::EngineFactory;
 use crate::planted::planted;
 
 /// One pool.
@@ -134,6 +134,7 @@ impl PoolShared {
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
         let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
+        let slots = config.slots.saturating_mul(config.replicas.len() as u32);
         let books = Mutex::new(Accounts::new(config.cost.weights(), config.queue.class_weights()));
         Ok(Arc::new(PoolShared {
             position,
@@ -165,7 +166,7 @@ impl PoolShared {
             successor: OnceLock::new(),
             books,
             settlements: Mutex::default(),
-            rate: Mutex::new(ServiceRate { slots_ready: 0, hold_mean, measured: false }),
+            rate: Mutex::new(ServiceRate { slots_ready: 0, slots, hold_mean, measured: false }),
             held: Mutex::default(),
             offered: AtomicU32::new(0),
             nudged: AtomicBool::new(false),
@@ -223,6 +224,12 @@ impl PoolShared {
         let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
         let rate = *self.rate.lock();
         if ahead == 0 && self.slots_free() > 0 { Duration::ZERO } else { rate.wait(ahead) }
+    }
+
+    /// When one who is refused a task of this class should come back.
+    pub(crate) fn advice(&self, class: Priority) -> Duration {
+        let wait = self.expected_wait(class, None);
+        self.rate.lock().advice(wait)
     }
 
     /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.

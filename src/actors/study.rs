@@ -19,7 +19,8 @@ use crate::actors::shared::PoolShared;
 use crate::core::lifecycle::Intent;
 use crate::core::resume::DeterminismClass;
 use crate::core::task::Workload;
-use crate::gpu::engine::{AnyEngine, EngineError, Repeats};
+use crate::gpu::dyn_engine::DynEngine;
+use crate::gpu::engine::{EngineError, Repeats};
 
 /// A text, and the pieces that it came in: at most as many as its tokens.
 type Decoded = (String, u32);
@@ -45,7 +46,7 @@ const CROWD_MAX: u32 = 64;
 pub(super) struct Study<'a> {
     pub(super) pool: &'a Arc<PoolShared>,
     pub(super) index: u16,
-    pub(super) engine: &'a dyn AnyEngine,
+    pub(super) engine: &'a dyn DynEngine,
     pub(super) repeats: Repeats,
 }
 
@@ -53,36 +54,42 @@ impl Study<'_> {
     /// Finds the class, and notes it with the self-test. Ends without one where none can be shown, the replica is never idle for long
     /// enough, or the engine fails.
     ///
+    /// # Errors
+    /// The engine panicked.
+    ///
     /// # Cancel safety
     /// Dropped, it leaves slots that are confirmed by the worker's next life, as its attempts do.
-    pub(super) async fn run(&self) {
-        let Repeats::UpTo(most) = self.repeats else { return };
+    pub(super) async fn run(&self) -> Result<(), EngineError> {
+        let Repeats::UpTo(most) = self.repeats else { return Ok(()) };
         let config = &self.pool.config;
         let completes = config.workloads.first().copied().unwrap_or_default() == Workload::Completion;
         // Where nobody may wait, a task that finds its slot in use is refused.
         let may_wait = config.queue.capacity > 0;
         let is_open = config.determinism_class.is_none() && self.shown(|shown| shown.repeats_alone);
         if !(completes && may_wait && is_open) {
-            return;
+            return Ok(());
         }
         let slots = self.pool.replicas[self.index as usize].slots.limit();
         let one = vec![0_u32];
-        let Some(first) = self.texts(&one).await else { return };
-        let Some(second) = self.texts(&one).await else { return };
+        let Some(first) = self.texts(&one).await? else { return Ok(()) };
+        let Some(second) = self.texts(&one).await? else { return Ok(()) };
         if !is_alike(&first, &second) {
-            return self.note(&second, DeterminismClass::None, false);
+            self.note(&second, DeterminismClass::None, false);
+            return Ok(());
         }
         if first.iter().filter(|(_, tokens)| *tokens >= TOKENS_LEAST).count() * 2 <= TEXTS {
-            return self.note(&second, DeterminismClass::None, true); // They end too early to show anything.
+            self.note(&second, DeterminismClass::None, true); // They end too early to show anything.
+            return Ok(());
         }
         self.note(&second, DeterminismClass::SingleSlot.min(most), true);
         if !(2..=CROWD_MAX).contains(&slots) || most < DeterminismClass::BatchInvariant {
-            return;
+            return Ok(());
         }
         let crowd: Vec<u32> = (0..slots).collect();
-        let Some(third) = self.texts(&crowd).await else { return };
+        let Some(third) = self.texts(&crowd).await? else { return Ok(()) };
         let has_repeated = is_alike(&third, &first);
         self.note(&third, if has_repeated { most } else { DeterminismClass::SingleSlot }, has_repeated);
+        Ok(())
     }
 
     fn shown<T: Default>(&self, read: impl Fn(&crate::actors::self_test::SelfTest) -> T) -> T {
@@ -101,29 +108,36 @@ impl Study<'_> {
     }
 
     /// All texts, as many at once as there are slots; `None` when it comes to nothing.
-    async fn texts(&self, slots: &[u32]) -> Option<Vec<Decoded>> {
+    ///
+    /// # Errors
+    /// The engine panicked.
+    async fn texts(&self, slots: &[u32]) -> Result<Option<Vec<Decoded>>, EngineError> {
         for _ in 0..DROPPED_MAX {
-            let leases = self.until_idle(slots.len()).await?;
+            let Some(leases) = self.until_idle(slots.len()).await else { return Ok(None) };
             let numbers: Vec<u32> = leases.iter().map(|lease| lease.slot).collect();
             let work = timeout(STEP_TIMEOUT, self.decode_all(&numbers));
             let texts = tokio::select! {
                 biased;
-                texts = work => Some(texts.ok().and_then(Result::ok)),
+                texts = work => Some(texts.ok()),
                 () = self.until_wanted(slots.len()) => None,
             };
-            if let Some(Some(texts)) = texts {
-                return Some(texts);
+            match texts {
+                Some(Some(Ok(texts))) => return Ok(Some(texts)),
+                Some(Some(Err(panicked @ EngineError::Panicked { .. }))) => return Err(panicked),
+                _ => {}
             }
             // Each slot is held until the engine has left it, as behind any run that is stopped.
             let limit = Duration::from_millis(self.pool.config.timeouts.stop_ms);
             let released = join_all(numbers.iter().map(|slot| self.engine.released(*slot)));
-            let is_free = timeout(limit, released).await.is_ok();
+            let released = timeout(limit, released).await;
             drop(leases);
-            if texts.is_some() || !is_free {
-                return None; // It has failed; what comes next finds out why.
+            let Ok(released) = released else { return Ok(None) };
+            released.into_iter().collect::<Result<(), EngineError>>()?;
+            if texts.is_some() {
+                return Ok(None); // It has failed; what comes next finds out why.
             }
         }
-        None
+        Ok(None)
     }
 
     /// Waits until the replica has been idle for a while, and takes so many of its slots, or as many as may be used.

@@ -20,7 +20,7 @@ pub(super) fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>,
     tracing::warn!(replica_id = %state.place().id, %cause, "an engine is suspected");
     state.set(ReplicaState::Suspect);
     let (pool, index, begun) = (state.pool.clone(), state.index, state.pool.env.now());
-    state.tasks.spawn(async move {
+    state.beside(&myself.clone(), async move {
         let result = match probe(&*engine).await {
             // Whoever gives tokens lives, however late it answers questions.
             Err(error) if !matches!(error, EngineError::Replaced(_)) => {
@@ -37,10 +37,9 @@ pub(super) fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>,
 }
 
 /// Looks again when the wait is over, in which the replica gets no task.
-pub(super) fn on_ejected(state: &mut WorkerState, until: Timestamp) {
-    while state.tasks.try_join_next().is_some() {} // Those that have ended, such as earlier waits.
+pub(super) fn on_ejected(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, until: Timestamp) {
     let (pool, index) = (state.pool.clone(), state.index);
-    state.tasks.spawn(async move {
+    state.beside(myself, async move {
         let mut next = Some(until);
         while let Some(until) = next {
             pool.env.sleep_until(until).await;

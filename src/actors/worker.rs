@@ -6,14 +6,17 @@
 //!
 //! Spec: ORCH-3001, ORCH-3002, ORCH-3003, ORCH-3010, ORCH-3032, ORCH-3046.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
 use crate::actors::attempt::{self, Attempt};
+use crate::actors::engine_life;
 use crate::actors::engine_watch::{Attempts, adopt, measure};
 use crate::actors::event_log::ReplicaIdentity;
 use crate::actors::identity::check_identity;
@@ -29,10 +32,12 @@ use crate::actors::study::Study;
 use crate::actors::suspicion::{on_ejected, on_probed, on_stuck, on_suspected, on_unstuck};
 use crate::core::failure::Cause;
 use crate::core::lifecycle::{PoolState, ReplicaState};
+use crate::core::line::Line;
 use crate::core::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::env::timeout_awake;
-use crate::gpu::engine::{AnyEngine, EngineContext, EngineError, EngineInfo, Repeats};
+use crate::gpu::dyn_engine::{DynEngine, text_of};
+use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Repeats};
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
 /// It gets no task meanwhile.
@@ -56,6 +61,8 @@ pub(crate) enum WorkerMsg {
     // ---- from its own attempts and background tasks
     /// Get an engine: adopt the one that is there, or make one.
     Prepare,
+    /// An engine has been made, or could not be.
+    Made(Result<Arc<dyn DynEngine>, EngineError>),
     /// The engine has been loaded, or could not be.
     Preloaded(Result<EngineInfo, EngineError>),
     /// An engine of an earlier life has answered, or has not.
@@ -74,6 +81,8 @@ pub(crate) enum WorkerMsg {
     DeviceStaysDown,
     /// The engine as a whole has failed.
     EngineFailed(EngineError),
+    /// What runs beside its mailbox has panicked, with this text: a bug of ours.
+    SidePanicked(Line),
 }
 
 /// The actor.
@@ -84,7 +93,7 @@ pub(crate) struct WorkerState {
     pub(super) runtime: Arc<RuntimeShared>,
     pub(super) pool: Arc<PoolShared>,
     pub(super) index: u16,
-    pub(super) engine: Option<Arc<dyn AnyEngine>>,
+    pub(super) engine: Option<Arc<dyn DynEngine>>,
     /// What the engine was started with.
     pub(super) edition: Option<Arc<Edition>>,
     /// Set while tasks may be run.
@@ -138,15 +147,17 @@ impl Actor for Worker {
         match message {
             WorkerMsg::Run { assignment, lease } => on_run(state, &myself, assignment, lease),
             WorkerMsg::Prepare => return on_prepare(state, myself),
+            WorkerMsg::Made(result) => return on_made(state, myself, result),
             WorkerMsg::Preloaded(result) => return on_preloaded(state, myself, result),
             WorkerMsg::Adopted(result) => return on_adopted(state, myself, result),
             WorkerMsg::EngineSuspected(cause) => on_suspected(state, myself, &cause),
-            WorkerMsg::Ejected { until } => on_ejected(state, until),
+            WorkerMsg::Ejected { until } => on_ejected(state, &myself, until),
             WorkerMsg::EngineStuck(cause) => on_stuck(state, &cause),
             WorkerMsg::EngineUnstuck => on_unstuck(state),
             WorkerMsg::DeviceStaysDown => on_device_stays_down(state),
             WorkerMsg::Probed(result) => return on_probed(state, result),
             WorkerMsg::EngineFailed(cause) => return state.fail(cause),
+            WorkerMsg::SidePanicked(text) => return Err(format!("a panic beside the mailbox: {text}").into()),
         }
         Ok(())
     }
@@ -184,7 +195,7 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<()
     if let (Some(engine), true) = (left_over, was_loaded) {
         state.engine = Some(engine.clone());
         let (slots, limit) = (state.place().slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
-        state.tasks.spawn(async move {
+        state.beside(&myself.clone(), async move {
             let result = timeout_awake(limit, adopt(&*engine, slots)).await;
             let result = result.unwrap_or_else(|| Err(EngineError::Lost("its slots were not left in time".into())));
             let _ = myself.cast(WorkerMsg::Adopted(result)); // Fails only when this worker is gone.
@@ -210,7 +221,7 @@ fn wait_for_device(
     tracing::warn!(replica_id = %state.place().id, %why, "a worker waits for its device");
     state.set(ReplicaState::DeviceDown { until });
     let (pool, index) = (state.pool.clone(), state.index);
-    state.tasks.spawn(async move {
+    state.beside(&myself.clone(), async move {
         let usable = pool.devices.until_usable(&pool.replicas[index as usize].mask);
         tokio::pin!(usable);
         tokio::select! {
@@ -253,16 +264,36 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
         cpus: state.place().cpus.clone(),
         slots,
     };
-    let engine = (state.pool.factory)(&context);
+    let (pool, index) = (state.pool.clone(), state.index);
+    state.beside(&myself.clone(), async move {
+        let made = engine_life::make(&pool, index, context).await;
+        let _ = myself.cast(WorkerMsg::Made(made)); // Gone: dropped, the engine goes, too.
+    });
+}
+
+fn on_made(
+    state: &mut WorkerState,
+    myself: ActorRef<WorkerMsg>,
+    result: Result<Arc<dyn DynEngine>, EngineError>,
+) -> Result<(), ActorProcessingErr> {
     state.place().discard_engine();
+    let (engine, edition) = match (result, state.edition.clone()) {
+        (Ok(engine), Some(edition)) => (engine, edition),
+        (Ok(_), None) => return Ok(()), // Not reached: it was made with one.
+        (Err(error), _) => {
+            state.place().preload_failures.fetch_add(1, Relaxed);
+            return state.fail(error);
+        }
+    };
     *state.place().engine.lock() = Some(engine.clone());
     state.engine = Some(engine.clone());
     let (runtime, pool, index) = (state.runtime.clone(), state.pool.clone(), state.index);
-    state.tasks.spawn(async move {
+    state.beside(&myself.clone(), async move {
         until_devices_are_left(&runtime, &pool).await;
         let result = Load { pool: &pool, index, edition: &edition, engine: &*engine }.run().await;
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
+    Ok(())
 }
 
 fn on_preloaded(
@@ -313,24 +344,39 @@ fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<
     *state.place().ready_since.lock() = Some(state.pool.env.now());
     state.set(ReplicaState::Ready);
     if let Some(until) = state.place().look_at_conduct(state.pool.env.now()) {
-        on_ejected(state, until); // An earlier worker's engine, which it has taken over.
+        on_ejected(state, &myself, until); // An earlier worker's engine, which it has taken over.
     }
     let watched = (engine.clone(), myself.clone());
-    state.tasks.spawn(async move {
+    state.beside(&myself, async move {
         let (engine, worker) = watched;
         let cause = engine.failure().await;
         let _ = worker.cast(WorkerMsg::EngineFailed(cause));
     });
     let (pool, index) = (state.pool.clone(), state.index);
     if let Some(repeats) = state.repeats.take() {
-        let (pool, engine) = (pool.clone(), engine.clone());
-        state.tasks.spawn(async move { Study { pool: &pool, index, engine: &*engine, repeats }.run().await });
+        let (pool, engine, worker) = (pool.clone(), engine.clone(), myself.clone());
+        state.beside(&myself, async move {
+            if let Err(panicked) = (Study { pool: &pool, index, engine: &*engine, repeats }).run().await {
+                let _ = worker.cast(WorkerMsg::EngineFailed(panicked)); // Gone: so is its engine.
+            }
+        });
     }
-    state.tasks.spawn(async move { measure(&pool, index, &*engine, myself).await });
+    state.beside(&myself.clone(), async move { measure(&pool, index, &*engine, myself).await });
     Ok(())
 }
 
 impl WorkerState {
+    /// Runs something beside the mailbox, for as long as the worker lives. Its panic is the worker's.
+    pub(super) fn beside(&mut self, myself: &ActorRef<WorkerMsg>, work: impl Future<Output = ()> + Send + 'static) {
+        while self.tasks.try_join_next().is_some() {} // Those that have ended, such as earlier waits.
+        let worker = myself.clone();
+        self.tasks.spawn(async move {
+            if let Err(payload) = AssertUnwindSafe(work).catch_unwind().await {
+                let _ = worker.cast(WorkerMsg::SidePanicked(text_of(&*payload))); // Gone: nothing is left to fail.
+            }
+        });
+    }
+
     /// Fails, and leaves word why: ractor passes nothing on but a text.
     pub(super) fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
         if cause.cause() == Cause::OutOfVram {

@@ -11,7 +11,8 @@ use crate::cluster::words::PoolCard;
 use crate::config::{PoolConfig, RestartConfig, SLOTS_MAX, TimeoutConfig};
 use crate::core::id::PoolId;
 use crate::core::node::NodeName;
-use crate::gpu::engine::{AnyEngine, EngineContext, EngineFactory};
+use crate::gpu::dyn_engine::{DynEngine, EngineFactory};
+use crate::gpu::engine::EngineContext;
 
 /// What a pool of another node is called here.
 pub(crate) fn shadow_id(pool: &PoolId, node: &NodeName) -> String {
@@ -54,7 +55,7 @@ fn is_same_pool(card: &PoolCard, before: &PoolCard) -> bool {
 fn factory(peer: &Arc<PeerShared>, pool: &PoolId) -> EngineFactory {
     let (peer, pool) = (peer.clone(), pool.clone());
     Arc::new(move |_: &EngineContext| {
-        let engine: Arc<dyn AnyEngine> = Arc::new(RemoteEngine::new(peer.clone(), pool.clone()));
+        let engine: Arc<dyn DynEngine> = Arc::new(RemoteEngine::new(peer.clone(), pool.clone()));
         engine
     })
 }

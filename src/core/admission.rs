@@ -42,6 +42,8 @@ pub struct PoolFacts<'a> {
     pub allowed: bool,
     /// How long a new task of this class would wait.
     pub wait: Duration,
+    /// When to come back if it is refused: as long as the wait, as far as that is more than a guess.
+    pub advice: Duration,
     /// When a pool that is down is tried again, if it is.
     pub next_try: Option<Duration>,
 }
@@ -151,7 +153,7 @@ fn exhausted(request: &TaskRequest, pools: &[PoolFacts<'_>], first: &PoolFacts<'
     let each = concerned
         .map(|pool| format!("{} is {}", pool.id, if pool.state.takes_tasks() { "full" } else { pool.state.as_str() }));
     let text = format!("no pool has room: {}", each.collect::<Vec<_>>().join(", "));
-    TaskError::new(ErrorCode::ReplicaExhausted, text).engine(first.engine).retry_after(first.wait)
+    TaskError::new(ErrorCode::ReplicaExhausted, text).engine(first.engine).retry_after(first.advice)
 }
 
 /// Whether the pool has all that the request names.
@@ -370,8 +372,8 @@ fn out_of_service(pool: &PoolFacts<'_>) -> TaskError {
     };
     let error = TaskError::new(code, format!("pool {} is {}", pool.id, pool.state.as_str())).engine(pool.engine);
     match pool.next_try {
-        Some(wait) => error.retry_after(wait + pool.wait),
-        None => error.retry_after(pool.wait),
+        Some(wait) => error.retry_after(wait + pool.advice),
+        None => error.retry_after(pool.advice),
     }
 }
 
@@ -398,6 +400,7 @@ mod tests {
             aside: false,
             allowed: true,
             wait: Duration::from_millis(5),
+            advice: Duration::from_millis(5),
             next_try: None,
         }
     }
@@ -500,6 +503,7 @@ mod tests {
             state: PoolState::Unready,
             next_try: Some(Duration::from_millis(700)),
             wait: Duration::from_millis(50),
+            advice: Duration::from_millis(50),
             ..pool(&name)
         };
         let error = route(&request, std::slice::from_ref(&waiting)).expect_err("unready");
@@ -518,6 +522,7 @@ mod tests {
             state: PoolState::Unready,
             next_try: Some(Duration::from_millis(millis)),
             wait: Duration::ZERO,
+            advice: Duration::ZERO,
             ..pool(name)
         };
         for (of_a, of_b, said, by) in [(700, 100, 100, "pool b"), (100, 700, 100, "pool a"), (5, 5, 5, "pool a")] {

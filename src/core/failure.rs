@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// A panic of ours, or of an engine that runs in our process.
+    /// A panic of ours.
     Bug,
     /// The engine could not be loaded: a wrong configuration, a missing file, a failed self-test.
     Load,
@@ -34,11 +34,13 @@ pub enum Cause {
     Busy,
     /// The context that its runs share was full: fewer at once have room.
     ContextFull,
+    /// A panic of the engine's code, which runs in our process.
+    EnginePanic,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Cause; 14] = [
+    pub const ALL: [Cause; 15] = [
         Cause::Bug,
         Cause::Load,
         Cause::ExitCode,
@@ -53,6 +55,7 @@ impl Cause {
         Cause::Client,
         Cause::Busy,
         Cause::ContextFull,
+        Cause::EnginePanic,
     ];
 
     /// The cause as it is written in JSON, logs and metric labels.
@@ -72,6 +75,7 @@ impl Cause {
             Cause::Client => "client",
             Cause::Busy => "busy",
             Cause::ContextFull => "context_full",
+            Cause::EnginePanic => "engine_panic",
         }
     }
 

@@ -34,6 +34,35 @@ fn check(text: &str) -> Result<(), InvalidId> {
     text.chars().find(|c| !allowed(c)).map_or(Ok(()), |c| Err(InvalidId::Character(c)))
 }
 
+/// What every id can be made of, and looked at as.
+macro_rules! id_traits {
+    ($name:ident) => {
+        impl std::str::FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::parse(text)
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: &str) -> Result<Self, InvalidId> {
+                Self::parse(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                Self::parse(&text)
+            }
+        }
+    };
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -62,6 +91,14 @@ macro_rules! text_id {
                 f.write_str(&self.0)
             }
         }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        id_traits!($name);
     };
 }
 
@@ -93,7 +130,7 @@ impl ClientId {
 ///
 /// Ids that the runtime makes are version-7 UUIDs kept as numbers, since one is made for each task; a caller may bring
 /// any valid id of its own. The two forms of one UUID are equal.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TaskId {
     /// A UUID in its canonical form.
     Uuid(Uuid),
@@ -138,11 +175,27 @@ impl fmt::Display for TaskId {
     }
 }
 
+impl fmt::Debug for TaskId {
+    /// As it is written everywhere else.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskId({self})")
+    }
+}
+
 impl Serialize for TaskId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
+
+impl<'de> Deserialize<'de> for TaskId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        TaskId::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+id_traits!(TaskId);
 
 /// A task's number in the order of submission to this runtime. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -226,6 +279,19 @@ mod tests {
         for text in ["a", "job-7", "018f3c1e-0000-7000-8000-000000000001", "018F3C1E-0000-7000-8000-000000000001"] {
             assert_eq!(TaskId::parse(text).expect("valid").to_string(), text);
         }
+    }
+
+    #[test]
+    fn an_id_is_made_of_text_in_each_of_the_usual_ways() {
+        let id = ClientId::parse("alice").expect("valid");
+        assert_eq!(
+            ("alice".parse(), ClientId::try_from("alice"), id.as_ref()),
+            (Ok(id.clone()), Ok(id.clone()), "alice")
+        );
+        let uuid = "018f3c1e-0000-7000-8000-000000000001";
+        let id: TaskId = serde_json::from_str(&format!("\"{uuid}\"")).expect("valid");
+        assert_eq!((id.to_string(), format!("{id:?}")), (uuid.to_owned(), format!("TaskId({uuid})")));
+        assert!(serde_json::from_str::<TaskId>("\"a b\"").is_err());
     }
 
     #[test]

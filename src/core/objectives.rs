@@ -86,7 +86,7 @@ pub fn counts_as_failure(code: ErrorCode) -> bool {
 }
 
 /// Counts of a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// Accepted tasks that ended, cancelled ones left out.
     pub tasks: u64,

@@ -9,6 +9,8 @@ use crate::core::task::Priority;
 pub struct ServiceRate {
     /// Slots of the replicas that are Ready now.
     pub slots_ready: u32,
+    /// Slots of all its replicas, by the configuration.
+    pub slots: u32,
     /// Mean time a slot was held by one task, or the configured guess while nothing has been measured.
     pub hold_mean: Duration,
     /// Whether it has been measured.
@@ -19,11 +21,17 @@ impl ServiceRate {
     /// The expected time until `ahead` tasks have been started and one slot is free again.
     ///
     /// With `s` slots in steady use one becomes free each `hold_mean / s`; the first of them frees the way for the
-    /// task at position 0. With no Ready slot the pool counts as one slot: a lower bound, never an excuse of zero.
+    /// task at position 0. With no Ready slot the pool counts with those that it is to have.
     pub fn wait(&self, ahead: u64) -> Duration {
-        let slots = u64::from(self.slots_ready.max(1));
+        let slots = if self.slots_ready > 0 { self.slots_ready } else { self.slots };
         let hold = u64::try_from(self.hold_mean.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros(hold.saturating_mul(ahead + 1) / slots)
+        Duration::from_micros(hold.saturating_mul(ahead + 1) / u64::from(slots.max(1)))
+    }
+
+    /// When one who is refused should come back, who is predicted to wait so long. While nothing has been measured that is at most the
+    /// guess of one run: what is guessed to take minutes may be over in a moment, and who stays away leaves the pool idle.
+    pub fn advice(&self, wait: Duration) -> Duration {
+        if self.measured { wait } else { wait.min(self.hold_mean) }
     }
 }
 
@@ -105,10 +113,22 @@ mod tests {
 
     #[test]
     fn the_wait_follows_position_and_slots() {
-        let rate = ServiceRate { slots_ready: 4, hold_mean: Duration::from_millis(400), measured: true };
+        let rate = ServiceRate { slots_ready: 4, slots: 8, hold_mean: Duration::from_millis(400), measured: true };
         assert_eq!(rate.wait(0), Duration::from_millis(100));
         assert_eq!(rate.wait(7), Duration::from_millis(800));
-        assert_eq!(ServiceRate { slots_ready: 0, ..rate }.wait(0), Duration::from_millis(400));
+        assert_eq!(
+            ServiceRate { slots_ready: 0, ..rate }.wait(7),
+            Duration::from_millis(400),
+            "the slots that it is to have"
+        );
+        assert_eq!(ServiceRate { slots_ready: 0, slots: 0, ..rate }.wait(0), Duration::from_millis(400));
+        let guess = ServiceRate { slots_ready: 0, slots: 1, hold_mean: Duration::from_secs(2), measured: false };
+        assert_eq!(
+            guess.advice(guess.wait(231)),
+            Duration::from_secs(2),
+            "a guess is no reason to stay away for minutes"
+        );
+        assert_eq!(rate.advice(rate.wait(231)), rate.wait(231));
     }
 
     #[test]

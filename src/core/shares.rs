@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::core::id::ClientId;
 use crate::core::rolling::slice_of;
 use crate::core::units::Timestamp;
@@ -25,7 +27,7 @@ struct Slice {
 }
 
 /// What was given in a minute.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Given {
     /// Weighted tokens by client, at most 256 clients a slice.
     pub clients: BTreeMap<ClientId, u64>,

@@ -17,6 +17,12 @@ impl Add for Tokens {
     }
 }
 
+impl From<u32> for Tokens {
+    fn from(tokens: u32) -> Tokens {
+        Tokens(tokens)
+    }
+}
+
 impl std::fmt::Display for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)

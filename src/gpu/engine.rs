@@ -1,7 +1,6 @@
 //! The one seam between the runtime and what infers: a host program brings its own engine by implementing [`Engine`].
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,17 +8,19 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::config::PoolConfig;
-use crate::core::id::{DeviceMask, ReplicaId, TaskId};
+use crate::config::{ConfigError, PoolConfig, ReplicaConfig};
+use crate::core::id::{DeviceMask, PoolId, ReplicaId, TaskId};
 use crate::core::line::{Line, Name};
 use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, TaskRequest};
 use crate::core::units::Tokens;
 use crate::env::Env;
-pub use crate::gpu::engine_error::{EngineError, Exit};
+use crate::gpu::dyn_engine::BoxedCall;
+pub use crate::gpu::engine_error::{EngineError, Exit, OtherError};
 
 /// All that an engine is told when it is made. One engine is made for each life of a worker.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct EngineContext {
     /// The worker's place.
     pub replica: ReplicaId,
@@ -37,11 +38,32 @@ pub struct EngineContext {
     pub slots: u32,
 }
 
+impl EngineContext {
+    /// What an engine of this pool's first worker is told when nothing is known of it yet, for a host program's own tests of its engine.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the pool's id is none, or its first replica names no devices that can be.
+    pub fn of(pool: PoolConfig) -> Result<Self, ConfigError> {
+        let id = PoolId::parse(&pool.id);
+        let id = id.map_err(|error| ConfigError { path: "id".into(), message: error.to_string() })?;
+        let mask = pool.replicas.first().map_or_else(|| Ok(DeviceMask::default()), ReplicaConfig::mask)?;
+        let (replica, slots) = (ReplicaId { pool: id, index: 0 }, pool.slots);
+        let (env, site, cpus) = (Env::real(), EngineSite::default(), Arc::default());
+        Ok(EngineContext { replica, mask, pool: Arc::new(pool), env, site, cpus, slots })
+    }
+}
+
 /// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no room for more.
 #[derive(Clone, Default)]
 pub struct EngineSite {
-    ending: Arc<Mutex<Vec<Boxed<'static, ()>>>>,
+    ending: Arc<Mutex<Vec<BoxedCall<'static, ()>>>>,
     heard: Arc<Mutex<Option<Line>>>,
+}
+
+impl std::fmt::Debug for EngineSite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineSite").field("ending", &self.ending.lock().len()).finish_non_exhaustive()
+    }
 }
 
 impl EngineSite {
@@ -77,14 +99,18 @@ impl EngineSite {
         ending.is_empty()
     }
 
+    fn next_ending(&self) -> Option<BoxedCall<'static, ()>> {
+        self.ending.lock().pop()
+    }
+
     /// Waits until all that was left is gone, or `limit` is over.
     ///
     /// # Cancel safety
     /// What was not gone yet is not waited for again.
     pub async fn until_clear(&self, limit: Duration) {
-        let ending = std::mem::take(&mut *self.ending.lock());
         let all = async {
-            for end in ending {
+            // Until nothing is left: what ends may leave something in turn.
+            while let Some(end) = self.next_ending() {
                 end.await;
             }
         };
@@ -150,9 +176,16 @@ pub struct Job<'a> {
     pub seed: u64,
     /// The slot to run in, from 0 to one less than the pool's slots; no other run has it.
     pub slot: u32,
+    /// No client asked for it: the runtime finds out what the engine can do (ORCH-3049). What counts, bills or logs may leave it out.
+    pub is_self_test: bool,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// A run of this task with seed 0 in slot 0, for a host program's own tests of its engine.
+    pub fn new(task_id: &'a TaskId, request: &'a TaskRequest) -> Self {
+        Job { task_id, request, seed: 0, slot: 0, is_self_test: false }
+    }
+
     /// The trace context that its engine is told, with the task's span as the parent; `None` when nobody asked for one.
     pub fn trace(&self) -> Option<String> {
         self.request.traceparent.as_ref().map(|parent| parent.child(self.task_id.stable_hash()))
@@ -260,36 +293,3 @@ pub trait Engine: Send + Sync + 'static {
         std::future::pending()
     }
 }
-
-/// A boxed future of an [`Engine`] behind a pointer.
-pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// [`Engine`] behind a pointer: each method's future is boxed, one allocation a run.
-pub(crate) trait AnyEngine: Send + Sync {
-    fn preload(&self) -> Boxed<'_, Result<EngineInfo, EngineError>>;
-    fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Boxed<'a, Result<Finish, EngineError>>;
-    fn released(&self, slot: u32) -> Boxed<'_, ()>;
-    fn probe(&self) -> Boxed<'_, Result<Telemetry, EngineError>>;
-    fn failure(&self) -> Boxed<'_, EngineError>;
-}
-
-impl<E: Engine> AnyEngine for E {
-    fn preload(&self) -> Boxed<'_, Result<EngineInfo, EngineError>> {
-        Box::pin(Engine::preload(self))
-    }
-    fn generate<'a>(&'a self, job: Job<'a>, out: &'a mut dyn TokenOutput) -> Boxed<'a, Result<Finish, EngineError>> {
-        Box::pin(Engine::generate(self, job, out))
-    }
-    fn released(&self, slot: u32) -> Boxed<'_, ()> {
-        Box::pin(Engine::released(self, slot))
-    }
-    fn probe(&self) -> Boxed<'_, Result<Telemetry, EngineError>> {
-        Box::pin(Engine::probe(self))
-    }
-    fn failure(&self) -> Boxed<'_, EngineError> {
-        Box::pin(Engine::failure(self))
-    }
-}
-
-/// Makes the engine of a worker's next life.
-pub(crate) type EngineFactory = Arc<dyn Fn(&EngineContext) -> Arc<dyn AnyEngine> + Send + Sync>;

@@ -1,5 +1,7 @@
 //! What goes wrong in an engine, told apart by whose fault it is and what may follow.
 
+use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::failure::Cause;
@@ -8,6 +10,7 @@ use crate::gpu::engine::Stopped;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Exit {
     /// By itself, with this code.
     Code(i32),
@@ -28,6 +31,17 @@ impl std::fmt::Display for Exit {
 }
 
 impl EngineError {
+    /// An error of a library that the engine uses, its sources included.
+    ///
+    /// ```
+    /// # use orchestrator_core::gpu::EngineError;
+    /// let number = "x".parse::<u32>().map_err(EngineError::other);
+    /// assert_eq!(number.unwrap_err().to_string(), "the engine failed: invalid digit found in string");
+    /// ```
+    pub fn other(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        EngineError::Other(OtherError(error.into().into()))
+    }
+
     /// The error with the last lines of a process that has ended: they may have words of anybody's requests.
     pub fn whole(&self) -> Message {
         match self {
@@ -51,6 +65,8 @@ impl EngineError {
             EngineError::OutOfVram(_) => Cause::OutOfVram,
             EngineError::DeviceLost(_) => Cause::DeviceLost,
             EngineError::Hung(_) => Cause::Hung,
+            EngineError::Other(error) => Cause::of_words(&error.to_string()).unwrap_or(Cause::Lost),
+            EngineError::Panicked { .. } => Cause::EnginePanic,
             EngineError::Exited { how, said } => Cause::of_words(said).unwrap_or(match how {
                 Exit::Signal(_) => Cause::Signal,
                 Exit::Code(_) | Exit::Unknown => Cause::ExitCode,
@@ -59,8 +75,70 @@ impl EngineError {
     }
 }
 
+/// An error of a library that an engine uses. Shown with its sources, on one line.
+#[derive(Clone)]
+pub struct OtherError(Arc<dyn Error + Send + Sync>);
+
+impl OtherError {
+    /// The error as the library gave it, for whoever wants to look at it with `downcast_ref`.
+    pub fn get(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.0
+    }
+
+    fn line(&self) -> Line {
+        let mut text = self.0.to_string();
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text.into()
+    }
+}
+
+impl std::fmt::Display for OtherError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.line())
+    }
+}
+
+impl std::fmt::Debug for OtherError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for OtherError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Equal when they say the same.
+impl PartialEq for OtherError {
+    fn eq(&self, other: &Self) -> bool {
+        self.line() == other.line()
+    }
+}
+
+impl Eq for OtherError {}
+
+impl From<std::io::Error> for EngineError {
+    fn from(error: std::io::Error) -> Self {
+        EngineError::other(error)
+    }
+}
+
+impl From<Box<dyn Error + Send + Sync>> for EngineError {
+    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
+        EngineError::other(error)
+    }
+}
+
 /// What went wrong in an engine, told apart by whose fault it is and what may follow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineError {
     /// It could not be loaded.
     #[error("preload failed: {0}")]
@@ -119,6 +197,18 @@ pub enum EngineError {
         /// The last lines that it wrote.
         said: LastLines,
     },
+    /// Its code panicked.
+    #[error("the engine panicked in {during}: {said}")]
+    Panicked {
+        /// The method, or what else of it ran: `the factory`, `drop`.
+        during: &'static str,
+        /// The panic's text.
+        said: Line,
+    },
+    /// Something else, in the words of whatever library it uses. Counts as [`EngineError::Lost`] in a run, and as
+    /// [`EngineError::Preload`] in a load.
+    #[error("the engine failed: {0}")]
+    Other(#[source] OtherError),
     /// It waited at another node and has not begun: there is a place elsewhere.
     #[error("it waited at another node, and there is a place elsewhere")]
     Recalled,

@@ -5,6 +5,7 @@
 
 pub(crate) mod cgroup;
 pub mod devices;
+pub mod dyn_engine;
 pub mod engine;
 mod engine_error;
 pub(crate) mod host;
@@ -12,7 +13,6 @@ pub(crate) mod host;
 pub mod nvml;
 pub mod sim;
 mod sim_text;
-#[cfg(any(feature = "engines-http", feature = "nvml"))]
 pub(crate) mod threads;
 
 #[cfg(feature = "engines-http")]
@@ -74,8 +74,9 @@ pub(crate) mod sse;
 pub(crate) mod vectors;
 
 pub use devices::{DeviceProbe, DeviceSink, SimDevices};
+pub use dyn_engine::DynEngine;
 pub use engine::{
-    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, Repeats, Stopped, Telemetry,
-    TokenOutput,
+    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, OtherError, Repeats, Stopped,
+    Telemetry, TokenOutput,
 };
 pub use sim::SimEngine;

@@ -332,7 +332,7 @@ mod tests {
         engine.preload().await.expect("loads");
         let mut out = Text(String::new());
         let task_id = TaskId::parse("t").expect("valid");
-        let job = Job { task_id: &task_id, request, seed, slot: 0 };
+        let job = Job { task_id: &task_id, request, seed, slot: 0, is_self_test: false };
         Engine::generate(&engine, job, &mut out).await.expect("runs");
         out.0
     }

@@ -1,20 +1,26 @@
 //! What a runtime is made of, and how its parts come together.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use crate::actors::devices::Devices;
 use crate::actors::gate::IntakeGate;
 use crate::actors::gpu_monitor::Probe;
-use crate::actors::runtime::{RuntimeShared, Settings};
+use crate::actors::runtime::{Hook, RuntimeShared, Settings};
 use crate::actors::shared::PoolShared;
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::device::Inventory;
+use crate::core::error::TaskError;
 use crate::core::health::policy;
 use crate::core::id::DeviceMask;
+use crate::core::task::TaskRequest;
 use crate::env::Env;
 use crate::gpu::devices::DeviceProbe;
-use crate::gpu::engine::{Engine, EngineContext, EngineFactory};
+use crate::gpu::dyn_engine::EngineFactory;
+use crate::gpu::engine::{Engine, EngineContext};
 use crate::orchestrator::handle::Orchestrator;
 use crate::orchestrator::life::Life;
 
@@ -24,6 +30,7 @@ pub struct Builder {
     pub(super) factories: Vec<EngineFactory>,
     pub(super) env: Option<Env>,
     pub(super) probe: Probe,
+    pub(super) hook: Option<Hook>,
 }
 
 /// Why a runtime could not be started. Nothing is left running.
@@ -32,6 +39,12 @@ pub enum StartError {
     /// The configuration is wrong.
     #[error("the configuration is wrong: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Config(Vec<ConfigError>),
+    /// There is no tokio runtime here: `start` was called outside of one.
+    #[error("there is no tokio runtime here: call start inside of one, as in #[tokio::main]")]
+    NoRuntime,
+    /// The tokio runtime here has no timers.
+    #[error("the tokio runtime has no timers: build it with enable_time() or enable_all()")]
+    NoTimer,
     /// The tree of actors could not be started.
     #[error("the actors could not be started: {0}")]
     Actors(String),
@@ -57,6 +70,19 @@ impl Builder {
         self
     }
 
+    /// Sets what is done with each request before admission sees it: it may refuse it with an error of its own, send it elsewhere (its
+    /// model, pools, class), or mark it (its client, session, trace). It runs in `submit`, in the caller's task: it must not block.
+    ///
+    /// What other nodes of a cluster send has passed their hook already, and does not pass this one.
+    #[must_use]
+    pub fn before_admission(
+        mut self,
+        hook: impl Fn(&mut TaskRequest) -> Result<(), TaskError> + Send + Sync + 'static,
+    ) -> Self {
+        self.hook = Some(Arc::new(hook));
+        self
+    }
+
     /// Sets where time and chance come from; without it, they are real.
     #[must_use]
     pub fn env(mut self, env: Env) -> Self {
@@ -74,6 +100,8 @@ impl Builder {
 
     /// Starts the runtime. Pools load their models behind it; tasks may be submitted at once and wait.
     ///
+    /// All of it lives on the tokio runtime that this is called on, and ends with that; the handle works on any.
+    ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub async fn start(self) -> Result<Orchestrator, StartError> {
@@ -81,9 +109,18 @@ impl Builder {
         if !faults.is_empty() {
             return Err(StartError::Config(faults));
         }
+        if Handle::try_current().is_err() {
+            return Err(StartError::NoRuntime);
+        }
+        // Nobody can ask a runtime whether it has timers: making one panics where it has none.
+        if catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_err() {
+            return Err(StartError::NoTimer);
+        }
         let env = self.env.unwrap_or_else(Env::real);
-        let runtime =
+        let mut runtime =
             assemble(&self.config, self.factories, env, self.probe).map_err(|error| StartError::Config(vec![error]))?;
+        runtime.hook = self.hook;
+        let runtime = Arc::new(runtime);
         let life = Life::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
         Ok(Orchestrator { runtime, life: Arc::new(life) })
     }
@@ -99,7 +136,7 @@ fn assemble(
     factories: Vec<EngineFactory>,
     env: Env,
     probe: Probe,
-) -> Result<Arc<RuntimeShared>, ConfigError> {
+) -> Result<RuntimeShared, ConfigError> {
     let inventory = inventory(probe.as_ref());
     // Pools that cannot be on these devices say so when they are loaded; the others serve.
     let resolved = resolve(config, &inventory);
@@ -116,7 +153,7 @@ fn assemble(
     let (given, resolved) = (Arc::new(config.clone()), Arc::new(resolved.config));
     let settings = Settings { given, resolved, generation: 1 };
     let gate = IntakeGate::new(places(config), config.texts_bytes_max);
-    Ok(Arc::new(RuntimeShared::new(settings, env, (devices, probe), gate, pools)))
+    Ok(RuntimeShared::new(settings, env, (devices, probe), gate, pools))
 }
 
 /// Most tasks that may be anywhere: what queues and slots hold, and those between two actors.

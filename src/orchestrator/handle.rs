@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::cancel::cancel;
+use crate::actors::events::Subscription;
 use crate::actors::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
@@ -37,6 +38,16 @@ pub struct Orchestrator {
     pub(super) life: Arc<Life>,
 }
 
+impl std::fmt::Debug for Orchestrator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pools: Vec<_> = self.runtime.pools.table().serving.iter().map(|pool| pool.id.to_string()).collect();
+        f.debug_struct("Orchestrator")
+            .field("pools", &pools)
+            .field("has_ended", &self.has_ended())
+            .finish_non_exhaustive()
+    }
+}
+
 /// What a cancel found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CancelOutcome {
@@ -51,7 +62,7 @@ pub enum CancelOutcome {
 impl Orchestrator {
     /// A runtime to be.
     pub fn builder() -> Builder {
-        Builder { config: Config::default(), factories: Vec::new(), env: None, probe: None }
+        Builder { config: Config::default(), factories: Vec::new(), env: None, probe: None, hook: None }
     }
 
     /// The task with this id, as it stands now; `None` when there is none, or it has been forgotten.
@@ -100,22 +111,35 @@ impl Orchestrator {
         Some(pool.state())
     }
 
-    /// Waits until a pool is in a state that `wanted` names; `None` when there is no such pool.
+    /// Waits until a pool is in a state that `wanted` names, or the runtime has ended; returns the state that it is in then. `None` when
+    /// there is no such pool.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn until_pool(&self, pool: &PoolId, wanted: impl Fn(PoolState) -> bool) -> Option<PoolState> {
         let pool = self.pool_shared(pool)?;
-        Some(until(&pool, wanted).await)
+        Some(self.until(&pool, wanted).await)
     }
 
-    /// Waits until every pool has a Ready replica.
+    /// Waits until every pool has a Ready replica; returns `false` when the runtime has ended or a pool has stopped, and none ever will.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
-    pub async fn until_ready(&self) {
+    pub async fn until_ready(&self) -> bool {
+        let mut all = true;
         for pool in &self.runtime.pools.table().serving {
-            until(pool, |state| state == PoolState::Ready).await;
+            let state = self.until(pool, |state| matches!(state, PoolState::Ready | PoolState::Stopped)).await;
+            all &= state == PoolState::Ready;
+        }
+        all && !self.has_ended()
+    }
+
+    async fn until(&self, pool: &PoolShared, wanted: impl Fn(PoolState) -> bool) -> PoolState {
+        let ended = self.life.ended.clone();
+        tokio::select! {
+            biased;
+            state = until(pool, wanted) => state,
+            () = ended.wait() => pool.state(),
         }
     }
 
@@ -147,11 +171,13 @@ impl Orchestrator {
         timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())
     }
 
-    /// Drains every pool, then ends all actors and engines.
+    /// Drains every pool for at most `within`, and for no longer than its `drain_ms`, then ends all actors and engines. What still runs
+    /// then is ended with an error. Every clone of this handle may call it, several at once, and when the runtime has ended already it
+    /// returns at once.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the drains under way; drop the handle to end at once.
-    pub async fn stop(self) {
+    /// Dropping the future leaves the drains under way; drop the last handle to end at once.
+    pub async fn stop(&self, within: Duration) {
         self.runtime.pools.stop();
         let table = self.runtime.pools.table();
         let replicas = table.every().flat_map(|pool| &pool.replicas);
@@ -170,6 +196,7 @@ impl Orchestrator {
             biased;
             () = drained => {}
             () = ended.wait() => ended.mark_failure(),
+            () = tokio::time::sleep(within) => ended.mark_failure(),
         }
         if let Some(root) = self.life.root.lock().clone() {
             root.stop(Some(STOPPED.into()));
@@ -187,6 +214,11 @@ impl Orchestrator {
         for replica in table.every().flat_map(|pool| &pool.replicas) {
             replica.site.until_clear(ANSWER_TIMEOUT).await; // Its process has been told to end.
         }
+    }
+
+    /// What happens from now on: ends of tasks, lost attempts, deaths of workers. Without a subscriber it costs one look at a number.
+    pub fn subscribe(&self) -> Subscription {
+        self.runtime.ledger.events.subscribe()
     }
 
     /// Whether the runtime has ended, by [`Orchestrator::stop`] or because its actors failed too often.

@@ -209,7 +209,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_runtime_that_was_stopped_has_not_failed() {
         let orchestrator = runtime().await;
-        orchestrator.clone().stop().await;
+        orchestrator.stop(std::time::Duration::MAX).await;
         assert!(orchestrator.has_ended() && !orchestrator.has_failed());
     }
 }

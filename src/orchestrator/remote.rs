@@ -9,7 +9,7 @@ use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::device::Inventory;
 use crate::core::id::PoolId;
 use crate::core::node::NodeName;
-use crate::gpu::engine::EngineFactory;
+use crate::gpu::dyn_engine::EngineFactory;
 use crate::orchestrator::builder::places;
 use crate::orchestrator::handle::Orchestrator;
 use crate::orchestrator::reconfigure::{NUMBERS_USED_UP, serving_places};

@@ -11,8 +11,10 @@ use crate::actors::cancel::cancel;
 use crate::actors::counters::code_index;
 use crate::actors::reader::TaskStream;
 use crate::actors::record::TaskRecord;
-use crate::actors::runtime::{LIMITS, RuntimeShared, TEXTS};
+use crate::actors::room::{Lane, Waiter};
+use crate::actors::runtime::{LIMITS, ROOM, RuntimeShared, TEXTS};
 use crate::actors::submission::{Accepted, Submission, Verdict};
+use crate::core::admission::{DEADLINE, NOT_ALLOWED};
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
 #[cfg(feature = "cluster")]
@@ -24,6 +26,9 @@ use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
 /// How often a submission is sent again after the actor that had it died. Each death is a bug; five in a row within one
 /// submission are an outage.
 const SENDS_MAX: u32 = 5;
+
+/// When one whose client has too many waiters may come back: as soon as any of them has got in.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
 
 /// An accepted task.
 pub struct Submitted {
@@ -38,6 +43,14 @@ pub struct Submitted {
     is_repeated: bool,
     record: Arc<TaskRecord>,
     runtime: Arc<RuntimeShared>,
+}
+
+impl std::fmt::Debug for Submitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut fields = f.debug_struct("Submitted");
+        fields.field("task_id", &self.task_id).field("queue_position", &self.queue_position);
+        fields.field("predicted_start_ms", &self.predicted_start_ms).finish_non_exhaustive()
+    }
 }
 
 impl Submitted {
@@ -86,7 +99,65 @@ impl Orchestrator {
     /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own goes
     /// on: submitting it again finds it.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
-        self.submit_as(request, |_| {}).await
+        let request = self.screened(request)?;
+        self.submit_as(&request, |_| {}).await.map_err(|error| self.refused(&request, error))
+    }
+
+    /// Hands in a task, and waits for room where [`Orchestrator::submit`] would refuse it for want of some: a full queue or runtime, a
+    /// quota, a rate limit. Every other refusal is returned at once.
+    ///
+    /// Those who want the same model, engine, class and pools are called one after another, tenant by tenant, and of each tenant the
+    /// one who came first; who waits for a full pool holds up nobody who wants another. A plain `submit` does not wait behind them. Its
+    /// task's deadline counts from its submission, not from here.
+    ///
+    /// # Errors
+    /// [`TaskError`] as of `submit`; `ADMISSION_REJECT` with the policy `room` when this client has as many waiters as it may have: of
+    /// 65,536 for all, as many as it leaves free.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives its place up, and takes the task back as `submit` does; the next is called.
+    pub async fn submit_when_room(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        let request = self.screened(request)?;
+        self.wait_and_submit(&request).await.map_err(|error| self.refused(&request, error))
+    }
+
+    async fn wait_and_submit(&self, request: &Arc<TaskRequest>) -> Result<Submitted, TaskError> {
+        let (room, lane) = (&self.runtime.gate.room, Lane::of(request));
+        let mut waiter: Option<Waiter<'_>> = None;
+        loop {
+            let (seen, mut pause) = (room.freed(), None);
+            if waiter.is_some() || !room.is_wanted(&lane) {
+                match self.submit_as(request, |_| {}).await {
+                    Err(error) if is_for_want_of_room(&error) => {
+                        pause = error.retry_after_ms.map(Duration::from_millis)
+                    }
+                    outcome => return outcome,
+                }
+                waiter.iter().for_each(Waiter::refused);
+            }
+            if waiter.is_none() {
+                waiter = room.enter(lane.clone(), &request.client_id, seen);
+            }
+            let Some(waiting) = &waiter else { return Err(too_many_wait(request)) };
+            tokio::select! {
+                biased;
+                () = until_turn(waiting, pause) => {}
+                () = self.life.ended.wait() => return Err(has_stopped()),
+            }
+        }
+    }
+
+    /// Submissions that wait for room just now.
+    pub fn waiters(&self) -> usize {
+        self.runtime.gate.room.waiters()
+    }
+
+    /// What the host program's hook makes of a request.
+    fn screened(&self, mut request: TaskRequest) -> Result<Arc<TaskRequest>, TaskError> {
+        let screened = self.runtime.hook.as_ref().map_or(Ok(()), |hook| hook(&mut request));
+        let request = Arc::new(request);
+        screened.map_err(|error| self.refused(&request, error))?;
+        Ok(request)
     }
 
     /// The same for an attempt of another node's.
@@ -96,33 +167,41 @@ impl Orchestrator {
         request: TaskRequest,
         note: impl FnOnce(TaskSeq),
     ) -> Result<Submitted, TaskError> {
-        self.submit_as(request, |record| {
+        let request = Arc::new(request);
+        let mark = |record: &TaskRecord| {
             record.set_guest();
             note(record.seq);
-        })
-        .await
+        };
+        self.submit_as(&request, mark).await.map_err(|error| self.refused(&request, error))
     }
 
-    async fn submit_as(&self, request: TaskRequest, mark: impl FnOnce(&TaskRecord)) -> Result<Submitted, TaskError> {
+    /// One attempt, whose refusal is not counted yet.
+    async fn submit_as(
+        &self,
+        request: &Arc<TaskRequest>,
+        mark: impl FnOnce(&TaskRecord),
+    ) -> Result<Submitted, TaskError> {
         let runtime = &self.runtime;
-        let request = Arc::new(request);
+        if self.life.ended.is_set() {
+            return Err(has_stopped());
+        }
         while let Some(known) = request.task_id.as_ref().and_then(|id| runtime.ledger.get_of(&request.client_id, id)) {
-            if let Some(outcome) = same_task(runtime, known, &request).await {
+            if let Some(outcome) = same_task(runtime, known, request).await {
                 return outcome;
             }
         }
         let Some(mut permit) = runtime.gate.try_enter() else {
-            return Err(self.refused(&request, gate_closed(runtime, &request)));
+            return Err(gate_closed(runtime, request));
         };
         if !permit.hold_texts(&request.client_id, request.text_bytes() as u64) {
-            return Err(self.refused(&request, texts_held(runtime, &request)));
+            return Err(texts_held(runtime, request));
         }
         let now = runtime.env.now();
         let id = request.task_id.clone().unwrap_or_else(|| runtime.env.new_task_id(now));
-        let record = match runtime.ledger.open(id, &request, permit, now) {
+        let record = match runtime.ledger.open(id, request, permit, now) {
             Ok(record) => record,
             // Somebody submitted the same id just now.
-            Err(known) => return same_task(runtime, known, &request).await.unwrap_or_else(|| Err(undecided_twin())),
+            Err(known) => return same_task(runtime, known, request).await.unwrap_or_else(|| Err(undecided_twin())),
         };
         mark(&record);
         let mut undecided = Undecided { runtime, record: &record, decided: false };
@@ -133,7 +212,7 @@ impl Orchestrator {
             Ok(accepted) => Ok(submitted(runtime, record, accepted)),
             Err(error) => {
                 let _ = runtime.ledger.seal(&record, None, Terminal::Error(error.clone())); // Cancelled just now.
-                Err(self.refused(&request, error))
+                Err(error)
             }
         }
     }
@@ -161,6 +240,9 @@ impl Orchestrator {
             if self.life.ended.is_set() || timeout(ANSWER_TIMEOUT, self.until_way_in(record)).await.is_err() {
                 break;
             }
+        }
+        if self.life.ended.is_set() {
+            return Err(has_stopped());
         }
         let text = "admission did not answer; the task was not accepted";
         Err(TaskError::new(ErrorCode::Internal, text).retry_after(ANSWER_TIMEOUT))
@@ -209,6 +291,32 @@ async fn same_task(
     Some(Ok(Submitted { is_repeated: true, ..submitted(runtime, known, accepted) }))
 }
 
+/// Waits until it is this waiter's turn. Room that nobody tells of, such as that of a rate limit, may be there when `pause` is over.
+async fn until_turn(waiter: &Waiter<'_>, pause: Option<Duration>) {
+    let Some(pause) = pause else { return waiter.until_called().await };
+    while timeout(pause, waiter.until_called()).await.is_err() {
+        waiter.try_again();
+    }
+}
+
+/// Whether the same task may be accepted as soon as there is room, of whatever bounds it.
+fn is_for_want_of_room(error: &TaskError) -> bool {
+    let by_policy = || error.policy.as_deref().is_some_and(|policy| ![DEADLINE, NOT_ALLOWED].contains(&policy));
+    error.code == ErrorCode::ReplicaExhausted || error.code == ErrorCode::AdmissionReject && by_policy()
+}
+
+/// The refusal of a submission whose client has as many waiters as it may have.
+fn too_many_wait(request: &TaskRequest) -> TaskError {
+    let text = format!("client {} has as many submissions waiting for room as it may have", request.client_id);
+    TaskError::new(ErrorCode::AdmissionReject, text).policy(ROOM).retry_after(ROOM_WAIT)
+}
+
+/// The runtime has ended: no repetition helps.
+fn has_stopped() -> TaskError {
+    let error = TaskError::new(ErrorCode::PoolUnavailable, "the runtime has stopped; nothing is taken any more");
+    TaskError { retriable: false, ..error }
+}
+
 /// Two submissions of one id met, and the first was not accepted.
 fn undecided_twin() -> TaskError {
     let text = "another submission of this task id was refused just now";
@@ -235,23 +343,16 @@ fn texts_held(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
         "the texts of tasks that have not ended take their part of texts_bytes_max, {most} bytes; client {} has none left",
         request.client_id
     );
-    TaskError::new(ErrorCode::AdmissionReject, text).policy(TEXTS).retry_after(expected_wait(runtime, request))
+    TaskError::new(ErrorCode::AdmissionReject, text).policy(TEXTS).retry_after(advice(runtime, request))
 }
 
-/// How long a new task would wait where it would wait least.
-fn expected_wait(runtime: &RuntimeShared, request: &TaskRequest) -> Duration {
-    runtime
-        .pools
-        .table()
-        .serving
-        .iter()
-        .map(|pool| pool.expected_wait(request.priority, None))
-        .min()
-        .unwrap_or_default()
+/// When to come back for a place where one is free first.
+fn advice(runtime: &RuntimeShared, request: &TaskRequest) -> Duration {
+    runtime.pools.table().serving.iter().map(|pool| pool.advice(request.priority)).min().unwrap_or_default()
 }
 
 /// The refusal of a runtime that has as many tasks as it may have anywhere.
 fn gate_closed(runtime: &RuntimeShared, request: &TaskRequest) -> TaskError {
     let text = format!("the runtime holds {} tasks, which is all it may hold", runtime.gate.limit());
-    TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(expected_wait(runtime, request))
+    TaskError::new(ErrorCode::AdmissionReject, text).policy("gate").retry_after(advice(runtime, request))
 }

@@ -136,7 +136,7 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
 
 /// New tasks are refused at once, streams go on to their ends, then the connections close.
 async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: JoinSet<()>) {
-    orchestrator.stop().await;
+    orchestrator.stop(std::time::Duration::MAX).await; // Each pool's `drain_ms` bounds it.
     links.iter().for_each(|links| links.stop());
     while listeners.join_next().await.is_some() {}
 }

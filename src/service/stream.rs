@@ -27,18 +27,8 @@ use crate::service::http::limited;
 #[derive(Serialize)]
 struct StartedData<'a> {
     task_id: &'a TaskId,
-    queue_position: u64,
-    predicted_start_ms: u64,
-    engine: &'a str,
-    engine_version: &'a str,
-    model_digest: &'a str,
-    pool_id: &'a PoolId,
-    replica_id: String,
-    seed: u64,
-    attempt: u32,
-    kv_warmth: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continues_behind: Option<u32>,
+    #[serde(flatten)]
+    started: &'a Started,
 }
 
 #[derive(Serialize)]
@@ -64,24 +54,6 @@ fn frame(buffer: &mut Vec<u8>, id: Option<usize>, kind: &str, data: &impl Serial
     let _ = write!(buffer, "event: {kind}\ndata: ");
     let _ = serde_json::to_writer(&mut *buffer, data);
     buffer.extend_from_slice(b"\n\n");
-}
-
-fn started_data<'a>(task_id: &'a TaskId, started: &'a Started) -> StartedData<'a> {
-    let identity = &started.identity;
-    StartedData {
-        task_id,
-        queue_position: started.queue_position,
-        predicted_start_ms: started.predicted_start_ms,
-        engine: &identity.engine,
-        engine_version: &identity.engine_version,
-        model_digest: &identity.model_digest,
-        pool_id: &identity.replica.pool,
-        replica_id: identity.replica.to_string(),
-        seed: started.seed,
-        attempt: started.attempt,
-        kv_warmth: started.kv_warmth,
-        continues_behind: started.continues_behind,
-    }
 }
 
 /// Most events of one piece, some 16 KiB: what a reader that does not read makes us hold beside its connection's buffers.
@@ -153,7 +125,7 @@ impl Connection {
                 EventRef::Started(event) => {
                     *started = Some((event.identity.replica.pool.clone(), event.kv_warmth));
                     *measured_at = Instant::now();
-                    frame(&mut buffer, Some(index), "started", &started_data(&task_id, event));
+                    frame(&mut buffer, Some(index), "started", &StartedData { task_id: &task_id, started: event });
                 }
                 EventRef::Token { text, index: i } => {
                     *tokens += 1;

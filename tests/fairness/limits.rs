@@ -17,7 +17,7 @@ fn task(id: &str, name: &str, tokens: u32) -> TaskRequest {
 }
 
 fn refused(outcome: Result<orchestrator_core::Submitted, TaskError>) -> TaskError {
-    outcome.err().expect("refused")
+    outcome.expect_err("refused")
 }
 
 #[tokio::test(start_paused = true)]

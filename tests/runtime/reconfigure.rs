@@ -313,7 +313,8 @@ async fn a_runtime_that_is_being_stopped_takes_no_other_configuration() {
     let running = orchestrator.submit(TaskRequest::completion("x").max_tokens(200)).await.unwrap();
     let reader = tokio::spawn(end_of(running.stream()));
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let stopping = tokio::spawn(orchestrator.clone().stop());
+    let handle = orchestrator.clone();
+    let stopping = tokio::spawn(async move { handle.stop(Duration::MAX).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
     let faults = orchestrator.reconfigure(builder(config(vec![on_device("b", 1, 1)]))).unwrap_err();
     assert!(faults[0].message.contains("being stopped"), "{faults:?}");
