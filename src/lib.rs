@@ -36,6 +36,8 @@ pub mod config;
 pub mod core;
 pub mod env;
 pub mod gpu;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod orchestrator;
 pub mod planted;
 #[cfg(feature = "service")]

@@ -144,7 +144,7 @@ fn set_shadows_aside(pools: &[Arc<PoolShared>], is_guest: bool, facts: &mut [Poo
 /// What admission may know of a pool, as of now.
 pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: &Policy) -> PoolFacts<'a> {
     let state = pool.state();
-    let wait = pool.expected_wait(request.priority, Some((&request.client_id, policy.weight)));
+    let (wait, advice) = pool.expected_wait(request.priority, Some((&request.client_id, policy.weight)));
     PoolFacts {
         id: &pool.id,
         engine: &pool.config.engine,
@@ -158,7 +158,7 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
         room: pool.has_room(request.priority),
         allowed: policy.allows(pool.allowed_as()) && request.may_use(pool.allowed_as()),
         wait,
-        advice: pool.rate.lock().advice(wait),
+        advice,
         next_try: if state.takes_tasks() { None } else { pool.next_try() },
     }
 }

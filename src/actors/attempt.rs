@@ -97,8 +97,7 @@ pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
     attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, pool, replica: index, generation });
     attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
     let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
-    let outcome = drive(&attempt, &record, rest, epoch).await;
-    let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
+    let (outcome, left_running) = drive(&attempt, &record, rest, epoch).await;
     #[cfg(feature = "planted-bugs")]
     let leaks = planted!(LeakSlot) && matches!(&outcome, Outcome::SealedElsewhere);
     settle(&attempt, &record, epoch, outcome);
@@ -132,15 +131,17 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Ref
     let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::Error(error));
 }
 
-/// Lets the engine run until it returns, the log is sealed, or the watchdog fires.
-async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> Outcome {
+/// Lets the engine run until it returns, the log is sealed, or the watchdog fires. Returns whether the engine may compute still, too.
+async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> (Outcome, bool) {
     let request = rest.as_ref().unwrap_or(&record.request);
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot, is_self_test: false };
     let behind = rest.as_ref().map_or(0, |_| record.progress().1.max(record.counted()));
     let mut output = LogOutput::new(attempt, (record, epoch), behind);
+    let span = record.span();
     let outcome = {
         let mut run = pin!(attempt.engine.generate(job, &mut output));
         let run = poll_fn(|context| {
+            let _inside = span.as_ref().map(|span| span.enter());
             let polled = run.as_mut().poll(context);
             record.tell_readers();
             polled
@@ -153,16 +154,18 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
             outcome = watchdog(attempt, record, epoch) => outcome,
         }
     };
+    let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
     let outcome = match outcome {
         Outcome::Returned(result) => output.judge(result).map_or_else(Outcome::Diverged, Outcome::Returned),
         other => other,
     };
-    match outcome {
+    let outcome = match outcome {
         // Its prompt was not the task's.
         Outcome::Returned(Ok(finish)) if rest.is_some() => Outcome::Returned(Ok(Finish { tokens_in: None, ..finish })),
         Outcome::Returned(Ok(_)) => record.not_repeated().map_or(outcome, Outcome::Diverged),
         other => other,
-    }
+    };
+    (outcome, left_running)
 }
 
 /// Returns when the task has run for too long, earlier attempts included, or has not made progress for too long

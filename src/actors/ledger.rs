@@ -42,6 +42,8 @@ pub(crate) struct Ledger {
     pub(crate) failures: Failures,
     /// Whoever wants to hear of ends, and of what else happens.
     pub(crate) events: Events,
+    /// Each task's end is a line at `INFO`.
+    pub(crate) logs_tasks: bool,
 }
 
 /// The tasks of one id, of different clients: an id is its client's own. Nearly always there is one.
@@ -85,7 +87,16 @@ impl Ledger {
     pub(crate) fn new(env: Env, retention: RetentionConfig) -> Self {
         let (tasks, next_seq) = (DashMap::new(), AtomicU64::new(0));
         let (ended, lingering) = (Mutex::new(Retained::new(&retention)), LingeringRoom::new(retention.bytes));
-        Ledger { env, tasks, next_seq, ended, lingering, failures: Failures::default(), events: Events::default() }
+        Ledger {
+            env,
+            tasks,
+            next_seq,
+            ended,
+            lingering,
+            failures: Failures::default(),
+            events: Events::default(),
+            logs_tasks: false,
+        }
     }
 
     /// The task with this id; where several clients have one, that of the client who used it first.
@@ -146,10 +157,11 @@ impl Ledger {
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
         };
         let sealed = record.seal(by, now, terminal)?;
+        record.leave_span();
         settle(record, &sealed);
         count_end(&sealed, &kind);
         note_end(record, &sealed, &kind);
-        task_log::ended(record, &sealed, &kind);
+        task_log::ended(record, &sealed, &kind, self.logs_tasks);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
             if let Some(error) = record.view().error {

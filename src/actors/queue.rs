@@ -229,7 +229,7 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
     let ahead = ahead_of(state, books, &arrival);
     let idle = ahead == 0 && state.credit > 0;
     let rate = *state.pool.rate.lock();
-    let predicted_start = if idle { Duration::ZERO } else { rate.wait(ahead) };
+    let predicted_start = if idle { Duration::ZERO } else { rate.predicted(ahead) };
     let hopeless = record.request.deadline.filter(|_| rate.measured).and_then(|limit| too_late(limit, predicted_start));
     if let Some(error) = hopeless {
         let error = TaskError { queue_position: Some(ahead), ..error.engine(&state.pool.config.engine) };
@@ -308,7 +308,7 @@ fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
 fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskError {
     let rate = *state.pool.rate.lock();
-    let wait = rate.advice(rate.wait(ahead));
+    let wait = rate.advice(ahead);
     let policy = state.pool.config.queue.full_policy.as_str();
     let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);
     TaskError { queue_position: Some(ahead), ..error }

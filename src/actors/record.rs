@@ -44,6 +44,8 @@ pub(crate) struct TaskRecord {
     pub(super) readership: Readership,
     /// The engines' highest count of its tokens; 0 while none has counted them. Written by its attempts.
     pub(super) counted: AtomicU32,
+    /// The span of whoever submitted it, if that is recorded: its attempts run inside.
+    span: Mutex<Option<Box<tracing::Span>>>,
 }
 
 pub(super) struct State {
@@ -102,6 +104,12 @@ pub(super) struct State {
     pub(super) permit: Option<Permit>,
 }
 
+/// The span here, where somebody records it.
+fn current_span() -> Option<Box<tracing::Span>> {
+    let span = tracing::Span::current();
+    (!span.is_disabled()).then(|| Box::new(span))
+}
+
 impl TaskRecord {
     pub(crate) fn new(
         id: TaskId,
@@ -147,8 +155,31 @@ impl TaskRecord {
         };
         let (changed, stopped) = (Notify::new(), Notify::new());
         let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
-        let readership = Readership::default();
-        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, readership, counted }
+        let (readership, span) = (Readership::default(), Mutex::new(current_span()));
+        TaskRecord {
+            id,
+            seq,
+            request,
+            seed,
+            submitted_at: now,
+            state,
+            changed,
+            stopped,
+            has_news,
+            readership,
+            counted,
+            span,
+        }
+    }
+
+    /// The span that its attempts run in.
+    pub(super) fn span(&self) -> Option<Box<tracing::Span>> {
+        self.span.lock().clone()
+    }
+
+    /// Lets it go: a span is open as long as somebody has it, and the record may stay for long.
+    pub(super) fn leave_span(&self) {
+        drop(self.span.lock().take());
     }
 
     /// The moment after which nobody wants the task any more.

@@ -214,22 +214,22 @@ impl PoolShared {
         next_try(self.env.now(), self.replicas.iter().map(ReplicaShared::state))
     }
 
-    /// How long a new task of this class would wait, of this client and weight, as of now; `None` is a client of whom nothing
-    /// waits.
-    pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> Duration {
+    /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back if it is refused;
+    /// `None` is a client of whom nothing waits.
+    pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> (Duration, Duration) {
         let crowd = *self.crowd.lock();
         // The books are locked only when somebody waits.
         let own =
             client.filter(|_| crowd.count != [0; 2]).map_or(0, |(client, _)| self.books.lock().waiting(client, class));
         let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
         let rate = *self.rate.lock();
-        if ahead == 0 && self.slots_free() > 0 { Duration::ZERO } else { rate.wait(ahead) }
+        let is_free = ahead == 0 && self.slots_free() > 0;
+        if is_free { Default::default() } else { (rate.wait(ahead), rate.advice(ahead)) }
     }
 
     /// When one who is refused a task of this class should come back.
     pub(crate) fn advice(&self, class: Priority) -> Duration {
-        let wait = self.expected_wait(class, None);
-        self.rate.lock().advice(wait)
+        self.expected_wait(class, None).1
     }
 
     /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.

@@ -1,7 +1,7 @@
-//! The log of tasks: an event with target `task` for each step of a task's life, each with the fields of ORCH-3027.
+//! The log of tasks: an event with target `orchestrator_core::task` for each step of a task's life, each with the fields of ORCH-3027.
 //!
-//! The last step is logged at `INFO`, those before it at `DEBUG`: one line a task is what a log can bear under load. Prompts and tokens
-//! are in none of them.
+//! All are logged at `DEBUG`. The service has the last step at `INFO`: one line a task is what a log can bear under load. Prompts and
+//! tokens are in none of them.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -21,7 +21,7 @@ macro_rules! line {
         let (record, facts, place) = ($record, $facts, Place::of($record));
         let [oom_events, driver_reset_events] = facts.lost_to;
         tracing::event!(
-            target: "task",
+            target: "orchestrator_core::task",
             $level,
             job_id = %record.id,
             session_id = record.request.session_id.as_ref().map_or("", |id| id.as_str()),
@@ -66,7 +66,7 @@ struct Facts {
 
 /// A task has come a step further: `accepted`, `started`, `returned`.
 pub(super) fn step(record: &TaskRecord, step: &'static str) {
-    if !tracing::enabled!(target: "task", Level::DEBUG) {
+    if !tracing::enabled!(target: "orchestrator_core::task", Level::DEBUG) {
         return;
     }
     let (view, lost_to, since) = record.glance();
@@ -82,13 +82,13 @@ pub(super) fn step(record: &TaskRecord, step: &'static str) {
 
 /// The same as spans, for whoever exports them; else it costs one comparison.
 fn spans(record: &TaskRecord, sealed: &SealedTask, outcome: &str) {
-    if !tracing::enabled!(target: "task_span", Level::TRACE) {
+    if !tracing::enabled!(target: "orchestrator_core::task_span", Level::TRACE) {
         return;
     }
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let (timing, place) = (sealed.timing, Place::of(record));
     tracing::event!(
-        target: "task_span",
+        target: "orchestrator_core::task_span",
         Level::TRACE,
         traceparent = record.request.traceparent.as_ref().map_or("", |parent| parent.as_str()),
         span = record.id.stable_hash(),
@@ -108,7 +108,7 @@ fn spans(record: &TaskRecord, sealed: &SealedTask, outcome: &str) {
 }
 
 /// A task has ended.
-pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
+pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind, is_loud: bool) {
     let (outcome, evictions) = match kind {
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => ("canceled", 0),
         TraceKind::Ended { .. } => ("completed", 0),
@@ -116,7 +116,11 @@ pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) 
         _ => ("", 0),
     };
     spans(record, sealed, outcome);
-    if !tracing::enabled!(target: "task", Level::INFO) {
+    let is_wanted = match is_loud {
+        true => tracing::enabled!(target: "orchestrator_core::task", Level::INFO),
+        false => tracing::enabled!(target: "orchestrator_core::task", Level::DEBUG),
+    };
+    if !is_wanted {
         return;
     }
     let facts = Facts {
@@ -128,10 +132,11 @@ pub(super) fn ended(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) 
         evictions,
         lost_to: sealed.lost_to,
     };
-    if sealed.was.is_accepted() {
-        line!(Level::INFO, record, facts, "ended", outcome);
-    } else {
-        line!(Level::DEBUG, record, facts, "refused", outcome); // Its caller knows; a flood of them must not fill the log.
+    match (sealed.was.is_accepted(), is_loud) {
+        (true, true) => line!(Level::INFO, record, facts, "ended", outcome),
+        (true, false) => line!(Level::DEBUG, record, facts, "ended", outcome),
+        // Its caller knows; a flood of them must not fill the log.
+        (false, _) => line!(Level::DEBUG, record, facts, "refused", outcome),
     }
 }
 

@@ -55,6 +55,7 @@ pub mod trace;
 pub mod traceparent;
 pub mod units;
 pub mod waiting_room;
+#[cfg(feature = "cluster")]
 pub mod wire;
 pub mod workload;
 pub mod xid;

@@ -18,20 +18,29 @@ pub struct ServiceRate {
 }
 
 impl ServiceRate {
-    /// The expected time until `ahead` tasks have been started and one slot is free again.
+    /// The expected time until `ahead` tasks have been started and one slot is free again, for a choice between pools.
     ///
     /// With `s` slots in steady use one becomes free each `hold_mean / s`; the first of them frees the way for the
-    /// task at position 0. With no Ready slot the pool counts with those that it is to have.
+    /// task at position 0. With no Ready slot the pool counts as one slot, never as an excuse of zero: it has to load first.
     pub fn wait(&self, ahead: u64) -> Duration {
-        let slots = if self.slots_ready > 0 { self.slots_ready } else { self.slots };
-        let hold = u64::try_from(self.hold_mean.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros(hold.saturating_mul(ahead + 1) / u64::from(slots.max(1)))
+        self.wait_in(ahead, self.slots_ready)
     }
 
-    /// When one who is refused should come back, who is predicted to wait so long. While nothing has been measured that is at most the
-    /// guess of one run: what is guessed to take minutes may be over in a moment, and who stays away leaves the pool idle.
-    pub fn advice(&self, wait: Duration) -> Duration {
+    /// The same for whoever is told of it: with no Ready slot the pool counts with those that it is to have.
+    pub fn predicted(&self, ahead: u64) -> Duration {
+        self.wait_in(ahead, if self.slots_ready > 0 { self.slots_ready } else { self.slots })
+    }
+
+    /// When one who is refused should come back. While nothing has been measured that is at most the guess of one run: what is guessed to
+    /// take minutes may be over in a moment, and who stays away leaves the pool idle.
+    pub fn advice(&self, ahead: u64) -> Duration {
+        let wait = self.predicted(ahead);
         if self.measured { wait } else { wait.min(self.hold_mean) }
+    }
+
+    fn wait_in(&self, ahead: u64, slots: u32) -> Duration {
+        let hold = u64::try_from(self.hold_mean.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(hold.saturating_mul(ahead + 1) / u64::from(slots.max(1)))
     }
 }
 
@@ -116,19 +125,12 @@ mod tests {
         let rate = ServiceRate { slots_ready: 4, slots: 8, hold_mean: Duration::from_millis(400), measured: true };
         assert_eq!(rate.wait(0), Duration::from_millis(100));
         assert_eq!(rate.wait(7), Duration::from_millis(800));
-        assert_eq!(
-            ServiceRate { slots_ready: 0, ..rate }.wait(7),
-            Duration::from_millis(400),
-            "the slots that it is to have"
-        );
-        assert_eq!(ServiceRate { slots_ready: 0, slots: 0, ..rate }.wait(0), Duration::from_millis(400));
-        let guess = ServiceRate { slots_ready: 0, slots: 1, hold_mean: Duration::from_secs(2), measured: false };
-        assert_eq!(
-            guess.advice(guess.wait(231)),
-            Duration::from_secs(2),
-            "a guess is no reason to stay away for minutes"
-        );
-        assert_eq!(rate.advice(rate.wait(231)), rate.wait(231));
+        let unready = ServiceRate { slots_ready: 0, ..rate };
+        assert_eq!((unready.wait(0), unready.predicted(7)), (Duration::from_millis(400), Duration::from_millis(400)));
+        let guess = ServiceRate { slots_ready: 0, slots: 64, hold_mean: Duration::from_secs(2), measured: false };
+        assert_eq!(guess.predicted(231), Duration::from_millis(7_250), "the slots that it is to have");
+        assert_eq!(guess.advice(231), Duration::from_secs(2), "a guess is no reason to stay away for minutes");
+        assert_eq!(rate.advice(231), rate.wait(231));
     }
 
     #[test]

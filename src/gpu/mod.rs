@@ -3,6 +3,7 @@
 //! An [`Engine`] is one model on one device mask. The simulated one is always there; those reached over HTTP come with
 //! the feature `engines-http`.
 
+pub mod blocking;
 pub(crate) mod cgroup;
 pub mod devices;
 pub mod dyn_engine;
@@ -11,6 +12,7 @@ mod engine_error;
 pub(crate) mod host;
 #[cfg(feature = "nvml")]
 pub mod nvml;
+pub mod registry;
 pub mod sim;
 mod sim_text;
 pub(crate) mod threads;
@@ -73,10 +75,12 @@ pub(crate) mod sse;
 #[cfg(feature = "engines-http")]
 pub(crate) mod vectors;
 
+pub use blocking::{Blocking, BlockingEngine, BlockingJob, BlockingOutput};
 pub use devices::{DeviceProbe, DeviceSink, SimDevices};
 pub use dyn_engine::DynEngine;
 pub use engine::{
     Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, OtherError, Repeats, Stopped,
     Telemetry, TokenOutput,
 };
+pub use registry::EngineRegistry;
 pub use sim::SimEngine;

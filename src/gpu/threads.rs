@@ -3,6 +3,10 @@
 //! A thread cannot be stopped from outside. One that is stuck in a driver stays there; whoever started it goes on without it. Nothing that
 //! is simulated comes here, so no simulation sees a thread.
 
+use std::sync::mpsc;
+use std::thread::JoinHandle as Thread;
+use std::time::Duration;
+
 use tokio::runtime::Handle;
 #[cfg(feature = "engines-http")]
 use tokio::sync::oneshot;
@@ -29,6 +33,56 @@ pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {
     runtime.spawn_blocking(work)
+}
+
+/// A thread that does one piece of blocking work after another. Its work may keep what belongs to a thread, such as a device's context.
+pub(crate) struct Worker {
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<Thread<()>>,
+    /// Closed when the thread ends.
+    life: mpsc::Receiver<()>,
+}
+
+/// What a worker does.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// Longest wait for a worker's end.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Worker {
+    /// A thread of this name, with nothing to do yet.
+    ///
+    /// # Errors
+    /// The system has none.
+    pub(crate) fn start(name: String) -> std::io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<Work>();
+        let (alive, life) = mpsc::channel();
+        let run = move || {
+            let _alive = alive;
+            receiver.into_iter().for_each(|work| work());
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(run)?;
+        Ok(Worker { work: Some(sender), thread: Some(thread), life })
+    }
+
+    /// Lets it do this behind what it does now; returns whether it can.
+    pub(crate) fn give(&self, work: Work) -> bool {
+        self.work.as_ref().is_some_and(|sender| sender.send(work).is_ok())
+    }
+}
+
+impl Drop for Worker {
+    /// Waits for the end of what it does, some seconds at most: one that does not come back is left behind.
+    fn drop(&mut self) {
+        self.work = None;
+        let Some(thread) = self.thread.take() else { return };
+        match self.life.recv_timeout(END_TIMEOUT) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tracing::error!(name = thread.thread().name(), "a thread does not come back, and is left behind");
+            }
+            _ => drop(thread.join()), // Its work catches its panics.
+        }
+    }
 }
 
 /// Starts a thread; returns whether it could be.

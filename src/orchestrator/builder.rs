@@ -21,16 +21,21 @@ use crate::env::Env;
 use crate::gpu::devices::DeviceProbe;
 use crate::gpu::dyn_engine::EngineFactory;
 use crate::gpu::engine::{Engine, EngineContext};
+use crate::gpu::registry::{EngineRegistry, boxed};
 use crate::orchestrator::handle::Orchestrator;
 use crate::orchestrator::life::Life;
 
 /// What a runtime is made of.
+#[derive(Default)]
 pub struct Builder {
     pub(super) config: Config,
-    pub(super) factories: Vec<EngineFactory>,
+    /// By pool of the configuration; `None` is for the registry.
+    pub(super) factories: Vec<Option<EngineFactory>>,
+    pub(super) engines: EngineRegistry,
     pub(super) env: Option<Env>,
     pub(super) probe: Probe,
     pub(super) hook: Option<Hook>,
+    pub(super) logs_tasks: bool,
 }
 
 /// Why a runtime could not be started. Nothing is left running.
@@ -50,8 +55,15 @@ pub enum StartError {
     Actors(String),
 }
 
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("config", &self.config).field("engines", &self.engines).finish_non_exhaustive()
+    }
+}
+
 impl Builder {
-    /// Adds a pool, and what makes an engine for each life of each of its workers.
+    /// Adds a pool, and what makes an engine for each life of each of its workers. The factory runs on a thread where it may block, may
+    /// return a [`Result`] of an engine, and may panic: that is a failed load.
     #[must_use]
     pub fn pool<E, F>(mut self, config: PoolConfig, factory: F) -> Self
     where
@@ -59,15 +71,47 @@ impl Builder {
         F: Fn(&EngineContext) -> E + Send + Sync + 'static,
     {
         self.config.pools.push(config);
-        self.factories.push(Arc::new(move |context| Arc::new(factory(context))));
+        self.factories.push(Some(boxed(factory)));
         self
     }
 
-    /// Sets everything but the pools.
+    /// Sets everything but the pools that there are already, and adds those of the configuration: [`Builder::engines`] has to have what
+    /// makes their engines.
     #[must_use]
-    pub fn config(mut self, config: Config) -> Self {
+    pub fn config(mut self, mut config: Config) -> Self {
+        self.factories.extend(config.pools.iter().map(|_| None));
+        self.config.pools.append(&mut config.pools);
         self.config = Config { pools: self.config.pools, ..config };
         self
+    }
+
+    /// Sets what makes the engines of the pools that came with a configuration.
+    #[must_use]
+    pub fn engines(mut self, engines: &EngineRegistry) -> Self {
+        self.engines = engines.clone();
+        self
+    }
+
+    /// What makes the engines of each pool.
+    ///
+    /// # Errors
+    /// Each pool whose engine nothing makes.
+    pub(super) fn factories(&mut self) -> Result<Vec<EngineFactory>, Vec<ConfigError>> {
+        let given = std::mem::take(&mut self.factories).into_iter();
+        let (mut made, mut faults) = (Vec::new(), Vec::new());
+        for (row, (pool, factory)) in self.config.pools.iter().zip(given).enumerate() {
+            match factory.or_else(|| self.engines.get(&pool.engine).cloned()) {
+                Some(factory) => made.push(factory),
+                None => faults.push(ConfigError {
+                    path: format!("pools[{row}].engine"),
+                    message: format!(
+                        "nothing makes the engine {:?}: add the pool with Builder::pool, or give Builder::engines a registry that has it",
+                        pool.engine
+                    ),
+                }),
+            }
+        }
+        if faults.is_empty() { Ok(made) } else { Err(faults) }
     }
 
     /// Sets what is done with each request before admission sees it: it may refuse it with an error of its own, send it elsewhere (its
@@ -80,6 +124,14 @@ impl Builder {
         hook: impl Fn(&mut TaskRequest) -> Result<(), TaskError> + Send + Sync + 'static,
     ) -> Self {
         self.hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Logs the end of each task at `INFO`, under the target `orchestrator_core::task`, as the service does. Without it each step of a task
+    /// is logged at `DEBUG`.
+    #[must_use]
+    pub fn log_tasks(mut self) -> Self {
+        self.logs_tasks = true;
         self
     }
 
@@ -104,7 +156,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub async fn start(self) -> Result<Orchestrator, StartError> {
+    pub async fn start(mut self) -> Result<Orchestrator, StartError> {
         let faults = self.config.faults();
         if !faults.is_empty() {
             return Err(StartError::Config(faults));
@@ -116,10 +168,11 @@ impl Builder {
         if catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_err() {
             return Err(StartError::NoTimer);
         }
+        let factories = self.factories().map_err(StartError::Config)?;
         let env = self.env.unwrap_or_else(Env::real);
         let mut runtime =
-            assemble(&self.config, self.factories, env, self.probe).map_err(|error| StartError::Config(vec![error]))?;
-        runtime.hook = self.hook;
+            assemble(&self.config, factories, env, self.probe).map_err(|error| StartError::Config(vec![error]))?;
+        (runtime.hook, runtime.ledger.logs_tasks) = (self.hook, self.logs_tasks);
         let runtime = Arc::new(runtime);
         let life = Life::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
         Ok(Orchestrator { runtime, life: Arc::new(life) })

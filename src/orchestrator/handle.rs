@@ -17,7 +17,6 @@ use crate::actors::sessions::{SessionView, SessionsMsg};
 use crate::actors::shared::PoolShared;
 use crate::actors::supervise::STOPPED;
 use crate::actors::task_view::TaskView;
-use crate::config::Config;
 use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
 use crate::core::lifecycle::{Intent, PoolState};
@@ -62,7 +61,7 @@ pub enum CancelOutcome {
 impl Orchestrator {
     /// A runtime to be.
     pub fn builder() -> Builder {
-        Builder { config: Config::default(), factories: Vec::new(), env: None, probe: None, hook: None }
+        Builder::default()
     }
 
     /// The task with this id, as it stands now; `None` when there is none, or it has been forgotten.

@@ -9,6 +9,8 @@ mod reload;
 #[cfg(feature = "cluster")]
 mod remote;
 mod submission;
+#[cfg(feature = "tower")]
+mod tower;
 
 pub use builder::{Builder, StartError};
 pub use explain::{Explanation, PoolConsidered, ReplicaConsidered};

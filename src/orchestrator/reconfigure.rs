@@ -77,8 +77,9 @@ impl Orchestrator {
     /// # Errors
     /// As [`Orchestrator::compare`]; besides, a pool whose model is to be changed and that is being reloaded, drained or stopped. Then
     /// nothing has changed.
-    pub fn reconfigure(&self, to: Builder) -> Result<ConfigChange, Vec<ConfigError>> {
-        let Builder { config, factories, .. } = to;
+    pub fn reconfigure(&self, mut to: Builder) -> Result<ConfigChange, Vec<ConfigError>> {
+        let factories = to.factories()?;
+        let config = to.config;
         let runtime = &self.runtime;
         let mut next_number = runtime.pools.begin_change();
         let plan = self.compare(&config)?;

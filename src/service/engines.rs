@@ -4,6 +4,7 @@ use crate::config::{Config, ConfigError, DeviceRef, PoolConfig, ReplicaConfig};
 use crate::core::task::Workload;
 use crate::gpu::llamacpp::LlamaCpp;
 use crate::gpu::openai::OpenAi;
+use crate::gpu::registry::EngineRegistry;
 use crate::gpu::sim::SimEngine;
 use crate::gpu::tgi::Tgi;
 use crate::gpu::triton::Triton;
@@ -98,18 +99,29 @@ pub(crate) fn ready_path(pool: &PoolConfig) -> Option<String> {
     }
 }
 
+/// What makes each of them.
+pub fn registry() -> EngineRegistry {
+    EngineRegistry::new()
+        .with("sim", SimEngine::new)
+        .with("llamacpp", LlamaCpp::new)
+        .with("vllm", Vllm::new)
+        .with("tgi", Tgi::new)
+        .with("triton", Triton::new)
+        .with("openai", OpenAi::new)
+}
+
 /// A runtime of these pools, ready to be started. `config` must have no faults.
 pub fn builder(config: Config) -> Builder {
-    let mut builder = Orchestrator::builder().config(config.clone());
-    for pool in config.pools {
-        builder = match pool.engine.as_str() {
-            "llamacpp" => builder.pool(pool, LlamaCpp::new),
-            "vllm" => builder.pool(pool, Vllm::new),
-            "tgi" => builder.pool(pool, Tgi::new),
-            "triton" => builder.pool(pool, Triton::new),
-            "openai" => builder.pool(pool, OpenAi::new),
-            _ => builder.pool(pool, SimEngine::new),
-        };
+    Orchestrator::builder().config(config).engines(&registry()).log_tasks()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_engine_that_a_configuration_can_name_can_be_made() {
+        let named: std::collections::BTreeSet<_> = ENGINES.into_iter().collect();
+        assert_eq!(registry().names().collect::<std::collections::BTreeSet<_>>(), named);
     }
-    builder
 }

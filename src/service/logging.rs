@@ -65,7 +65,7 @@ fn with_spans(
         LogFormat::Human => lines.with_filter(filter).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     };
-    let spans = spans.with_filter(Targets::new().with_target("task_span", LevelFilter::TRACE));
+    let spans = spans.with_filter(Targets::new().with_target("orchestrator_core::task_span", LevelFilter::TRACE));
     let _ = registry().with(lines).with(spans).try_init(); // A second runtime in one process keeps the first one's log.
     let mut telemetry = Telemetry::default();
     telemetry._exporter.spawn(exporter.run());

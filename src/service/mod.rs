@@ -19,7 +19,6 @@ mod config_store;
 mod configs;
 mod connections;
 mod dashboard;
-mod device_metrics;
 mod devices;
 mod doctor;
 pub mod engines;

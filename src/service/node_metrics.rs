@@ -5,7 +5,7 @@ use std::fmt;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::cluster::{LinkView, NodeView};
-use crate::service::metrics::{Labels, counter, gauge};
+use crate::metrics::{Labels, counter, gauge};
 use crate::service::node_rules::NodeRules;
 
 fn of_peer(name: impl ToString) -> Labels {

@@ -68,7 +68,7 @@ pub(crate) fn from_env() -> Result<Option<(Spans, Exporter)>, String> {
 impl<S: Subscriber> Layer<S> for Spans {
     #[expect(clippy::disallowed_methods, reason = "a collector goes by the wall clock, which decides nothing here")]
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target() != "task_span" {
+        if event.metadata().target() != "orchestrator_core::task_span" {
             return;
         }
         let mut ended = Ended::default();

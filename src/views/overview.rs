@@ -169,7 +169,7 @@ impl Orchestrator {
     }
 
     /// The same by views that were taken already.
-    #[cfg(feature = "service")]
+    #[cfg(feature = "metrics")]
     pub(crate) fn objectives_of(&self, pools: &[PoolView]) -> Vec<SloView> {
         slo(pools, self)
     }

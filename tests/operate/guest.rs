@@ -167,7 +167,7 @@ fn a_log_whose_reader_is_gone_stops_nothing() {
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_tasks_nor_the_end() {
     let config = pools("guest-unread.yaml", false);
-    let script = "export RUST_LOG=info,task=debug; exec \"$@\"";
+    let script = "export RUST_LOG=info,orchestrator_core::task=debug; exec \"$@\"";
     let mut guest = Guest::start(script, Stdio::piped(), &["--config", &config]);
     until("the quick pool runs tasks", || guest.task("quick", 1));
     // Three lines each; a pipe takes 64 KiB.
@@ -186,7 +186,7 @@ fn a_log_that_nobody_reads_holds_up_neither_tasks_nor_the_end() {
 #[test]
 fn lines_that_wait_for_their_reader_are_all_there_at_last() {
     let config = pools("guest-late.yaml", false);
-    let script = "export RUST_LOG=info,task=debug; exec \"$@\"";
+    let script = "export RUST_LOG=info,orchestrator_core::task=debug; exec \"$@\"";
     let mut guest = Guest::start(script, Stdio::piped(), &["--config", &config]);
     until("the quick pool runs tasks", || guest.task("quick", 1));
     for _ in 0..400 {

@@ -6,7 +6,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::core::health::Condition;
 use crate::core::units::VramBytes;
-use crate::service::metrics::{Labels, counter, gauge, replica_labels};
+use crate::metrics::{Labels, counter, gauge, replica_labels};
 use crate::views::{DeviceView, DevicesView, PoolView};
 
 /// Writes every series of every device.
