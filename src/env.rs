@@ -143,6 +143,7 @@ impl Env {
 
     /// A run that goes on and on at one moment never comes to an end by itself: virtual time stands still. So each event
     /// beyond this number is a panic, which takes one actor after the other with it. Only in simulation.
+    #[doc(hidden)]
     pub fn set_events_max(&self, events: usize) {
         if let Some(faults) = &self.0.faults {
             faults.lock().events_max = Some(events);
@@ -164,6 +165,7 @@ impl Env {
     }
 
     /// From now on any actor panics with this probability, in millionths, at each fault point. Only in simulation.
+    #[doc(hidden)]
     pub fn set_panic_ppm(&self, ppm: u32) {
         if let Some(faults) = &self.0.faults {
             faults.lock().panic_ppm = ppm;
@@ -171,6 +173,7 @@ impl Env {
     }
 
     /// From now on simulated engines behave, whatever their configuration says. Only in simulation.
+    #[doc(hidden)]
     pub fn make_engines_behave(&self) {
         if let Some(faults) = &self.0.faults {
             faults.lock().engines_behave = true;
@@ -188,6 +191,7 @@ impl Env {
     }
 
     /// Makes `actor` panic at its next fault point. Only in simulation.
+    #[doc(hidden)]
     pub fn arm_panic(&self, actor: &'static str) {
         if let Some(faults) = &self.0.faults {
             faults.lock().armed.push(actor);
@@ -195,6 +199,7 @@ impl Env {
     }
 
     /// How many panics this environment has caused.
+    #[doc(hidden)]
     pub fn panics_fired(&self) -> u64 {
         self.0.faults.as_ref().map_or(0, |faults| faults.lock().fired)
     }
@@ -246,9 +251,12 @@ pub(crate) async fn timeout_awake<F: Future>(limit: Duration, future: F) -> Opti
     }
 }
 
-/// The payload of a panic that an [`Env`] caused: tests can tell it from one of ours.
+/// The payload of a panic that a simulation caused: tests can tell it from one of ours. It names the actor, or is [`ENGINE_PANIC`].
 #[derive(Debug)]
 pub struct InjectedPanic(pub &'static str);
+
+/// The name in a panic that a simulated engine caused.
+pub const ENGINE_PANIC: &str = "engine";
 
 #[cfg(test)]
 mod tests {

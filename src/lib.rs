@@ -27,6 +27,7 @@ compile_error!(
      Take panic = \"abort\" out of the profile."
 );
 
+#[doc(hidden)]
 pub mod actors;
 #[cfg(any(feature = "service", feature = "cluster"))]
 mod certificates;
@@ -39,24 +40,30 @@ pub mod gpu;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod orchestrator;
+#[doc(hidden)]
 pub mod planted;
+pub mod prelude;
 #[cfg(feature = "service")]
 pub mod service;
 mod views;
 
 pub use actors::event_log::{End, Event, EventRef, ReplicaIdentity, Started};
+pub use actors::events::{RuntimeEvent, Subscription};
 pub use actors::latency::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
 pub use actors::reader::TaskStream;
 pub use actors::reload::{ReloadState, ReloadView};
 pub use actors::self_test::SelfTest;
 pub use actors::sessions::SessionView;
 pub use actors::task_view::TaskView;
-pub use config::Config;
+pub use config::{Config, ConfigError, PoolConfig};
 pub use core::failure::Cause;
+pub use core::lifecycle::{PoolState, ReplicaState};
 pub use core::model::{ModelChange, ModelSpec};
 pub use core::objectives::{ObjectiveView, SloView, Window};
-pub use core::{ErrorCode, Priority, TaskError, TaskId, TaskRequest};
+pub use core::task::{Determinism, FinishReason, KvHint, OnDisconnect, Phase, Sampling, Workload};
+pub use core::{ClientId, ErrorCode, PoolId, Priority, ReplicaId, SessionId, TaskError, TaskId, TaskRequest, Tokens};
 pub use env::Env;
+pub use gpu::{Engine, EngineContext, EngineError, EngineInfo, EngineRegistry, Finish, Job, Stopped, TokenOutput};
 pub use orchestrator::{
     Builder, CancelOutcome, Explanation, Orchestrator, PoolConsidered, ReplicaConsidered, StartError, Submitted,
 };

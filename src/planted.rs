@@ -103,6 +103,10 @@ pub enum Bug {
     NoSlowStart,
     /// A health page that is late ends an engine that gives tokens.
     LateProbeKills,
+    /// A panic of an engine's code is lost without a word.
+    LosePanic,
+    /// An engine that says that it was stopped is believed.
+    TrustStop,
     // ---- between nodes
     /// An owner goes on with what a silent gateway has sent.
     KeepLease,
@@ -136,7 +140,7 @@ impl Bug {
     pub const OUTLIERS: [Bug; 5] =
         [Bug::NeverEject, Bug::IgnoreRetryAfter, Bug::BusyCosts, Bug::NoSlowStart, Bug::LateProbeKills];
     /// Every bug of one node.
-    pub const ALL: [Bug; 23] = [
+    pub const ALL: [Bug; 25] = [
         Bug::LeakSlot,
         Bug::SlotTwice,
         Bug::LeakPermit,
@@ -160,5 +164,7 @@ impl Bug {
         Bug::HalfReload,
         Bug::ResumeAnywhere,
         Bug::RunMisfits,
+        Bug::LosePanic,
+        Bug::TrustStop,
     ];
 }

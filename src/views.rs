@@ -29,6 +29,7 @@ pub use overview::{ClientView, ConfigGeneration, FailureView, LatencyRow, Overvi
 
 /// One pool.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PoolView {
     /// Its name.
     pub pool_id: PoolId,
@@ -95,6 +96,7 @@ pub struct PoolView {
 
 /// One worker's place.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ReplicaView {
     /// Its name.
     pub replica_id: ReplicaId,
@@ -166,6 +168,7 @@ pub struct ReplicaView {
 
 /// What a worker died of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DeathView {
     /// The cause.
     pub cause: Cause,
@@ -177,6 +180,7 @@ pub struct DeathView {
 
 /// The pools whose identity is the same (ORCH-3007).
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ReplicaSetView {
     /// Engine of all of them.
     pub engine: String,
@@ -200,6 +204,7 @@ pub struct ReplicaSetView {
 
 /// The runtime as a whole.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct RuntimeView {
     /// Tasks between submission and their end.
     pub tasks_open: usize,

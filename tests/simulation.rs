@@ -52,6 +52,7 @@ fn every_seed_gives_one_trace_and_every_accepted_task_ends() {
         all.evicted,
         all.refused,
         all.panics,
+        all.engine_panics,
         all.reloaded,
         all.reloads_undone,
         all.stuck,

@@ -20,6 +20,7 @@ const VISIT_BYTES: usize = 64 * 1024;
 
 /// Who serves: the identity that makes output repeatable, shared by all tasks of a worker's life (ORCH-3032).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReplicaIdentity {
     /// The worker's place.
     pub replica: ReplicaId,

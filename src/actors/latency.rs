@@ -52,6 +52,7 @@ const STAGES: usize = 7;
 /// The durations that are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Stage {
     /// Submission to start.
     Queue,

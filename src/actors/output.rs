@@ -7,6 +7,7 @@ use crate::core::id::Epoch;
 use crate::core::task::{FinishReason, Refusal};
 use crate::core::trace::TraceKind;
 use crate::gpu::engine::{EngineError, Finish, Stopped, TokenOutput};
+use crate::planted::planted;
 
 /// Where an engine's tokens go: into the log, as long as it takes them.
 pub(super) struct LogOutput<'a> {
@@ -54,7 +55,7 @@ impl<'a> LogOutput<'a> {
             // Whatever it says behind its last token.
             (Some(Refusal::Budget(_)), Ok(finish)) => Ok(Ok(Finish { reason: FinishReason::Length, ..finish })),
             (Some(Refusal::Budget(_)), Err(_)) => Ok(Ok(Finish { reason: FinishReason::Length, tokens_in: None })),
-            (None, Err(EngineError::Stopped(_))) => {
+            (None, Err(EngineError::Stopped(_))) if !planted!(TrustStop) => {
                 Ok(Err(EngineError::Garbled("it stopped, and nobody had told it to".into())))
             }
             (_, Ok(Finish { reason: FinishReason::Canceled, .. })) => Ok(Err(EngineError::Garbled(

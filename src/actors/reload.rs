@@ -46,6 +46,7 @@ impl Edition {
 /// Where a reload stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ReloadState {
     /// Replicas are being replaced.
     Rolling,
@@ -59,6 +60,7 @@ pub enum ReloadState {
 
 /// A reload as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ReloadView {
     /// Its number, from 1.
     pub generation: u64,

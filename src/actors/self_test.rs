@@ -31,6 +31,7 @@ const CROWD: [&str; 3] = ["four", "five six", "seven eight nine ten"];
 
 /// What the self-test of one load has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SelfTest {
     /// Time of a decode of 16 tokens, in milliseconds.
     pub decode_ms: f64,

@@ -27,6 +27,7 @@ use crate::core::units::Timestamp;
 
 /// A conversation as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SessionView {
     /// Its id.
     pub session_id: SessionId,

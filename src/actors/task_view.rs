@@ -30,6 +30,7 @@ pub(crate) struct Timing {
 
 /// A task as a client sees it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TaskView {
     /// Its id.
     pub task_id: TaskId,

@@ -43,6 +43,12 @@ section! {
         pub stall_probe_ppm: u32 = 0,
         /// The only replica that misbehaves in these last ways; left out, all do.
         pub only_replica: Option<u16> = None,
+        /// Calls of its code that panic, its factory and its drop among them, and tokens at which a run does.
+        pub panic_ppm: u32 = 0,
+        /// Loads, questions for its health and stops that it never answers.
+        pub hang_call_ppm: u32 = 0,
+        /// Tokens at which a run ends as if it had been told to stop.
+        pub fake_stop_ppm: u32 = 0,
         /// Stopped runs that go on in their slot: half of them for up to 20 seconds, the others for ever.
         pub stick_ppm: u32 = 0,
     }

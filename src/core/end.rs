@@ -9,6 +9,7 @@ use crate::core::units::Tokens;
 /// Why a generation stopped without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model ended it, or a stop text did.
     Stop,

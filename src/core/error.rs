@@ -11,6 +11,7 @@ use crate::core::units::millis_ceil;
 /// What went wrong, as a stable word of the contract (ORCH-3044). There are no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
 pub enum ErrorCode {
     /// No room: the intake gate or a queue that rejects is full, or the task was shed for a more important one.
     AdmissionReject,
@@ -76,6 +77,7 @@ impl std::fmt::Display for ErrorCode {
 /// The envelope of every error that a client sees: `{code, message, engine?, retriable, retry_after_ms?, policy?}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{code}: {message}")]
+#[non_exhaustive]
 pub struct TaskError {
     /// The stable word.
     pub code: ErrorCode,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What an attempt was lost to, or a worker died of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Cause {
     /// A panic of ours.
     Bug,

@@ -11,6 +11,7 @@ pub const ID_BYTES_MAX: usize = 128;
 
 /// Why a string is no id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum InvalidId {
     /// The string has no characters.
     #[error("an id must not be empty")]

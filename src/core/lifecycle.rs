@@ -10,6 +10,7 @@ use crate::core::units::Timestamp;
 /// Where one worker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
+#[non_exhaustive]
 pub enum ReplicaState {
     /// Its engine starts and loads the model.
     Preloading,
@@ -74,6 +75,7 @@ pub enum Intent {
 /// Where a pool stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PoolState {
     /// Every replica is down and at least one is going to be tried again.
     Unready,

@@ -86,6 +86,7 @@ pub enum OnDisconnect {
 /// Where a task stands. Every change goes through [`Phase::next`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Phase {
     /// In the hands of admission; nothing has been promised yet.
     Submitted,

@@ -17,9 +17,9 @@ use crate::config::{CTX_DEFAULT, SimConfig};
 use crate::core::resume::DeterminismClass;
 use crate::core::task::{FinishReason, Workload};
 use crate::core::units::{Timestamp, Tokens};
-use crate::env::Env;
+use crate::env::{ENGINE_PANIC, Env, InjectedPanic};
 use crate::gpu::engine::{
-    Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Repeats, Telemetry, TokenOutput,
+    Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, Repeats, Stopped, Telemetry, TokenOutput,
 };
 pub use crate::gpu::sim_text::undisturbed;
 use crate::gpu::sim_text::{SimText, digest};
@@ -75,6 +75,7 @@ impl SimEngine {
     /// An engine for this worker that counts into `stats`, which may have served an earlier life.
     pub fn with_stats(context: &EngineContext, stats: Arc<SimStats>) -> Self {
         let config = context.pool.sim.clone().unwrap_or_default();
+        panic_if(strikes(&context.env, config.faults.panic_ppm));
         if stats.preloads.load(Relaxed) == 0 {
             stats.refusals_left.store(config.faults.refuse_preloads, Relaxed);
         }
@@ -97,7 +98,20 @@ impl SimEngine {
 
     /// Whether a fault of this rate strikes now. Draws a number only when it could.
     fn strikes(&self, ppm: u32) -> bool {
-        ppm > 0 && !self.env.engines_behave() && self.env.random() % 1_000_000 < u64::from(ppm)
+        strikes(&self.env, ppm)
+    }
+
+    /// Its code begins something: it may panic.
+    fn step(&self) {
+        panic_if(self.strikes(self.config.faults.panic_ppm));
+    }
+
+    /// A call of it begins: it may panic, or never come back.
+    async fn call(&self) {
+        self.step();
+        if self.strikes(self.config.faults.hang_call_ppm) {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Whether this replica is one of those that turn tasks away.
@@ -158,6 +172,10 @@ impl SimEngine {
             if self.strikes(faults.garble_ppm) {
                 return Err(EngineError::Garbled("a token is not UTF-8".into()));
             }
+            self.step();
+            if self.strikes(faults.fake_stop_ppm) {
+                return Err(EngineError::Stopped(Stopped));
+            }
             let word = text.word(index);
             out.push(word)?;
             self.kv_tokens.fetch_add(1, Relaxed);
@@ -187,6 +205,24 @@ impl SimEngine {
             out.push(&result)?;
         }
         Ok(Finish { reason: FinishReason::Stop, tokens_in: None })
+    }
+}
+
+fn strikes(env: &Env, ppm: u32) -> bool {
+    ppm > 0 && !env.engines_behave() && env.random() % 1_000_000 < u64::from(ppm)
+}
+
+fn panic_if(strikes: bool) {
+    if strikes {
+        std::panic::panic_any(InjectedPanic(ENGINE_PANIC));
+    }
+}
+
+impl Drop for SimEngine {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.step();
+        }
     }
 }
 
@@ -241,6 +277,7 @@ impl Drop for Occupied<'_> {
 impl Engine for SimEngine {
     async fn preload(&self) -> Result<EngineInfo, EngineError> {
         self.stats.preloads.fetch_add(1, Relaxed);
+        self.call().await;
         pause(self.config.preload_us).await;
         let refusals = self.stats.refusals_left.load(Relaxed);
         if refusals > 0 {
@@ -258,6 +295,7 @@ impl Engine for SimEngine {
             return Err(EngineError::Unreachable("the simulated engine is dead".into()));
         }
         self.turn_away()?;
+        self.step();
         let mut occupied = Occupied::new(self, job.slot);
         let result = tokio::select! {
             biased;
@@ -269,6 +307,7 @@ impl Engine for SimEngine {
     }
 
     async fn released(&self, slot: u32) {
+        self.call().await;
         let until = self.stuck.lock().get(&slot).copied();
         if let Some(until) = until {
             self.env.sleep_until(until).await;
@@ -278,6 +317,7 @@ impl Engine for SimEngine {
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
+        self.call().await;
         if self.is_sick() && self.strikes(self.config.faults.stall_probe_ppm) {
             std::future::pending::<()>().await;
         }
@@ -291,6 +331,7 @@ impl Engine for SimEngine {
     }
 
     async fn failure(&self) -> EngineError {
+        self.step();
         self.until_dead().await;
         EngineError::Exited { how: Exit::Unknown, said: "the simulated engine died".into() }
     }

@@ -21,6 +21,7 @@ use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
 
 /// All that is known of why a task stands where it stands.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Explanation {
     /// The task.
     pub task_id: TaskId,
@@ -78,6 +79,7 @@ impl Explanation {
 
 /// A pool as a choice for the task, as of now.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PoolConsidered {
     /// Its name.
     pub pool_id: PoolId,
@@ -94,6 +96,7 @@ pub struct PoolConsidered {
 
 /// A replica as a choice for the task, as of now.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ReplicaConsidered {
     /// Its name.
     pub replica_id: ReplicaId,

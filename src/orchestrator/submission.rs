@@ -31,6 +31,7 @@ const SENDS_MAX: u32 = 5;
 const ROOM_WAIT: Duration = Duration::from_secs(1);
 
 /// An accepted task.
+#[non_exhaustive]
 pub struct Submitted {
     /// Its id.
     pub task_id: TaskId,

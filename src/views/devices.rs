@@ -14,6 +14,7 @@ use crate::orchestrator::Orchestrator;
 
 /// The devices of this host.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct DevicesView {
     /// Where they come from.
     #[serde(flatten)]
@@ -24,6 +25,7 @@ pub struct DevicesView {
 
 /// One device.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct DeviceView {
     /// What does not change while it is there.
     #[serde(flatten)]
@@ -45,6 +47,7 @@ pub struct DeviceView {
 
 /// One XID of a device.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
 pub struct XidView {
     /// How often it was reported.
     pub count: u64,

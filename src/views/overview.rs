@@ -20,6 +20,7 @@ const CLIENTS_SHOWN: usize = 32;
 
 /// The runtime at a glance.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct OverviewView {
     /// Milliseconds since the runtime's start.
     pub uptime_ms: u64,
@@ -39,6 +40,7 @@ pub struct OverviewView {
 
 /// The configuration that is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ConfigGeneration {
     /// 1 at the start; each change counts.
     pub generation: u64,
@@ -46,6 +48,7 @@ pub struct ConfigGeneration {
 
 /// One pool, with its percentiles and clients.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct PoolOverview {
     /// The pool.
     #[serde(flatten)]
@@ -62,6 +65,7 @@ pub struct PoolOverview {
 
 /// Percentiles of one kind of duration.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[non_exhaustive]
 pub struct LatencyRow {
     /// The class.
     pub priority: Priority,
@@ -76,6 +80,7 @@ pub struct LatencyRow {
 
 /// One client in one pool.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ClientView {
     /// Who.
     pub client_id: ClientId,
@@ -95,6 +100,7 @@ pub struct ClientView {
 
 /// A task that failed.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct FailureView {
     /// Which.
     pub task_id: TaskId,

@@ -14,6 +14,7 @@ pub struct Tally {
     pub evicted: u64,
     pub turned_out: u64,
     pub panics: u64,
+    pub engine_panics: u64,
     pub reloaded: u64,
     pub reloads_undone: u64,
     pub stuck: u64,
@@ -34,6 +35,7 @@ impl std::ops::AddAssign for Tally {
         self.evicted += other.evicted;
         self.turned_out += other.turned_out;
         self.panics += other.panics;
+        self.engine_panics += other.engine_panics;
         self.reloaded += other.reloaded;
         self.reloads_undone += other.reloads_undone;
         self.stuck += other.stuck;

@@ -18,7 +18,8 @@ use orchestrator_core::core::trace::TraceEvent;
 use orchestrator_core::env::InjectedPanic;
 use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{
-    Config, DeviceView, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView, TaskRequest,
+    Cause, Config, DeviceView, Env, ErrorCode, Event, ModelChange, Orchestrator, PoolView, Priority, ReplicaView,
+    TaskRequest,
 };
 
 use super::check::{Checker, Law};
@@ -86,6 +87,18 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
     pool.restart = RestartConfig { breaker_open_ms: 5_000, ..RestartConfig::default() };
     pool.self_test = dice.below(2) == 0;
     pool.resume.on_loss = dice.one_of(&[None, None, Some(OnLoss::RestartIfNoToken), Some(OnLoss::Fail)]);
+    pool
+}
+
+/// Engines whose code panics, does not come back, and fakes its ends, in half of all worlds. By dice of their own, so that the other half
+/// is what it was without them.
+fn with_rough_code(mut pool: PoolConfig, seed: u64) -> PoolConfig {
+    let mut dice = Dice(fastrand::Rng::with_seed(seed ^ 0x9e37_79b9_7f4a_7c15));
+    if let (0, Some(sim)) = (seed % 2, &mut pool.sim) {
+        sim.faults.panic_ppm = dice.one_of(&[0, 500, 5_000, 50_000]);
+        sim.faults.hang_call_ppm = dice.one_of(&[0, 0, 20_000]);
+        sim.faults.fake_stop_ppm = dice.one_of(&[0, 0, 2_000]);
+    }
     pool
 }
 
@@ -274,6 +287,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         ENV.set(Some(env.clone()));
         let pools: Vec<PoolConfig> =
             (0..1 + dice.below(2)).map(|index| world(&mut dice, ["a", "b"][index as usize])).collect();
+        let pools: Vec<PoolConfig> = pools.into_iter().map(|pool| with_rough_code(pool, seed)).collect();
         let pools_count = pools.len() as u64;
         let capacity = pools.iter().map(|pool| pool.queue.capacity).collect();
         let attempts_max = pools.iter().map(|pool| pool.resume.attempts_max).max().unwrap_or_default();
@@ -368,6 +382,9 @@ fn run_world(seed: u64) -> (Law, Tally) {
         tally.device_failures = orchestrator.devices().devices.iter().map(|device| device.failures).sum();
         let pools = orchestrator.pools();
         let replicas = pools.iter().flat_map(|pool| &pool.replicas);
+        let of_panics = |counts: &std::collections::BTreeMap<Cause, u64>| counts.get(&Cause::EnginePanic).copied();
+        let panics = |replica: &ReplicaView| [of_panics(&replica.deaths), of_panics(&replica.attempts_failed)];
+        tally.engine_panics = replicas.clone().flat_map(panics).flatten().sum();
         tally.stuck = replicas.clone().map(|replica| replica.stop_timeouts).sum();
         assert!(replicas.clone().all(|replica| replica.slots_quarantined == 0), "every slot comes back");
         for [done, undone] in orchestrator.pools().iter().map(|pool| pool.reloads) {
