@@ -3,6 +3,7 @@
 
 mod support;
 
+mod embedding;
 mod fairness;
 mod replay;
 mod restart;

@@ -157,6 +157,10 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
     let left_running = !matches!(&outcome, Outcome::Returned(Ok(_)));
     let outcome = match outcome {
         Outcome::Returned(result) => output.judge(result).map_or_else(Outcome::Diverged, Outcome::Returned),
+        // It was told to stop at its budget, and does not: the task has all that it may have.
+        Outcome::Hung(_) | Outcome::TimedOut(_) if output.is_full() => {
+            Outcome::Returned(Ok(Finish { reason: FinishReason::Length, tokens_in: None }))
+        }
         other => other,
     };
     let outcome = match outcome {

@@ -74,8 +74,8 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngin
                     tracing::error!(replica_id = %place.id, stray, "slots compute for no task of this worker");
                 }
             }
-            // Another engine is in its place: nothing that it says is of use.
-            Err(cause @ EngineError::Replaced(_)) => {
+            // Another engine is in its place, or its code is broken: nothing that it says is of use.
+            Err(cause @ (EngineError::Replaced(_) | EngineError::Panicked { .. })) => {
                 let _ = worker.cast(WorkerMsg::EngineFailed(cause));
                 return;
             }

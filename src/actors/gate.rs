@@ -33,6 +33,8 @@ const WAITERS_MAX: u32 = 65_536;
 pub(crate) struct Permit {
     gate: Arc<IntakeGate>,
     texts: Option<Box<(ClientId, u64)>>,
+    /// Its task was accepted: those who wait outside hear of its end. A refusal frees nothing but what it took itself.
+    pub(super) is_accepted: bool,
 }
 
 impl IntakeGate {
@@ -48,7 +50,7 @@ impl IntakeGate {
         // Relaxed suffices: the count guards nothing but itself.
         let limit = self.limit();
         let entered = self.used.fetch_update(Relaxed, Relaxed, |used| (used < limit).then_some(used + 1));
-        entered.is_ok().then(|| Permit { gate: self.clone(), texts: None })
+        entered.is_ok().then(|| Permit { gate: self.clone(), texts: None, is_accepted: false })
     }
 
     /// Places that are taken.
@@ -93,7 +95,9 @@ impl Drop for Permit {
             self.gate.texts.lock().give(&texts.0, texts.1);
         }
         self.gate.used.fetch_sub(1, Relaxed);
-        self.gate.room.free();
+        if self.is_accepted {
+            self.gate.room.free();
+        }
     }
 }
 

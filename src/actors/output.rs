@@ -40,6 +40,11 @@ impl<'a> LogOutput<'a> {
         }
     }
 
+    /// Whether the log has refused a token beyond the task's budget.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self.refused, Some(Refusal::Budget(_)))
+    }
+
     /// How the run ended, by all that is known: an engine cannot say that it was stopped, that its budget is used up, or that its client has
     /// gone, when that is not so.
     ///

@@ -202,6 +202,7 @@ impl TaskRecord {
         let mut state = self.state.lock();
         state.step(Step::Admit)?;
         (state.queue_position, state.predicted_start, state.accepted) = (position, predicted, true);
+        state.permit.iter_mut().for_each(|permit| permit.is_accepted = true);
         self.wake_readers(state); // Somebody may wait for the decision.
         task_log::step(self, "accepted");
         Ok(())

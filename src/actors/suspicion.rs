@@ -23,7 +23,7 @@ pub(super) fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>,
     state.beside(&myself.clone(), async move {
         let result = match probe(&*engine).await {
             // Whoever gives tokens lives, however late it answers questions.
-            Err(error) if !matches!(error, EngineError::Replaced(_)) => {
+            Err(error) if !matches!(error, EngineError::Replaced(_) | EngineError::Panicked { .. }) => {
                 let is_alive = pool.replicas[index as usize].outlier.was_alive_since(begun);
                 if is_alive && !planted!(LateProbeKills) { Ok(()) } else { Err(error) }
             }

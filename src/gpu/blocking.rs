@@ -51,6 +51,17 @@ enum Word {
     Counted(u32),
 }
 
+impl Word {
+    fn say(self, out: &mut dyn TokenOutput) -> Result<(), Stopped> {
+        match self {
+            Word::Token(text) => out.push(&text)?,
+            Word::Alive => out.is_alive(),
+            Word::Counted(tokens) => out.counted(tokens),
+        }
+        Ok(())
+    }
+}
+
 impl BlockingOutput {
     /// Whether nobody wants more: the task is cancelled, timed out, or has all that it may have. An engine that computes for long between
     /// two tokens asks now and then, and returns.
@@ -246,17 +257,18 @@ impl<E: BlockingEngine> Engine for Blocking<E> {
         let name = format!("engine-slot-{}", job.slot);
         let run = thread.call((name, "generate"), move || engine.generate(&job, &mut output));
         tokio::pin!(run);
-        loop {
+        let result = loop {
             tokio::select! {
-                biased; // Its words first: the last ones come before its end.
-                Some(word) = spoken.recv() => match word {
-                    Word::Token(text) => out.push(&text)?,
-                    Word::Alive => out.is_alive(),
-                    Word::Counted(tokens) => out.counted(tokens),
-                },
-                result = &mut run => return result,
+                biased;
+                Some(word) = spoken.recv() => word.say(out)?,
+                result = &mut run => break result,
             }
+        };
+        // What it said between the two looks, before its end.
+        while let Ok(word) = spoken.try_recv() {
+            word.say(out)?;
         }
+        result
     }
 
     async fn released(&self, slot: u32) {

@@ -105,7 +105,7 @@ impl Orchestrator {
     }
 
     /// Hands in a task, and waits for room where [`Orchestrator::submit`] would refuse it for want of some: a full queue or runtime, a
-    /// quota, a rate limit. Every other refusal is returned at once.
+    /// quota, a rate limit, an engine that is being started again. Every other refusal is returned at once.
     ///
     /// Those who want the same model, engine, class and pools are called one after another, tenant by tenant, and of each tenant the
     /// one who came first; who waits for a full pool holds up nobody who wants another. A plain `submit` does not wait behind them. Its
@@ -303,7 +303,11 @@ async fn until_turn(waiter: &Waiter<'_>, pause: Option<Duration>) {
 /// Whether the same task may be accepted as soon as there is room, of whatever bounds it.
 fn is_for_want_of_room(error: &TaskError) -> bool {
     let by_policy = || error.policy.as_deref().is_some_and(|policy| ![DEADLINE, NOT_ALLOWED].contains(&policy));
-    error.code == ErrorCode::ReplicaExhausted || error.code == ErrorCode::AdmissionReject && by_policy()
+    match error.code {
+        ErrorCode::ReplicaExhausted | ErrorCode::PoolUnready => true,
+        ErrorCode::AdmissionReject => by_policy(),
+        _ => false,
+    }
 }
 
 /// The refusal of a submission whose client has as many waiters as it may have.
