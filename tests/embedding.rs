@@ -1,9 +1,14 @@
 //! The library inside a host program: a stranger's engine, a host's habits.
 
+#[path = "embedding/broken.rs"]
 mod broken;
+#[path = "embedding/figures.rs"]
 mod figures;
+#[path = "embedding/lives.rs"]
 mod lives;
+#[path = "embedding/matrix.rs"]
 mod matrix;
+#[path = "embedding/waiting.rs"]
 mod waiting;
 
 use std::sync::Arc;

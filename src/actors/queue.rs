@@ -280,16 +280,7 @@ fn accept(
 fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
     let pool = &state.pool;
     pool.counters.refused_full.fetch_add(1, Relaxed);
-    let (client, depth) = (&record.request.client_id, state.queue.len());
-    let own = books.waiting(client, record.priority());
-    let (capacity, reserve) = (pool.config.queue.capacity, pool.config.queue.reserve_percent);
-    let mut text = format!(
-        "the queue of pool {} has no room for client {client}: {depth} tasks wait, {own} of its own; its capacity is {capacity}",
-        pool.id
-    );
-    if reserve > 0 {
-        text.push_str(&format!(", of which the reserve of {reserve} % is for clients with less than their share"));
-    }
+    let text = state.no_room(books, record);
     let _ = reply.send(Err(full(state, ahead, ErrorCode::AdmissionReject, text)));
 }
 

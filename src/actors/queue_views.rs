@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::actors::queue::QueueState;
+use crate::actors::record::TaskRecord;
 use crate::core::fairness::Accounts;
 use crate::core::id::TaskSeq;
 use crate::core::standing::{Picture, Standing};
@@ -24,6 +25,21 @@ impl QueueState {
         *self.pool.crowd.lock() = self.queue.crowd(books);
         let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
         self.pool.wanted.store(wanted, Relaxed);
+    }
+
+    /// Why this task was not taken in.
+    pub(super) fn no_room(&self, books: &Accounts, record: &TaskRecord) -> String {
+        let (pool, client, depth) = (&self.pool, &record.request.client_id, self.queue.len());
+        let (own, bounds) = (books.waiting(client, record.priority()), &pool.config.queue);
+        let mut text = format!(
+            "the queue of pool {} has no room for client {client}: {depth} tasks wait, {own} of its own; its capacity is {}",
+            pool.id, bounds.capacity
+        );
+        if bounds.reserve_percent > 0 {
+            let reserve = bounds.reserve_percent;
+            text.push_str(&format!(", of which the reserve of {reserve} % is for clients with less than their share"));
+        }
+        text
     }
 
     /// Where a task stands.

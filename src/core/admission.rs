@@ -563,7 +563,8 @@ mod tests {
     fn full_and_lost_replicas_are_told_apart_from_one_full_queue() {
         let (a, b) = (id("a"), id("b"));
         let request = TaskRequest::completion("hello").max_tokens(8);
-        let full = PoolFacts { room: false, wait: Duration::from_millis(30), ..pool(&a) };
+        let full =
+            PoolFacts { room: false, wait: Duration::from_millis(30), advice: Duration::from_millis(30), ..pool(&a) };
         assert_eq!(route(&request, std::slice::from_ref(&full)).expect("its queue decides").pool, 0);
         let sibling = PoolFacts { wait: Duration::from_secs(9), ..pool(&b) };
         assert_eq!(route(&request, &[full.clone(), sibling.clone()]).expect("it has room").pool, 1);

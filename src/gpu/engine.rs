@@ -152,6 +152,13 @@ impl EngineInfo {
         let (engine_version, model_digest) = (engine_version.into(), model_digest.into());
         EngineInfo { engine_version, model_digest, ctx: None, process_id: None, repeats: Repeats::Unknowable }
     }
+
+    /// The same, with what is known of its determinism.
+    #[must_use]
+    pub fn repeats(mut self, repeats: Repeats) -> Self {
+        self.repeats = repeats;
+        self
+    }
 }
 
 /// What an engine measures of itself.

@@ -13,7 +13,7 @@ use orchestrator_core::{Config, Env, ErrorCode, Event, Orchestrator, Priority, T
 use crate::support::{millisecond, pool, pool_id, start, start_with};
 
 fn builder(config: Config) -> orchestrator_core::Builder {
-    let builder = Orchestrator::builder().config(config.clone());
+    let builder = Orchestrator::builder().config(Config { pools: Vec::new(), ..config.clone() });
     config.pools.into_iter().fold(builder, |builder, pool| builder.pool(pool, SimEngine::new))
 }
 
