@@ -2,7 +2,7 @@
 //!
 //! No sleep, no loop around refusals: `submit_when_room` waits, and `buffer_unordered` bounds what the host holds itself.
 
-#![allow(clippy::print_stdout)] // A program that prints.
+#![allow(clippy::print_stdout, clippy::disallowed_methods)] // A program that prints, and looks at the clock.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -38,6 +38,7 @@ impl Engine for Numbers {
 
 /// What came of the batch.
 #[derive(Debug)]
+#[allow(dead_code)] // Shown.
 struct Outcome {
     well: usize,
     resumed: u64,

@@ -118,13 +118,16 @@ impl Attempt {
         let mut is_the_replicas = false;
         if !self.pool.is_remote() {
             let now = self.pool.env.now();
-            let verdict = self.place().note_failure(now, self.begun, record.seq);
+            let panicked = matches!(cause, EngineError::Panicked { .. });
+            let verdict = self.place().note_failure(now, self.begun, record.seq, panicked);
             let wait = Duration::from_millis(self.pool.config.resume.ejection_ms);
-            self.eject(verdict.until, now.after(wait).min(verdict.until));
+            if verdict.until > now {
+                self.eject(verdict.until, now.after(wait).min(verdict.until));
+            }
             is_the_replicas = verdict.is_the_replicas;
             // One run that panics says nothing of the others, and their clients are not to suffer; several tasks in a row do.
             let is_broken = is_the_replicas && self.place().outlier.view(now).1 >= PANICS_MAX;
-            if let (EngineError::Panicked { .. }, true) = (&cause, is_broken) {
+            if panicked && is_broken {
                 self.worker.cast(WorkerMsg::EngineFailed(cause)).ok(); // Gone: so is its engine.
                 return true;
             }

@@ -64,12 +64,15 @@ impl OutlierDetection {
 }
 
 impl ReplicaShared {
-    /// An attempt that began at `begun` has failed on it.
-    pub(crate) fn note_failure(&self, now: Timestamp, begun: Timestamp, task: TaskSeq) -> Verdict {
+    /// An attempt that began at `begun` has failed on it, or panicked.
+    pub(crate) fn note_failure(&self, now: Timestamp, begun: Timestamp, task: TaskSeq, panicked: bool) -> Verdict {
         let beside = self.slots.used().saturating_sub(1);
         let mut record = self.outlier.record.lock();
-        let verdict = record.on_failure(now, begun, task, beside);
-        self.outlier.ejections.fetch_add(1, Relaxed);
+        let verdict = match panicked {
+            true => record.on_panic(now, begun, task, beside),
+            false => record.on_failure(now, begun, task, beside),
+        };
+        self.outlier.ejections.fetch_add(u64::from(verdict.until > now), Relaxed);
         self.apply(&record, now);
         verdict
     }

@@ -90,6 +90,17 @@ impl Outlier {
         Verdict { until: self.until, is_the_replicas }
     }
 
+    /// The attempt of `task` has panicked now. The first in a row says nothing of the others, which run in the same process and go on: it is
+    /// noted, and costs no wait. One that follows it is a failure as any.
+    pub fn on_panic(&mut self, now: Timestamp, begun: Timestamp, task: TaskSeq, beside: u32) -> Verdict {
+        if self.failures > 0 {
+            return self.on_failure(now, begun, task, beside);
+        }
+        (self.failures, self.first, self.last) = (1, Some(task), now);
+        self.invariants();
+        Verdict { until: now, is_the_replicas: false }
+    }
+
     /// The engine has turned a request away, and asks to be left alone for so long, if it says so. `beside` tasks run on it.
     pub fn on_busy(&mut self, now: Timestamp, asked: Option<Duration>, beside: u32) -> Timestamp {
         let wait = match asked {
