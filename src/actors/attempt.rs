@@ -137,7 +137,7 @@ async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot, is_self_test: false };
     let behind = rest.as_ref().map_or(0, |_| record.progress().1.max(record.counted()));
     let mut output = LogOutput::new(attempt, (record, epoch), behind);
-    let span = record.span();
+    let span = record.host_span();
     let outcome = {
         let mut run = pin!(attempt.engine.generate(job, &mut output));
         let run = poll_fn(|context| {

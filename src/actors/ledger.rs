@@ -157,7 +157,7 @@ impl Ledger {
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
         };
         let sealed = record.seal(by, now, terminal)?;
-        record.leave_span();
+        record.leave_host_span();
         settle(record, &sealed);
         count_end(&sealed, &kind);
         note_end(record, &sealed, &kind);

@@ -22,6 +22,7 @@ pub mod events;
 pub(crate) mod failures;
 pub(crate) mod gate;
 pub(crate) mod gpu_monitor;
+mod host_span;
 mod identity;
 pub(crate) mod latency;
 pub(crate) mod lease;

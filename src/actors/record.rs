@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::actors::claim::Claim;
 use crate::actors::event_log::{EventLog, ReplicaIdentity, Started};
 use crate::actors::gate::Permit;
+use crate::actors::host_span::{self, HostSpan};
 use crate::actors::lingering::Readership;
 use crate::actors::replay::{Repeated, Replay};
 use crate::actors::route::Route;
@@ -44,8 +45,6 @@ pub(crate) struct TaskRecord {
     pub(super) readership: Readership,
     /// The engines' highest count of its tokens; 0 while none has counted them. Written by its attempts.
     pub(super) counted: AtomicU32,
-    /// The span of whoever submitted it, if that is recorded: its attempts run inside.
-    span: Mutex<Option<Box<tracing::Span>>>,
 }
 
 pub(super) struct State {
@@ -102,12 +101,7 @@ pub(super) struct State {
     pub(super) deserted: bool,
     /// The place at the intake gate; given back when the log is sealed.
     pub(super) permit: Option<Permit>,
-}
-
-/// The span here, where somebody records it.
-fn current_span() -> Option<Box<tracing::Span>> {
-    let span = tracing::Span::current();
-    (!span.is_disabled()).then(|| Box::new(span))
+    pub(super) host_span: HostSpan,
 }
 
 impl TaskRecord {
@@ -152,34 +146,11 @@ impl TaskRecord {
             visits: 0,
             deserted: false,
             permit: Some(permit),
+            host_span: host_span::current(),
         };
-        let (changed, stopped) = (Notify::new(), Notify::new());
+        let (changed, stopped, readership) = (Notify::new(), Notify::new(), Readership::default());
         let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
-        let (readership, span) = (Readership::default(), Mutex::new(current_span()));
-        TaskRecord {
-            id,
-            seq,
-            request,
-            seed,
-            submitted_at: now,
-            state,
-            changed,
-            stopped,
-            has_news,
-            readership,
-            counted,
-            span,
-        }
-    }
-
-    /// The span that its attempts run in.
-    pub(super) fn span(&self) -> Option<Box<tracing::Span>> {
-        self.span.lock().clone()
-    }
-
-    /// Lets it go: a span is open as long as somebody has it, and the record may stay for long.
-    pub(super) fn leave_span(&self) {
-        drop(self.span.lock().take());
+        TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, readership, counted }
     }
 
     /// The moment after which nobody wants the task any more.

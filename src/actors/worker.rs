@@ -267,8 +267,7 @@ fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     };
     let (pool, index) = (state.pool.clone(), state.index);
     state.beside(&myself.clone(), async move {
-        let made = engine_life::make(&pool, index, context).await;
-        let _ = myself.cast(WorkerMsg::Made(made)); // Gone: dropped, the engine goes, too.
+        let _ = myself.cast(WorkerMsg::Made(engine_life::make(&pool, index, context).await)); // Gone: so is the engine.
     });
 }
 
@@ -280,7 +279,7 @@ fn on_made(
     state.place().discard_engine();
     let (engine, edition) = match (result, state.edition.clone()) {
         (Ok(engine), Some(edition)) => (engine, edition),
-        (Ok(_), None) => return Ok(()), // Not reached: it was made with one.
+        (Ok(_), None) => return Ok(()),
         (Err(error), _) => {
             state.place().preload_failures.fetch_add(1, Relaxed);
             return state.fail(error);

@@ -143,7 +143,7 @@ impl Builder {
         self
     }
 
-    /// Sets what looks at the devices: [`gpu::nvml::open`](crate::gpu::nvml::open) for real ones. Without it each device that the
+    /// Sets what looks at the devices: `gpu::nvml::open` (feature `nvml`) for real ones. Without it each device that the
     /// configuration names is simulated, and well.
     #[must_use]
     pub fn devices(mut self, probe: Arc<dyn DeviceProbe>) -> Self {

@@ -1,4 +1,6 @@
-//! Chores of the project: `cargo xtask engines | regen-openapi | regen-schema | regen-reference`.
+//! Chores of the project: `cargo xtask engines | public-api | regen-openapi | regen-schema | regen-reference`.
+
+mod public_api;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -21,6 +23,12 @@ enum Chore {
         #[arg(long)]
         vllm: bool,
     },
+    /// Write `.specs/public-api.txt`: what the library shows to host programs.
+    PublicApi {
+        /// Write nothing, and fail where it differs.
+        #[arg(long)]
+        check: bool,
+    },
     /// Write `.specs/openapi.json` from the HTTP API's types.
     RegenOpenapi,
     /// Write `docs/configuration.md` and `docs/api.md` from the schema and the API's document.
@@ -35,6 +43,10 @@ fn main() -> ExitCode {
             install("llamacpp/llama-server").and_then(|()| install("triton/tritonserver"))
         }
         Chore::Engines { vllm: true } => install("vllm/vllm-serve"),
+        Chore::PublicApi { check } => public_api::list(&root()).and_then(|list| match check {
+            true => compare(".specs/public-api.txt", &list),
+            false => write(".specs/public-api.txt", &list),
+        }),
         Chore::RegenOpenapi => write(".specs/openapi.json", &http::openapi()),
         Chore::RegenReference => write("docs/configuration.md", &reference::configuration())
             .and_then(|()| write("docs/api.md", &reference::api())),
@@ -47,6 +59,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Fails where a file is not what it should be, and says which lines differ.
+fn compare(path: &str, wanted: &str) -> Result<(), String> {
+    let found = std::fs::read_to_string(root().join(path)).map_err(|error| format!("{path}: {error}"))?;
+    let (found, wanted): (Vec<&str>, Vec<&str>) = (found.lines().collect(), wanted.lines().collect());
+    let gone = found.iter().filter(|line| !wanted.contains(line)).map(|line| format!("- {line}"));
+    let new = wanted.iter().filter(|line| !found.contains(line)).map(|line| format!("+ {line}"));
+    let differing: Vec<String> = gone.chain(new).collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "the public interface has changed; if that is meant, `cargo xtask public-api` and a line in CHANGELOG.md:\n{}",
+        differing.join("\n")
+    ))
 }
 
 /// The project's root: the folder above this package's.
