@@ -13,7 +13,8 @@ use orchestrator_core::prelude::*;
 
 /// What the model can say, one word for each token.
 const WORDS: [&str; 16] = [
-    "the ", "a ", "sky ", "sea ", "sun ", "is ", "was ", "red ", "deep ", "and ", "or ", "not ", "very ", "wide ", "old ", "new ",
+    "the ", "a ", "sky ", "sea ", "sun ", "is ", "was ", "red ", "deep ", "and ", "or ", "not ", "very ", "wide ",
+    "old ", "new ",
 ];
 const HIDDEN: usize = 64;
 
@@ -61,14 +62,21 @@ impl BlockingEngine for Recurrent {
 
     fn generate(&self, job: &BlockingJob, out: &mut BlockingOutput) -> Result<Finish, EngineError> {
         let mut dice = fastrand::Rng::with_seed(job.seed);
-        let mut hidden = Tensor::zeros((1, HIDDEN), candle_core::DType::F32, &Device::Cpu).map_err(EngineError::other)?;
+        let mut hidden =
+            Tensor::zeros((1, HIDDEN), candle_core::DType::F32, &Device::Cpu).map_err(EngineError::other)?;
         let mut likely = vec![1.0 / WORDS.len() as f32; WORDS.len()];
         for byte in job.request.prompt.bytes() {
             (hidden, likely) = self.0.step(&hidden, usize::from(byte) % WORDS.len()).map_err(EngineError::other)?;
         }
         loop {
             let mut roll = dice.f32();
-            let token = likely.iter().position(|share| { roll -= share; roll < 0.0 }).unwrap_or(0);
+            let token = likely
+                .iter()
+                .position(|share| {
+                    roll -= share;
+                    roll < 0.0
+                })
+                .unwrap_or(0);
             out.push(WORDS[token])?; // Stopped: cancelled, timed out, or all that it may say.
             (hidden, likely) = self.0.step(&hidden, token).map_err(EngineError::other)?;
         }
@@ -77,9 +85,10 @@ impl BlockingEngine for Recurrent {
 
 async fn start() -> Result<Orchestrator, StartError> {
     let mut pool = PoolConfig::new("recurrent", "candle", "recurrent");
-    pool.slots = 2;
+    (pool.slots, pool.ctx) = (2, Some(65_536));
     // The factory may fail and may block: it runs on a thread for that.
-    let factory = |_: &EngineContext| Model::new().map(|model| Blocking::new(Recurrent(model))).map_err(EngineError::other);
+    let factory =
+        |_: &EngineContext| Model::new().map(|model| Blocking::new(Recurrent(model))).map_err(EngineError::other);
     Orchestrator::builder().pool(pool, factory).start().await
 }
 
