@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::id::TaskId;
-use crate::core::task::TaskRequest;
+use crate::core::task::{FinishReason, TaskRequest};
 use crate::gpu::dyn_engine::catch;
 use crate::gpu::engine::{Engine, EngineError, EngineInfo, Finish, Job, Stopped, Telemetry, TokenOutput};
 use crate::gpu::threads::{Work, Worker};
@@ -42,6 +42,8 @@ pub struct BlockingOutput {
     is_stopped: Arc<AtomicBool>,
     /// Tokens that it may still take.
     left: u32,
+    /// It has taken all.
+    is_full: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,7 @@ impl TokenOutput for BlockingOutput {
         let left = self.left.checked_sub(1).ok_or(Stopped)?;
         self.say(Word::Token(text.to_owned()))?;
         self.left = left;
+        self.is_full.store(left == 0, SeqCst);
         Ok(())
     }
 
@@ -246,7 +249,9 @@ impl<E: BlockingEngine> Engine for Blocking<E> {
         let is_stopped = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(is_stopped.clone());
         let (words, mut spoken) = mpsc::channel(TOKENS_BETWEEN);
-        let mut output = BlockingOutput { words, is_stopped, left: job.request.max_tokens.0 };
+        let has_all = Arc::new(AtomicBool::new(false));
+        let (left, is_full) = (job.request.max_tokens.0, has_all.clone());
+        let mut output = BlockingOutput { words, is_stopped, left, is_full };
         let job = BlockingJob {
             task_id: job.task_id.clone(),
             request: Arc::new(job.request.clone()),
@@ -268,7 +273,13 @@ impl<E: BlockingEngine> Engine for Blocking<E> {
         while let Ok(word) = spoken.try_recv() {
             word.say(out)?;
         }
-        result
+        match result {
+            // Nobody else has stopped it: this future would be gone.
+            Err(EngineError::Stopped(_)) if has_all.load(SeqCst) => {
+                Ok(Finish { reason: FinishReason::Length, tokens_in: None })
+            }
+            result => result,
+        }
     }
 
     async fn released(&self, slot: u32) {
@@ -287,7 +298,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::task::FinishReason;
     use crate::gpu::dyn_engine::DynEngine;
     use crate::gpu::engine::Pieces;
 
@@ -362,7 +372,7 @@ mod tests {
             gate.send(word).expect("it listens");
         }
         let ended = DynEngine::generate(&engine, Job::new(&task_id, &request), &mut out).await;
-        assert!(matches!(ended, Err(EngineError::Stopped(_))), "{ended:?}");
+        assert!(matches!(ended, Ok(Finish { reason: FinishReason::Length, .. })), "{ended:?}");
         assert_eq!(out.0, ["a", "b"]);
         let error = DynEngine::generate(&engine, Job::new(&task_id, &request), &mut out).await.err();
         let said = error.map(|error| error.to_string()).unwrap_or_default();

@@ -113,7 +113,9 @@ mod tests {
 
     async fn text(orchestrator: &Orchestrator, seed: u64) -> String {
         let request = TaskRequest::completion("The sky").max_tokens(32).seed(seed);
-        orchestrator.submit(request).await.expect("accepted").stream().collect().await.0
+        let (text, end) = orchestrator.submit(request).await.expect("accepted").stream().collect().await;
+        assert!(matches!(&end, Some(Event::End(end)) if end.attempts == 1), "{end:?}");
+        text
     }
 
     #[tokio::test(flavor = "multi_thread")]
