@@ -2,6 +2,7 @@
 //! somebody has it, and a record may stay for long.
 
 use tracing::Span;
+use tracing::dispatcher::has_been_set;
 
 use crate::actors::record::TaskRecord;
 
@@ -10,17 +11,22 @@ pub(super) type HostSpan = Option<Box<Span>>;
 
 /// The span here, if it is recorded.
 pub(super) fn current() -> HostSpan {
+    if !has_been_set() {
+        return None;
+    }
     let span = Span::current();
     (!span.is_disabled()).then(|| Box::new(span))
 }
 
 impl TaskRecord {
     pub(super) fn host_span(&self) -> HostSpan {
-        self.state.lock().host_span.clone()
+        if has_been_set() { self.state.lock().host_span.clone() } else { None }
     }
 
     pub(super) fn leave_host_span(&self) {
-        let span = self.state.lock().host_span.take();
-        drop(span); // Outside the lock: its subscriber is told.
+        if has_been_set() {
+            let span = self.state.lock().host_span.take();
+            drop(span); // Outside the lock: its subscriber is told.
+        }
     }
 }

@@ -53,8 +53,8 @@ impl Drop for Reading {
 }
 
 /// What a look at the log has found.
-enum Look {
-    Event((usize, Event)),
+enum Fetched {
+    Some,
     /// Nothing will follow.
     Over,
     /// Something may come.
@@ -67,10 +67,13 @@ impl Stream for TaskStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            match self.look() {
-                Look::Event(event) => return Poll::Ready(Some(event)),
-                Look::Over => return Poll::Ready(None),
-                Look::Later => {}
+            if let Some(event) = self.fetched.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            match self.fetch() {
+                Fetched::Some => continue,
+                Fetched::Over => return Poll::Ready(None),
+                Fetched::Later => {}
             }
             let (record, next) = (self.record.clone(), self.next);
             let wait = || Box::pin(async move { record.until_readable(next).await }) as BoxFuture<'static, ()>;
@@ -109,30 +112,30 @@ impl TaskStream {
     /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         loop {
-            match self.look() {
-                Look::Event(event) => return Some(event),
-                Look::Over => return None,
-                Look::Later => self.record.until_readable(self.next).await,
+            if let Some(event) = self.fetched.pop_front() {
+                return Some(event);
+            }
+            match self.fetch() {
+                Fetched::Some => {}
+                Fetched::Over => return None,
+                Fetched::Later => self.record.until_readable(self.next).await,
             }
         }
     }
 
-    /// What there is now. First a look, which is all that it takes for a reader that is behind; then a wait.
-    fn look(&mut self) -> Look {
-        if let Some(event) = self.fetched.pop_front() {
-            return Look::Event(event);
-        }
+    /// Fetches what there is now. First a look, which is all that it takes for a reader that is behind; then a wait.
+    fn fetch(&mut self) -> Fetched {
         if self.record.is_cut() {
-            return Look::Over;
+            return Fetched::Over;
         }
         let fetched = &mut self.fetched;
         let (next, sealed) =
             self.record.visit(self.next, FETCHED_MAX, |index, event| fetched.push_back((index, event.to_owned())));
         self.next = self.next.max(next);
-        match self.fetched.pop_front() {
-            Some(event) => Look::Event(event),
-            None if sealed => Look::Over,
-            None => Look::Later,
+        match (self.fetched.is_empty(), sealed) {
+            (false, _) => Fetched::Some,
+            (true, true) => Fetched::Over,
+            (true, false) => Fetched::Later,
         }
     }
 

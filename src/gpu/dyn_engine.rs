@@ -8,6 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
 
@@ -53,7 +54,7 @@ pub trait DynEngine: Send + Sync + 'static {
 
 impl<E: Engine> DynEngine for E {
     fn preload(&self) -> BoxedCall<'_, Result<EngineInfo, EngineError>> {
-        Box::pin(async { caught("preload", || Engine::preload(self)).await? })
+        Box::pin(Caught::new("preload", || Engine::preload(self)))
     }
 
     fn generate<'a>(
@@ -61,26 +62,57 @@ impl<E: Engine> DynEngine for E {
         job: Job<'a>,
         out: &'a mut dyn TokenOutput,
     ) -> BoxedCall<'a, Result<Finish, EngineError>> {
-        Box::pin(async move { caught("generate", || Engine::generate(self, job, out)).await? })
+        Box::pin(Caught::new("generate", || Engine::generate(self, job, out)))
     }
 
     fn released(&self, slot: u32) -> BoxedCall<'_, Result<(), EngineError>> {
-        Box::pin(caught("released", move || Engine::released(self, slot)))
+        Box::pin(Caught::new("released", move || Engine::released(self, slot).map(Ok)))
     }
 
     fn probe(&self) -> BoxedCall<'_, Result<Telemetry, EngineError>> {
-        Box::pin(async { caught("probe", || Engine::probe(self)).await? })
+        Box::pin(Caught::new("probe", || Engine::probe(self)))
     }
 
     fn failure(&self) -> BoxedCall<'_, EngineError> {
-        Box::pin(async { caught("failure", || Engine::failure(self)).await.unwrap_or_else(|panicked| panicked) })
+        let failure = Caught::new("failure", || Engine::failure(self).map(Ok::<EngineError, EngineError>));
+        Box::pin(failure.map(|caught| caught.unwrap_or_else(|panicked| panicked)))
     }
 }
 
-/// The result of an engine's call; an error when its code panicked, before its first await or behind it.
-async fn caught<F: Future>(during: &'static str, call: impl FnOnce() -> F) -> Result<F::Output, EngineError> {
-    let future = catch(during, call)?;
-    AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| panicked(during, payload))
+pin_project_lite::pin_project! {
+    /// An engine's call. Where its code panics, before its first await or behind it, the call ends with an error that says so.
+    struct Caught<F> {
+        during: &'static str,
+        // The error of a call that panicked before there was a future.
+        at_once: Option<EngineError>,
+        #[pin]
+        call: Option<F>,
+    }
+}
+
+impl<F> Caught<F> {
+    fn new(during: &'static str, call: impl FnOnce() -> F) -> Self {
+        match catch(during, call) {
+            Ok(call) => Caught { during, at_once: None, call: Some(call) },
+            Err(error) => Caught { during, at_once: Some(error), call: None },
+        }
+    }
+}
+
+impl<F: Future<Output = Result<T, EngineError>>, T> Future for Caught<F> {
+    type Output = Result<T, EngineError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, EngineError>> {
+        let this = self.project();
+        match this.call.as_pin_mut() {
+            Some(call) => match catch_unwind(AssertUnwindSafe(|| call.poll(context))) {
+                Ok(polled) => polled,
+                Err(payload) => Poll::Ready(Err(panicked(this.during, payload))),
+            },
+            // Polled behind its end, it never comes back.
+            None => this.at_once.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
+        }
+    }
 }
 
 /// What the engine's code returns; an error when it panicked.
