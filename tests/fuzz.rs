@@ -5,8 +5,10 @@
 use std::time::{Duration, Instant};
 
 use orchestrator_core::core::ClientId;
+#[cfg(feature = "cluster")]
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS};
 use orchestrator_core::core::traceparent::TraceParent;
+#[cfg(feature = "cluster")]
 use orchestrator_core::core::wire;
 use orchestrator_core::service::api::SubmitBody;
 use orchestrator_core::service::config_file;
@@ -168,6 +170,7 @@ fn whatever_comes_as_an_envelope_of_a_node_is_taken_or_refused() {
     });
 }
 
+#[cfg(feature = "cluster")]
 #[test]
 fn whatever_comes_as_a_wire_message_is_taken_or_refused() {
     let message = wire::encode(&("text".to_owned(), vec![1_u64, 2, 3], Some(7_u32))).unwrap();
