@@ -38,7 +38,6 @@ impl Engine for Numbers {
 
 /// What came of the batch.
 #[derive(Debug)]
-#[allow(dead_code)] // Shown.
 struct Outcome {
     well: usize,
     resumed: u64,
@@ -82,7 +81,10 @@ async fn run() -> Result<Outcome, Box<dyn Error>> {
 async fn main() -> Result<(), Box<dyn Error>> {
     std::panic::set_hook(Box::new(|_| {})); // Forty panics are part of it.
     let outcome = run().await?;
-    println!("{outcome:?}: {:.3} times the ideal", outcome.seconds / outcome.ideal_seconds);
+    let Outcome { well, resumed, refused, seconds, ideal_seconds } = outcome;
+    println!(
+        "{well} of {TASKS} tasks well, {resumed} resumed, {refused} refused: {seconds:.2} s, ideally {ideal_seconds:.2}"
+    );
     Ok(())
 }
 

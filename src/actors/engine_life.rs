@@ -43,9 +43,8 @@ pub(super) async fn make(
             None => Err(EngineError::Hung(format!("the factory has not returned within {limit:?}").into())),
         }
     };
-    let (husk, runtime) = (made?, Handle::try_current().ok());
-    let inline = pool.env.is_simulated();
-    Ok(Arc::new(Owned { husk, runtime: runtime.filter(|_| !inline), site: Some(site).filter(|_| !inline) }))
+    let apart = (!pool.env.is_simulated()).then(|| (Handle::current(), site));
+    Ok(Arc::new(Owned { husk: made?, apart }))
 }
 
 /// Lets go of an engine wherever it is dropped itself, and tells what that panics with.
@@ -70,15 +69,14 @@ impl Drop for Husk {
 /// An engine from its factory to its end.
 struct Owned {
     husk: Husk,
-    /// Where it is dropped; `None` is in place.
-    runtime: Option<Handle>,
-    site: Option<EngineSite>,
+    /// Where it is dropped, and who waits for that; `None` is in place.
+    apart: Option<(Handle, EngineSite)>,
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
         let husk = Husk { engine: self.husk.engine.take(), pool: self.husk.pool.clone(), index: self.husk.index };
-        if let (Some(runtime), Some(site)) = (&self.runtime, &self.site) {
+        if let Some((runtime, site)) = &self.apart {
             // A runtime that ends drops it in place.
             let gone = threads::blocking(runtime, move || drop(husk));
             site.leave(async move { drop(gone.await) });

@@ -115,7 +115,7 @@ impl Attempt {
         if self.pool.is_remote() && !matches!(cause, EngineError::Unreachable(_)) {
             return false; // One attempt was lost at its owner, who looks after the engine; the link is well.
         }
-        let mut is_the_replicas = false;
+        let (mut is_the_replicas, mut is_broken) = (false, false);
         if !self.pool.is_remote() {
             let now = self.pool.env.now();
             let panicked = matches!(cause, EngineError::Panicked { .. });
@@ -126,14 +126,11 @@ impl Attempt {
             }
             is_the_replicas = verdict.is_the_replicas;
             // One run that panics says nothing of the others, and their clients are not to suffer; several tasks in a row do.
-            let is_broken = is_the_replicas && self.place().outlier.view(now).1 >= PANICS_MAX;
-            if panicked && is_broken {
-                self.worker.cast(WorkerMsg::EngineFailed(cause)).ok(); // Gone: so is its engine.
-                return true;
-            }
+            is_broken = panicked && is_the_replicas && self.place().outlier.view(now).1 >= PANICS_MAX;
         }
         if self.place().suspect(&self.engine) {
-            self.place().worker.cast(WorkerMsg::EngineSuspected(cause)); // Gone: the next worker looks at the engine, or makes another.
+            let word = if is_broken { WorkerMsg::EngineFailed(cause) } else { WorkerMsg::EngineSuspected(cause) };
+            self.place().worker.cast(word); // Gone: the next worker looks at the engine, or makes another.
         }
         is_the_replicas
     }

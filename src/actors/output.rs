@@ -70,6 +70,18 @@ impl<'a> LogOutput<'a> {
         }
     }
 
+    fn take(&mut self, text: &str) -> Result<(), Refusal> {
+        let env = &self.attempt.pool.env;
+        let now = env.now();
+        self.place.outlier.note_alive(now);
+        if !self.has_token && self.place.outlier.is_in_trouble() {
+            self.note_first_token();
+        }
+        let index = self.record.append(self.epoch, now, text)?;
+        env.trace(|| TraceKind::Token { seq: self.record.seq, index });
+        Ok(())
+    }
+
     /// Its engine works: one that was left out may be used more.
     #[cold]
     fn note_first_token(&mut self) {
@@ -85,19 +97,10 @@ impl TokenOutput for LogOutput<'_> {
         if text.is_empty() {
             return Ok(());
         }
-        let env = &self.attempt.pool.env;
-        let now = env.now();
-        self.place.outlier.note_alive(now);
-        if !self.has_token && self.place.outlier.is_in_trouble() {
-            self.note_first_token();
-        }
         self.is_within = true;
-        let appended = self.record.append(self.epoch, now, text);
-        if let Ok(index) = appended {
-            env.trace(|| TraceKind::Token { seq: self.record.seq, index });
-        }
+        let taken = self.take(text);
         self.is_within = false;
-        appended.map(drop).map_err(|refusal| {
+        taken.map_err(|refusal| {
             self.refused.get_or_insert(refusal);
             Stopped
         })

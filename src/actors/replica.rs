@@ -193,9 +193,10 @@ impl ReplicaShared {
     /// What the worker's life has just ended of: what it said itself, else a bug. `event` is how ractor puts it.
     pub(crate) fn note_death(&self, now: Timestamp, event: String) {
         let failing = self.failing.lock().clone();
-        let cause = failing.get().map_or(Cause::Bug, EngineError::cause);
-        self.deaths[cause.index()].fetch_add(1, Relaxed);
-        *self.last_death.lock() = Some((now, cause, failing.get().map_or(event.into(), EngineError::whole)));
+        match failing.get() {
+            Some(error) => self.note_death_of(now, error),
+            None => self.note_cause(now, Cause::Bug, event.into()),
+        }
     }
 
     /// What its last life died of, for subscribers.
@@ -205,10 +206,14 @@ impl ReplicaShared {
         RuntimeEvent::WorkerDied { replica_id: self.id.clone(), cause, message }
     }
 
-    /// An engine of its that was let go has failed at that.
+    /// Its life, or the drop of an engine that it has let go, has ended in this.
     pub(crate) fn note_death_of(&self, now: Timestamp, error: &EngineError) {
-        self.deaths[error.cause().index()].fetch_add(1, Relaxed);
-        *self.last_death.lock() = Some((now, error.cause(), error.whole()));
+        self.note_cause(now, error.cause(), error.whole());
+    }
+
+    fn note_cause(&self, now: Timestamp, cause: Cause, message: Message) {
+        self.deaths[cause.index()].fetch_add(1, Relaxed);
+        *self.last_death.lock() = Some((now, cause, message));
     }
 
     /// It gave other tokens than an earlier run did.
