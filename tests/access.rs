@@ -28,7 +28,7 @@ fn file(name: &str) -> PathBuf {
 
 /// Runs `orchestratord` and returns whether it succeeded, and what it said on both outputs.
 fn orchestratord(arguments: &[&str]) -> (bool, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(arguments).output().unwrap();
+    let output = Command::new(crate::support::orchestratord()).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }

@@ -188,7 +188,7 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
 /// The five commands of docs/cluster.md, as they stand there, and then a task at a node whose neighbour is killed.
 #[test]
 fn the_five_commands_of_the_documentation_make_a_cluster() {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/cluster.md")).unwrap();
+    let text = std::fs::read_to_string(crate::support::root().join("docs/cluster.md")).unwrap();
     let block = text.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("there is a block");
     let commands: Vec<&str> = block.lines().collect();
     assert_eq!(commands.len(), 5, "{commands:?}");

@@ -344,7 +344,7 @@ fn where_keys_are_wanted_the_page_asks_for_one() {
     crate::support::owners_alone(folder);
     let (keys, config) = (folder.join("dashboard-keys.json"), folder.join("dashboard-keys.yaml"));
     let _ = std::fs::remove_file(&keys);
-    let made = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+    let made = Command::new(crate::support::orchestratord())
         .args(["key", "new", "--client", "ops", "--scopes", "read,submit", "--file"])
         .arg(&keys)
         .output()

@@ -22,13 +22,13 @@ fn blocks(text: &str) -> Vec<(usize, String)> {
 #[test]
 fn every_command_that_the_documents_say_to_run_works() {
     let _alone = crate::support::alone_blocking();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = crate::support::root();
     let missing = ["curl", "openssl"].into_iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
     if let Some(tool) = missing {
         println!("SKIPPED: there is no {tool} on this machine");
         return;
     }
-    let folder = Path::new(env!("CARGO_BIN_EXE_orchestratord")).parent().unwrap();
+    let folder = Path::new(crate::support::orchestratord()).parent().unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     let mut run = 0;
     for document in ["docs/access.md", "docs/operations.md"] {

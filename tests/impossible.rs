@@ -30,7 +30,7 @@ fn driver(name: &str) -> FakeDriver {
 fn check(driver: &FakeDriver, pools: &str) -> (bool, String) {
     let text = format!("gpu: {{ library: {:?} }}\nhost_labels: [spot]\npools:\n{pools}", driver.library);
     let path = file("impossible", &text);
-    let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).arg("check").arg(&path).output().unwrap();
+    let output = Command::new(crate::support::orchestratord()).arg("check").arg(&path).output().unwrap();
     let said = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
     (output.status.success(), said.into_owned())
 }
@@ -155,7 +155,7 @@ fn a_driver_that_must_be_there_and_is_not_is_said_at_check_and_at_start() {
         "gpu: { driver: required, library: /nowhere/libnvidia-ml.so }\npools:\n  - { id: a, engine: sim, model: m }\n";
     let path = file("required", text);
     for arguments in [vec!["check"], vec!["serve", "--listen", "127.0.0.1:0", "--config"]] {
-        let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(arguments).arg(&path).output().unwrap();
+        let output = Command::new(crate::support::orchestratord()).args(arguments).arg(&path).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains("gpu.driver is required: no NVIDIA driver found"), "{said}");
     }

@@ -23,7 +23,7 @@ fn home() -> PathBuf {
 fn other_model() -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("other.gguf");
     let new = file.with_extension(std::process::id().to_string());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/xtask/engines/llamacpp/make_model.py");
+    let script = crate::support::root().join("xtask/engines/llamacpp/make_model.py");
     let made = Command::new(home().join("venv/bin/python")).arg(script).arg(&new).args(["--seed", "8"]).status();
     assert!(made.unwrap().success(), "the model can be made");
     std::fs::rename(&new, &file).unwrap();

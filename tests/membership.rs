@@ -23,7 +23,7 @@ fn init(test: &str, nodes: &[&str], more: &[&str]) -> PathBuf {
 }
 
 fn try_run(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).arg("cluster").args(arguments).output().unwrap();
+    let output = Command::new(crate::support::orchestratord()).arg("cluster").args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }

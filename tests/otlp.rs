@@ -40,7 +40,7 @@ fn received(listener: TcpListener) -> Option<(String, Value)> {
 #[test]
 fn otlp_spans_of_a_task_reach_the_collector_in_its_callers_trace() {
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut service = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+    let mut service = Command::new(crate::support::orchestratord())
         .args(["serve", "--listen", "127.0.0.1:0"])
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", collector.local_addr().unwrap()))
         .stdout(Stdio::piped())

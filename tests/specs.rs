@@ -8,7 +8,7 @@ use orchestrator_core::service::{config_file, http, reference};
 use tools_readme_index::{Index, Status, read, refresh};
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    crate::support::root()
 }
 
 fn text(path: &str) -> String {

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use hdrhistogram::{Counter, Histogram};
+use histogram::{Histogram, Quantile, SampleQuantiles};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 
 use crate::actors::sample::{Run, Sample};
 use crate::actors::shared::PoolShared;
 use crate::core::objectives::{Tallies, Tally, Window};
-use crate::core::rolling::{DIGITS, Rolling, VALUE_US_MAX};
+use crate::core::rolling::{BUCKETS, Rolling, VALUE_US_MAX, middle_us};
 use crate::core::shares::{Given, Shares};
 use crate::core::task::Priority;
 use crate::core::units::Timestamp;
@@ -149,7 +149,7 @@ pub(crate) struct Latency;
 
 /// One kind of duration of one class, in microseconds.
 struct Row {
-    whole: Histogram<u64>,
+    whole: Histogram,
     sum: u64,
     windows: [Rolling; 2],
 }
@@ -179,7 +179,7 @@ impl Actor for Latency {
         myself: ActorRef<LatencyMsg>,
         pool: Arc<PoolShared>,
     ) -> Result<LatencyState, ActorProcessingErr> {
-        let rows = [rows()?, rows()?];
+        let rows = [rows(), rows()];
         myself.cast(LatencyMsg::Collect)?; // Whoever knocked at a dead actor is heard now.
         let (tallies, shares, began_at) = (Default::default(), Shares::default(), pool.env.now());
         Ok(LatencyState { pool, rows, tallies, shares, began_at, armed: false, ages: false })
@@ -200,9 +200,9 @@ impl Actor for Latency {
     }
 }
 
-fn rows() -> Result<Vec<Row>, hdrhistogram::CreationError> {
+fn rows() -> Vec<Row> {
     let windows = || [ONE_MINUTE, TEN_MINUTES].map(|(slice, slices)| Rolling::new(slice, slices));
-    let row = |_| Ok(Row { whole: Histogram::new_with_bounds(1, VALUE_US_MAX, DIGITS)?, sum: 0, windows: windows() });
+    let row = |_| Row { whole: Histogram::with_config(&BUCKETS), sum: 0, windows: windows() };
     Stage::ALL.iter().map(row).collect()
 }
 
@@ -247,7 +247,7 @@ fn note_run(rows: &mut [Row], now: Timestamp, run: &Run) {
     for (row, duration) in rows.iter_mut().zip(durations) {
         let Some(duration) = duration else { continue };
         let micros = (duration.as_micros() as u64).clamp(1, VALUE_US_MAX);
-        row.whole.saturating_record(micros);
+        let _ = row.whole.increment(micros); // Within the buckets, which reach beyond a day.
         row.sum = row.sum.saturating_add(micros);
         row.windows.iter_mut().for_each(|window| window.record(now, micros));
     }
@@ -292,20 +292,21 @@ fn observe(state: &LatencyState) -> LatencyView {
     LatencyView { stages, tallies, given, tokens_per_s }
 }
 
-fn quantiles<T: Counter>(histogram: &Histogram<T>, sum: u64) -> Quantiles {
-    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
-    Quantiles { count: histogram.len(), p50: at(0.5), p95: at(0.95), p99: at(0.99), sum: sum as f64 / 1000.0 }
+fn quantiles(histogram: &impl SampleQuantiles, sum: u64) -> Quantiles {
+    let parts = [0.5, 0.95, 0.99];
+    let Ok(Some(found)) = histogram.quantiles(&parts) else { return Quantiles::default() };
+    let bucket = |part| Quantile::new(part).ok().and_then(|part| found.get(&part));
+    let [p50, p95, p99] = parts.map(|part| bucket(part).map_or(0.0, middle_us) / 1000.0);
+    Quantiles { count: found.total_count() as u64, p50, p95, p99, sum: sum as f64 / 1000.0 }
 }
 
 fn stage_view(row: &Row) -> StageView {
-    if row.whole.is_empty() {
-        return StageView::default();
-    }
     // One walk for all buckets; counting up to each bound would be one for each.
     let mut buckets = [0; BUCKETS_MS.len()];
-    for step in row.whole.iter_recorded() {
-        let fitting = buckets.iter_mut().zip(BUCKETS_MS).filter(|(_, bound)| step.value_iterated_to() <= bound * 1000);
-        fitting.for_each(|(count, _)| *count += step.count_at_value());
+    for filled in row.whole.iter().filter(|bucket| bucket.count() > 0) {
+        let fitting =
+            buckets.iter_mut().zip(BUCKETS_MS).filter(|(_, bound)| middle_us(&filled) <= (bound * 1000) as f64);
+        fitting.for_each(|(count, _)| *count += filled.count());
     }
     let window = |window: &Rolling| window.merged().map(|(histogram, sum)| quantiles(&histogram, sum));
     let windows = row.windows.each_ref().map(|rolling| window(rolling).unwrap_or_default());

@@ -28,7 +28,6 @@ pub mod headroom;
 pub mod health;
 mod heap;
 #[doc(hidden)]
-pub mod holders;
 pub mod id;
 #[doc(hidden)]
 pub mod journal;

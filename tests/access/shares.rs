@@ -91,7 +91,7 @@ fn begin(stream: &mut TcpStream) -> String {
 
 /// The table of the documents: for each thing its test.
 fn table() -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md")).unwrap();
+    let text = std::fs::read_to_string(crate::support::root().join("docs/access.md")).unwrap();
     let (_, text) = text.split_once("## What a client can make the service hold").expect("the section is there");
     let rows =
         text.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
@@ -123,7 +123,7 @@ fn each_line_of_the_table_has_a_test_that_is_there() {
     }
     for (what, test) in table {
         let (path, name) = test.trim_matches('`').split_once("::").unwrap_or_else(|| panic!("{what}: {test}"));
-        let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let text = std::fs::read_to_string(crate::support::root().join(path)).unwrap();
         assert!(text.contains(&format!("fn {name}(")), "{what}: there is no {test}");
     }
 }

@@ -62,7 +62,7 @@ impl Fleet {
             return None;
         }
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{}", std::process::id()));
-        let init = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+        let init = Command::new(crate::support::orchestratord())
             .args(["cluster", "init", &folder.display().to_string(), "--nodes", &NAMES.join(",")])
             .output()
             .expect("starts");
@@ -177,7 +177,7 @@ impl Host {
     /// Starts the node and waits until its API answers.
     pub fn start(&mut self) {
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.space, env!("CARGO_BIN_EXE_orchestratord"), "serve", "--config"])
+            .args(["netns", "exec", &self.space, crate::support::orchestratord(), "serve", "--config"])
             .arg(&self.config)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(self.config.with_extension("log")).unwrap())
@@ -278,7 +278,7 @@ impl Host {
     /// Drains the node by its command, stops it and starts it again, as an upgrade does.
     pub fn replace(&mut self) {
         let drained = Command::new("ip")
-            .args(["netns", "exec", &self.space, env!("CARGO_BIN_EXE_orchestratord"), "cluster", "drain", "--url"])
+            .args(["netns", "exec", &self.space, crate::support::orchestratord(), "cluster", "drain", "--url"])
             .arg(format!("http://{API}"))
             .output()
             .expect("starts");
@@ -360,7 +360,7 @@ impl Shell {
     }
 
     fn command(&self, line: &str) -> Command {
-        let program = std::path::Path::new(env!("CARGO_BIN_EXE_orchestratord"));
+        let program = std::path::Path::new(crate::support::orchestratord());
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space, "bash", "-c", &format!("exec {line}")]);

@@ -185,7 +185,7 @@ async fn what_engines_say_is_shown_everywhere_and_everything_stays_whole() {
         assert!(!metrics.lines().any(|line| line.starts_with("forged")), "no series is anybody else's");
         let url = format!("http://127.0.0.1:{}", service.port);
         let top =
-            Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(["top", "--once", "--url", &url]).output().unwrap();
+            Command::new(crate::support::orchestratord()).args(["top", "--once", "--url", &url]).output().unwrap();
         let shown = String::from_utf8(top.stdout).unwrap();
         assert!(top.status.success() && shown.lines().count() > 10, "{:?} {shown}", top.status);
         assert!(shown.chars().all(|c| c == '\n' || orchestrator_core::core::line::is_plain(c)), "{shown:?}");
@@ -223,7 +223,7 @@ async fn a_token_controls_no_terminal_and_a_pipe_gets_it_as_it_is() {
     }));
     let servers = [("a".to_owned(), server)];
     let service = start(&servers);
-    let binary = env!("CARGO_BIN_EXE_orchestratord");
+    let binary = crate::support::orchestratord();
     let submit = format!("{binary} submit --url http://127.0.0.1:{} --model fake --max-tokens 1 x", service.port);
     let output = |command: &mut Command| tokio::task::block_in_place(|| command.output().unwrap());
     let piped = output(Command::new("sh").args(["-c", &format!("until {submit}; do :; done 2>/dev/null")]));

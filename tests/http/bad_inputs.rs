@@ -214,7 +214,7 @@ fn every_bad_configuration_is_refused_with_file_place_and_reason() {
     for (number, (text, parts)) in FILES.iter().enumerate() {
         let file = config_file(&format!("bad-{number}.yaml"), text);
         for arguments in [vec!["check", &file], vec!["serve", "--listen", "127.0.0.1:0", "--config", &file]] {
-            let output = std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(&arguments).output();
+            let output = std::process::Command::new(crate::support::orchestratord()).args(&arguments).output();
             let output = output.unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{text:?}: {said}");
@@ -222,8 +222,7 @@ fn every_bad_configuration_is_refused_with_file_place_and_reason() {
             assert!(parts.iter().all(|part| said.contains(part)), "{text:?}: {said}");
         }
     }
-    let missing =
-        std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(["check", "nowhere.yaml"]).output();
+    let missing = std::process::Command::new(crate::support::orchestratord()).args(["check", "nowhere.yaml"]).output();
     assert!(String::from_utf8_lossy(&missing.unwrap().stderr).contains("nowhere.yaml: it cannot be read"));
     println!("{} bad configuration files, each refused by `check` and by `serve`", FILES.len() + 1);
 }

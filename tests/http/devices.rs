@@ -67,7 +67,7 @@ fn texts_are_embedded_and_ranked_where_a_pool_says_that_it_does() {
 #[test]
 fn the_command_line_lists_what_there_is() {
     let list = |library: &std::path::Path| {
-        let command = std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+        let command = std::process::Command::new(crate::support::orchestratord())
             .args(["devices", "--library"])
             .arg(library)
             .output()

@@ -6,7 +6,7 @@ use super::{get, post, quick_service};
 use crate::support::{Service, exchange};
 
 fn orchestratord(arguments: &[&str]) -> (bool, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).args(arguments).output().unwrap();
+    let output = Command::new(crate::support::orchestratord()).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }

@@ -29,7 +29,7 @@ const FIELDS: [&str; 20] = [
 
 #[test]
 fn a_task_ends_with_one_log_line_that_has_every_required_field() {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+    let mut child = Command::new(crate::support::orchestratord())
         .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

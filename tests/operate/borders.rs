@@ -63,7 +63,7 @@ impl Place {
             std::fs::set_permissions(place.0.join(folder), PermissionsExt::from_mode(mode)).unwrap();
         }
         // Not copied by this process: while another thread starts a program, the copy would be busy.
-        let copy = Command::new("cp").arg(env!("CARGO_BIN_EXE_orchestratord")).arg(place.program()).status();
+        let copy = Command::new("cp").arg(crate::support::orchestratord()).arg(place.program()).status();
         assert!(copy.unwrap().success());
         std::fs::set_permissions(place.program(), PermissionsExt::from_mode(0o755)).unwrap();
         let (ok, _, err) = orchestratord(&["key", "new", "--file", &place.keys(), "--client", "alice"]);

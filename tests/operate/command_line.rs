@@ -32,7 +32,7 @@ fn top_shows_the_service_once_and_live_in_a_terminal() {
     // Live, in a terminal that another program looks at.
     let name = format!("oc-top-{}", std::process::id());
     let tmux = |arguments: &[&str]| Command::new("tmux").args(["-L", &name]).args(arguments).output();
-    let command = format!("{} top --url {url}", env!("CARGO_BIN_EXE_orchestratord"));
+    let command = format!("{} top --url {url}", crate::support::orchestratord());
     if tmux(&["new-session", "-d", "-x", "130", "-y", "45", &command]).is_err() {
         println!("SKIPPED: there is no tmux on this machine");
         return;
@@ -85,7 +85,7 @@ fn shells_editors_and_manuals_get_what_they_need() {
     );
     let (ok, out, _) = orchestratord(&["schema"]);
     assert!(ok && serde_json::from_str::<serde_json::Value>(&out).unwrap()["properties"]["pools"].is_object());
-    let output = Command::new(env!("CARGO_BIN_EXE_orchestratord")).arg("--nonsense").output().unwrap();
+    let output = Command::new(crate::support::orchestratord()).arg("--nonsense").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
 
@@ -95,7 +95,7 @@ fn a_service_manager_is_told_when_it_is_ready_lives_and_stops() {
     let _ = std::fs::remove_file(&socket);
     let manager = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
     manager.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+    let mut child = Command::new(crate::support::orchestratord())
         .args(["serve", "--listen", "127.0.0.1:0"])
         .env("NOTIFY_SOCKET", &socket)
         .env("WATCHDOG_USEC", "200000")

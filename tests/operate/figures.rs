@@ -7,7 +7,7 @@ use super::{file, write};
 use crate::support::{Service, alone_blocking, exchange};
 
 fn root() -> &'static std::path::Path {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+    crate::support::root()
 }
 
 /// A row of the contract: type and labels.

@@ -22,7 +22,7 @@ impl Guest {
     /// Runs `script`, in which `"$@"` is the service's command line.
     pub fn start(script: &str, stderr: Stdio, arguments: &[&str]) -> Self {
         let mut child = Command::new("sh")
-            .args(["-c", script, "sh", env!("CARGO_BIN_EXE_orchestratord"), "serve", "--listen", "127.0.0.1:0"])
+            .args(["-c", script, "sh", crate::support::orchestratord(), "serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -208,7 +208,7 @@ fn a_greeting_that_cannot_be_shown_is_no_reason_to_end() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let child = Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+    let child = Command::new(crate::support::orchestratord())
         .args(["serve", "--listen", &format!("127.0.0.1:{port}")])
         .stdout(full())
         .stderr(Stdio::null())
@@ -225,7 +225,7 @@ fn a_greeting_that_cannot_be_shown_is_no_reason_to_end() {
 /// error.
 pub fn shell(script: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new("sh");
-    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_orchestratord")]).args(arguments);
+    command.args(["-c", script, "sh", crate::support::orchestratord()]).args(arguments);
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code(), text(output.stdout), text(output.stderr))

@@ -14,9 +14,9 @@ pub fn server() -> Option<String> {
     let home = std::env::var_os("LLAMACPP_HOME").map(PathBuf::from).or_else(|| {
         std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/orchestrator-core/llamacpp"))
     })?;
-    let command = concat!(env!("CARGO_MANIFEST_DIR"), "/xtask/engines/llamacpp/llama-server");
+    let command = super::root().join("xtask/engines/llamacpp/llama-server");
     if home.join("tiny.gguf").exists() && home.join("installed.txt").exists() {
-        return Some(command.to_owned());
+        return Some(command.display().to_string());
     }
     assert!(std::env::var_os("REQUIRE_ENGINES").is_none(), "llama.cpp is not installed: cargo xtask engines");
     println!("SKIPPED: llama.cpp is not installed (cargo xtask engines installs it)");

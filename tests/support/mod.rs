@@ -101,7 +101,19 @@ fn unchunk(mut body: &str) -> String {
     whole
 }
 
-/// A command of this package's binary, and the port it listens on, once it does.
+/// The root of the project, for tests of each of its packages.
+pub fn root() -> &'static std::path::Path {
+    let package = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|folder| folder.join(".specs").is_dir()).expect("a package of the project")
+}
+
+/// Where the service is. Only tests of its package may start it: with others cargo does not build it.
+pub fn orchestratord() -> &'static str {
+    let Some(path) = option_env!("CARGO_BIN_EXE_orchestratord") else { panic!("a test of the package orchestratord") };
+    path
+}
+
+/// A run of `orchestratord serve`, and the port it listens on, once it does.
 pub struct Service {
     pub child: std::process::Child,
     pub port: u16,
@@ -117,7 +129,7 @@ impl Service {
         let log = format!("service-{}-{number}.log", std::process::id());
         let log = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(log);
         let listen: &[&str] = if arguments.contains(&"--listen") { &[] } else { &["--listen", "127.0.0.1:0"] };
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_orchestratord"))
+        let mut child = std::process::Command::new(orchestratord())
             .arg("serve")
             .args(listen)
             .args(arguments)

@@ -14,7 +14,7 @@ fn home(engine: &str) -> Option<PathBuf> {
 }
 
 fn command(engine: &str, program: &str, arguments: &[&str]) -> Vec<String> {
-    let program = format!("{}/xtask/engines/{engine}/{program}", env!("CARGO_MANIFEST_DIR"));
+    let program = format!("{}/xtask/engines/{engine}/{program}", super::root().display());
     std::iter::once(program).chain(arguments.iter().map(ToString::to_string)).collect()
 }
 

@@ -16,7 +16,7 @@ const OTHERS: [&str; 3] = ["id=\"trait-implementations\"", "id=\"foreign-impls\"
 pub fn list(root: &Path) -> Result<String, String> {
     let target = root.join("target/public-api");
     let made = Command::new(env!("CARGO"))
-        .args(["doc", "-p", "orchestrator-core", "--lib", "--no-deps", "--no-default-features"])
+        .args(["doc", "-p", "orchestrator-core", "--lib", "--no-deps"])
         .args(["--features", "metrics,tower", "--quiet", "--target-dir"])
         .arg(&target)
         .current_dir(root)
