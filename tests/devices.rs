@@ -1,23 +1,24 @@
 //! Devices as NVIDIA's library tells of them: a fake library, loaded through the unmodified wrapper, plays every part that a driver can.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use orchestrator_core::config::{DeviceRef, GpuConfig, PoolConfig, ReplicaConfig};
-use orchestrator_core::core::device::{Mig, Origin};
+use orchestrator_core::core::device::{Mig, Observation, Origin};
 use orchestrator_core::core::health::{Condition, Failure};
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::gpu::nvml;
 use orchestrator_core::gpu::sim::SimEngine;
 use orchestrator_core::service::engines;
 use orchestrator_core::{Config, DeviceView, Event, Orchestrator, TaskRequest};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::nvml::{FakeDriver, device, uuid};
 use crate::support::real;
-use crate::support::{alone, eventually, is_idle, millisecond, pool_id, read_whole};
+use crate::support::{alone, eventually, is_idle, millisecond, pool_id, read_whole, root};
 
 /// A pool of one simulated engine on this device.
 fn pool_on(id: &str, device: u32) -> PoolConfig {
@@ -205,6 +206,47 @@ async fn what_a_driver_lacks_is_not_known_and_nothing_else() {
     assert_eq!((sample.memory_used, sample.ecc_uncorrected, view.info.numa_node), (None, None, None));
     assert_eq!((view.condition, sample.power_limit_mw), (Condition::Healthy, Some(700_000)), "the rest is there");
     serves(&orchestrator, "a").await;
+}
+
+/// Each file is what one card says, as `tools/gpu-check/compare --scenario` writes it.
+#[test]
+fn each_card_of_the_scenarios_is_read_as_it_is() {
+    let folder = root().join("tests/fake-nvml/scenarios");
+    let cards: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!cards.is_empty());
+    for path in cards {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let scenario: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let probe = FakeDriver::with(&format!("card-{name}"), scenario.clone()).open();
+        let (said, listed) = (&scenario["devices"][0], json!(probe.inventory().devices[0]));
+        let has = |function: &str| !said["not_supported"].as_array().unwrap().contains(&json!(function));
+        let unless = |function: &str, value: &Value| if has(function) { value.clone() } else { Value::Null };
+        assert_eq!(listed["name"], said["name"], "{name}");
+        assert_eq!(listed["memory"], unless("nvmlDeviceGetMemoryInfo_v2", &said["memory_total"]), "{name}");
+        assert_eq!(listed["compute_capability"], unless("nvmlDeviceGetCudaComputeCapability", &said["cc"]), "{name}");
+        assert_eq!(listed["numa_node"], unless("nvmlDeviceGetNumaNodeId", &said["numa_node"]), "{name}");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        probe.attach(Arc::new(move |_, seen| drop(sender.send(seen))));
+        probe.look(&probe.inventory().devices[0].id);
+        let Observation::Sample(sample) = receiver.recv_timeout(Duration::from_secs(10)).unwrap() else {
+            panic!("{name} is not well");
+        };
+        let kept = said["memory_used"].as_u64().unwrap() + said["memory_reserved"].as_u64().unwrap();
+        let seen = json!(sample);
+        assert_eq!(seen["memory_used"], unless("nvmlDeviceGetMemoryInfo_v2", &json!(kept)), "{name}: neither is free");
+        for (field, function, value) in [
+            ("utilization_percent", "nvmlDeviceGetUtilizationRates", "gpu_util"),
+            ("temperature_c", "nvmlDeviceGetTemperature", "temperature"),
+            ("power_mw", "nvmlDeviceGetPowerUsage", "power_mw"),
+            ("power_limit_mw", "nvmlDeviceGetEnforcedPowerLimit", "power_limit_mw"),
+            ("throttle_reasons", "nvmlDeviceGetCurrentClocksThrottleReasons", "throttle"),
+        ] {
+            assert_eq!(seen[field], unless(function, &said[value]), "{name}: {field}");
+        }
+        let counts_errors = said["ecc_enabled"] == true && has("nvmlDeviceGetTotalEccErrors");
+        assert_eq!(seen["ecc_uncorrected"], if counts_errors { said["ecc_uncorrected"].clone() } else { Value::Null });
+        assert!(!sample.reset_pending, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

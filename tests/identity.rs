@@ -148,3 +148,21 @@ async fn another_length_of_the_context_is_no_other_model() {
         assert_eq!(run_well(&orchestrator, request()).await.0, said("same", TOKENS), "{kind:?}");
     }
 }
+
+/// `transformers serve` of a folder lists what was downloaded, and that is nothing; it tells no version either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lists_no_model_serves_the_one_that_it_is_asked_for() {
+    let server = Scripted::start().await;
+    server.be("", Kind::OpenAi, "folder", CTX);
+    server.gives("/v1/models", "200 OK", "", r#"{"object": "list", "data": []}"#.into());
+    let pool = pool_at(Kind::OpenAi, server.url());
+    let name = pool.model.clone();
+    let orchestrator = ready(pool).await;
+    assert_eq!(run_well(&orchestrator, request()).await.0, said("folder", TOKENS));
+    let asked = server.asked(Kind::OpenAi.stream_path());
+    assert!(asked.iter().all(|asked| asked.body["model"] == name.as_str()), "it is asked for the pool's model");
+    eventually("it was looked at", || server.asked("/v1/models").len() >= 3).await;
+    assert!(replica(&orchestrator).state.is_ready());
+    server.gives("/v1/models", "200 OK", "", r#"{"object": "list", "data": [{"id": "another"}]}"#.into());
+    eventually("what it lists now is another model", || !replica(&orchestrator).state.is_ready()).await;
+}

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::task::Workload;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, Job, TokenOutput};
-use crate::gpu::openai_api::{Completing, Completion, Models};
+use crate::gpu::openai_api::{Completing, Completion, Model, Models};
 use crate::gpu::runs::Runs;
 use crate::gpu::server::Server;
 use crate::gpu::vectors;
@@ -45,8 +45,8 @@ struct File {
 pub(crate) struct Completions {
     pub(crate) server: Server,
     pub(crate) runs: Runs,
-    /// The model's name as the server has it; set by a successful load.
-    model: OnceLock<String>,
+    /// The model as the server has it; set by a successful load.
+    model: OnceLock<Model>,
     /// The server has been seen to tell the ends of its answers: one without is cut.
     tells_ends: AtomicBool,
     kind: Kind,
@@ -70,8 +70,8 @@ impl Completions {
         Ok(EngineInfo { process_id, ..info })
     }
 
-    /// What the server is, and the name by which it knows the pool's model.
-    async fn identify(&self) -> Result<(String, EngineInfo), EngineError> {
+    /// What the server is, and the pool's model as it knows it.
+    async fn identify(&self) -> Result<(Model, EngineInfo), EngineError> {
         let mut version = None;
         for path in self.kind.versions {
             let answer: Option<serde_json::Value> = match self.kind.tells_version {
@@ -85,7 +85,7 @@ impl Completions {
             }
         }
         let models: Models = self.server.ask("/v1/models").await?;
-        let model = models.find(&self.server.pool().model)?;
+        let model = models.find(&self.server.pool().model, version.is_none())?;
         let digest = match version {
             Some((OLLAMA_VERSION, _)) => self.digest(&model.id).await?,
             _ => None,
@@ -98,7 +98,7 @@ impl Completions {
         let mut info =
             EngineInfo::new(format!("{name}-{version}"), format!("{name}:{:016x}", xxh3_64(what.as_bytes())));
         info.ctx = model.max_model_len.map(Tokens);
-        Ok((model.id, info))
+        Ok((model, info))
     }
 
     /// The digest of the model's files, where the server tells it.
@@ -113,7 +113,7 @@ impl Completions {
     }
 
     fn model(&self) -> &str {
-        self.model.get().map_or(&self.server.pool().model, |model| model)
+        self.model.get().map_or(&self.server.pool().model, |model| &model.id)
     }
 
     /// Whether the model is still served, and still the one that was loaded.
@@ -122,7 +122,8 @@ impl Completions {
     /// [`EngineError`] when it is not, or the server does not answer.
     pub(crate) async fn probe(&self) -> Result<(), EngineError> {
         self.server.recognise(async || Ok(self.identify().await?.1)).await?;
-        self.server.ask::<Models>("/v1/models").await?.has(self.model())
+        let is_unlisted = self.model.get().is_some_and(|model| model.is_unlisted);
+        self.server.ask::<Models>("/v1/models").await?.has(self.model(), is_unlisted)
     }
 
     /// Runs one task; see [`Engine::generate`](crate::gpu::Engine::generate).

@@ -300,17 +300,23 @@ pub(crate) struct Model {
     pub(crate) root: Option<String>,
     #[serde(default)]
     pub(crate) max_model_len: Option<u32>,
+    /// The server lists no model at all: this one is taken for served because it was asked for.
+    #[serde(skip)]
+    pub(crate) is_unlisted: bool,
 }
 
 /// Most models of a server that an error names.
 const SERVED_SHOWN: usize = 8;
 
 impl Models {
-    /// Whether the model is still served.
+    /// Whether the model is still served. One that never was listed is, as long as none is.
     ///
     /// # Errors
     /// [`EngineError::Replaced`] when it is not.
-    pub(crate) fn has(&self, id: &str) -> Result<(), EngineError> {
+    pub(crate) fn has(&self, id: &str, is_unlisted: bool) -> Result<(), EngineError> {
+        if is_unlisted && self.data.is_empty() {
+            return Ok(());
+        }
         let served =
             || self.data.iter().take(SERVED_SHOWN).map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
         let replaced =
@@ -318,11 +324,12 @@ impl Models {
         self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(replaced)
     }
 
-    /// The served model that a pool means: the one of its name, else the only one.
+    /// The served model that a pool means: the one of its name, else the only one. Where a server may list none, an empty list says nothing:
+    /// `transformers serve` lists what was downloaded, and not the folder that it serves.
     ///
     /// # Errors
     /// [`EngineError::Preload`] with what is served.
-    pub(crate) fn find(mut self, name: &str) -> Result<Model, EngineError> {
+    pub(crate) fn find(mut self, name: &str, may_list_none: bool) -> Result<Model, EngineError> {
         if let Some(at) = self.data.iter().position(|model| model.id == name) {
             return Ok(self.data.swap_remove(at));
         }
@@ -330,6 +337,7 @@ impl Models {
         let text = format!("the server has no model {name:?}; it serves {}", served.join(", "));
         match self.data.pop() {
             Some(only) if self.data.is_empty() => Ok(only),
+            None if may_list_none => Ok(Model { id: name.into(), root: None, max_model_len: None, is_unlisted: true }),
             _ => Err(EngineError::Preload(text.into())),
         }
     }
@@ -425,13 +433,17 @@ mod tests {
     #[test]
     fn a_pool_means_the_model_of_its_name_or_the_only_one() {
         let models = |ids: &[&str]| Models {
-            data: ids.iter().map(|id| Model { id: (*id).into(), root: None, max_model_len: None }).collect(),
+            data: ids.iter().map(|id| serde_json::from_value(serde_json::json!({ "id": id })).unwrap()).collect(),
         };
-        assert_eq!(models(&["a", "b"]).find("b").unwrap().id, "b");
-        assert_eq!(models(&["a"]).find("b").unwrap().id, "a");
-        let error = models(&["a", "c"]).find("b").err().unwrap().to_string();
+        assert_eq!(models(&["a", "b"]).find("b", false).unwrap().id, "b");
+        assert_eq!(models(&["a"]).find("b", true).unwrap().id, "a");
+        let error = models(&["a", "c"]).find("b", true).err().unwrap().to_string();
         assert!(error.contains("\"b\"") && error.contains("a, c"), "{error}");
-        assert!(models(&[]).find("b").is_err());
+        assert!(models(&[]).find("b", false).is_err());
+        let unlisted = models(&[]).find("b", true).unwrap();
+        assert!(unlisted.id == "b" && unlisted.is_unlisted);
+        assert!(models(&[]).has("b", true).is_ok() && models(&[]).has("b", false).is_err());
+        assert!(models(&["a"]).has("b", true).is_err(), "now it lists some, and not this one");
     }
 
     #[test]

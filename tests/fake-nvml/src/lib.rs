@@ -106,7 +106,7 @@ unsafe fn put_memory_v2(found: &Found<'_>, to: *mut MemoryV2) -> Answer {
         return Err(VERSION_MISMATCH);
     }
     let Memory { total, free, used } = found.memory();
-    unsafe { put(to, MemoryV2 { version, total, reserved: 0, free, used }) }
+    unsafe { put(to, MemoryV2 { version, total, reserved: total - free - used, free, used }) }
 }
 
 unsafe fn put_affinity(found: &Found<'_>, room: c_uint, to: *mut u64) -> Answer {
@@ -319,6 +319,12 @@ queries! {
     nvmlDeviceGetNumaNodeId(to: *mut c_uint) |found| put(to, found.gpu.numa_node.ok_or(NOT_SUPPORTED)?);
     nvmlDeviceGetCpuAffinity(room: c_uint, to: *mut u64) |found| put_affinity(found, room, to);
     nvmlDeviceGetPciInfo_v3(to: *mut PciInfo) |found| put(to, found.pci());
+    nvmlDeviceGetClockInfo(clock: c_uint, to: *mut c_uint) |found| match clock {
+        1 => put(to, found.gpu.clock_sm.ok_or(NOT_SUPPORTED)?),
+        2 => put(to, found.gpu.clock_memory.ok_or(NOT_SUPPORTED)?),
+        _ => Err(NOT_SUPPORTED),
+    };
+    nvmlDeviceGetPerformanceState(to: *mut c_uint) |found| put(to, found.gpu.performance_state.ok_or(NOT_SUPPORTED)?);
     nvmlDeviceGetCurrPcieLinkGeneration(to: *mut c_uint) |found| put(to, found.gpu.pcie_gen);
     nvmlDeviceGetCurrPcieLinkWidth(to: *mut c_uint) |found| put(to, found.gpu.pcie_width);
     nvmlDeviceGetNvLinkState(link: c_uint, to: *mut c_uint) |found| match found.gpu.nvlinks.get(link as usize) {

@@ -29,6 +29,8 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) memory_total: u64,
     pub(crate) memory_used: u64,
+    /// What the driver keeps for itself, which is in `used` of none but not free either.
+    pub(crate) memory_reserved: u64,
     #[serde(default = "default_cc")]
     pub(crate) cc: [c_int; 2],
     pub(crate) gpu_util: u32,
@@ -57,6 +59,11 @@ pub(crate) struct Device {
     pub(crate) compute_processes: Vec<Process>,
     /// None: MIG is not supported. Otherwise it is on, with these devices.
     pub(crate) mig: Option<Vec<Mig>>,
+    /// In MHz. None: not supported.
+    pub(crate) clock_sm: Option<u32>,
+    pub(crate) clock_memory: Option<u32>,
+    /// None: not supported.
+    pub(crate) performance_state: Option<u32>,
     /// Names of functions that answer "not supported".
     pub(crate) not_supported: Vec<String>,
     /// What each query answers, lookups of handles and UUIDs apart; 0 is none.
@@ -208,11 +215,11 @@ impl Found<'_> {
     }
 
     pub(crate) fn memory(&self) -> Memory {
-        let (total, used) = match self.mig {
-            Some(mig) => (mig.memory_total, mig.memory_used),
-            None => (self.gpu.memory_total, self.gpu.memory_used),
+        let (total, used, reserved) = match self.mig {
+            Some(mig) => (mig.memory_total, mig.memory_used, 0),
+            None => (self.gpu.memory_total, self.gpu.memory_used, self.gpu.memory_reserved),
         };
-        Memory { total, free: total.saturating_sub(used), used }
+        Memory { total, free: total.saturating_sub(used).saturating_sub(reserved), used }
     }
 
     pub(crate) fn pci(&self) -> PciInfo {
