@@ -1,6 +1,7 @@
 //! The whole runtime in virtual time, over many seeds: `cargo run --release --example simulate -- --seeds 200000`, or one of
 //! them with `--seed 7`. Each seed runs twice and must give the same trace and break no promise; one that does not prints what it
-//! broke, at which step, and the last events. With `--features planted-bugs`, `--bugs` says which planted bugs are found.
+//! broke, at which step, and the last events. `--digests FILE` writes a digest of each seed's trace, a line each: two builds with equal files did
+//! the same. With `--features planted-bugs`, `--bugs` says which planted bugs are found.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
 #[path = "../tests/simulation/check.rs"]
@@ -15,6 +16,7 @@ mod tally;
 #[path = "../tests/simulation/world.rs"]
 mod world;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +25,7 @@ use std::time::Instant;
 use tally::Tally;
 use world::{run, watch_panics};
 
-const USAGE: &str = "usage: simulate [--seeds N | --seed S] [--bugs, with the feature planted-bugs]";
+const USAGE: &str = "usage: simulate [--seeds N | --seed S] [--digests FILE] [--bugs, with the feature planted-bugs]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,16 +42,19 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--bugs") {
         return bugs(seeds.flatten().unwrap_or(2_000));
     }
+    let at = arguments.iter().position(|argument| argument == "--digests");
+    let digests = at.and_then(|at| arguments.get(at + 1)).map(String::as_str);
     match seed.flatten() {
-        Some(seed) => sweep(seed..seed + 1),
-        None => sweep(0..seeds.flatten().unwrap_or(2_000)),
+        Some(seed) => sweep(seed..seed + 1, digests),
+        None => sweep(0..seeds.flatten().unwrap_or(2_000), digests),
     }
 }
 
 /// Runs each seed twice, on all cores; a world lives in one thread.
-fn sweep(seeds: std::ops::Range<u64>) -> ExitCode {
+fn sweep(seeds: std::ops::Range<u64>, digests: Option<&str>) -> ExitCode {
     let (begin, next, total) = (Instant::now(), AtomicU64::new(seeds.start), seeds.end - seeds.start);
     let (all, broken) = (Mutex::new(Tally::default()), AtomicU64::new(0));
+    let written = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -61,6 +66,10 @@ fn sweep(seeds: std::ops::Range<u64>) -> ExitCode {
                     }
                     let fault = match (run(seed), run(seed)) {
                         (Ok(first), Ok(second)) if first.trace == second.trace => {
+                            if digests.is_some() {
+                                let digest = xxhash_rust::xxh3::xxh3_64(format!("{:?}", first.trace).as_bytes());
+                                written.lock().unwrap().insert(seed, digest);
+                            }
                             *all.lock().unwrap() += first.tally;
                             continue;
                         }
@@ -77,6 +86,10 @@ fn sweep(seeds: std::ops::Range<u64>) -> ExitCode {
         }
     });
     let (all, broken) = (all.into_inner().unwrap(), broken.into_inner());
+    if let Some(path) = digests {
+        let lines = written.into_inner().unwrap().into_iter().map(|(seed, digest)| format!("{seed} {digest:016x}\n"));
+        std::fs::write(path, lines.collect::<String>()).unwrap();
+    }
     println!("{all:?}");
     println!("{total} seeds, each twice, in {:.0?}: {broken} break a promise or differ", begin.elapsed());
     ExitCode::from(u8::from(broken > 0))

@@ -217,7 +217,8 @@ fn each_card_of_the_scenarios_is_read_as_it_is() {
     for path in cards {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let scenario: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        let probe = FakeDriver::with(&format!("card-{name}"), scenario.clone()).open();
+        let driver = FakeDriver::with(&format!("card-{name}"), scenario.clone());
+        let probe = driver.open();
         let (said, listed) = (&scenario["devices"][0], json!(probe.inventory().devices[0]));
         let has = |function: &str| !said["not_supported"].as_array().unwrap().contains(&json!(function));
         let unless = |function: &str, value: &Value| if has(function) { value.clone() } else { Value::Null };
