@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::core::id::TaskId;
-use crate::core::trace::{TraceEvent, TraceKind};
+use crate::core::task::trace::{TraceEvent, TraceKind};
 use crate::core::units::Timestamp;
 
 /// Time, chance, the trace and the planned faults of one runtime. Cheap to clone.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use orchestrator_core::config::{DeviceRef, GpuConfig, PoolConfig, ReplicaConfig};
+use orchestrator_core::core::device::health::{Condition, Failure};
 use orchestrator_core::core::device::{Mig, Observation, Origin};
-use orchestrator_core::core::health::{Condition, Failure};
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
 use orchestrator_core::gpu::nvml;
 use orchestrator_core::gpu::sim::SimEngine;
@@ -99,7 +99,7 @@ async fn xids_end_in_their_states(name: &str, xids: &[(u64, bool)]) -> Orchestra
         driver.xid(0, number);
         eventually("the XID is counted", || seen(&orchestrator, 0).xids.contains_key(&number)).await;
         let view = seen(&orchestrator, 0);
-        assert_eq!(view.xids[&number].effect, orchestrator_core::core::xid::xid(number).effect);
+        assert_eq!(view.xids[&number].effect, orchestrator_core::core::device::xid::xid(number).effect);
         if fails {
             failures += 1;
             eventually("it has failed", || seen(&orchestrator, 0).failures == failures).await;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use orchestrator_core::core::ClientId;
 #[cfg(feature = "cluster")]
+use orchestrator_core::core::cluster::wire;
+#[cfg(feature = "cluster")]
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS};
 use orchestrator_core::core::traceparent::TraceParent;
-#[cfg(feature = "cluster")]
-use orchestrator_core::core::wire;
 use orchestrator_core::service::api::SubmitBody;
 use orchestrator_core::service::config_file;
 use orchestrator_core::service::keys::KeyFile;
@@ -102,7 +102,7 @@ fn envelope() -> Vec<u8> {
     use orchestrator_core::cluster::words::{
         Asked, Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
     };
-    use orchestrator_core::core::limits::Held;
+    use orchestrator_core::core::admission::limits::Held;
     use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
     use orchestrator_core::core::{ClientId, ErrorCode, PoolId, TaskId};
     use orchestrator_core::gpu::Job;

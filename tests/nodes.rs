@@ -17,7 +17,7 @@ use orchestrator_core::cluster::identity::CertificateFiles;
 use orchestrator_core::cluster::{
     Arrived, Cookie, Door, DoorCounts, DoorError, HelloError, Identity, Network, TlsNetwork,
 };
-use orchestrator_core::core::link::Liveness;
+use orchestrator_core::core::cluster::link::Liveness;
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS, PeerRefusal, Taken};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};

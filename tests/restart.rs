@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use orchestrator_core::core::Timestamp;
-use orchestrator_core::core::restart::{Backoff, Breaker, Decision, Excess, RestartHistory, RestartPolicy};
+use orchestrator_core::core::pool::restart::{Backoff, Breaker, Decision, Excess, RestartHistory, RestartPolicy};
 
 const TIMELINES: u64 = 1_000;
 const DEATHS: usize = 200;

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use orchestrator_core::service::{config_file, http, reference};
+use orchestrator_core::service::cli::reference;
+use orchestrator_core::service::config::config_file;
+use orchestrator_core::service::http;
 use tools_readme_index::{Index, Status, read, refresh};
 
 fn root() -> &'static Path {

@@ -4,36 +4,22 @@
 //! and knocks at theirs. [`words`] is what is said on a link; the link actor says it, the members actor has one for each peer. A peer's
 //! pools are pools of this runtime (`shadows`), whose engine is the link (`remote_engine`); what a peer sends here is a guest (`guests`).
 //! Nodes are found by a name (`discovery`), tell each other where conversations are warm (`warm`), and keep away from some (`apart`).
-//! What is decided about a peer or a link is decided in [`core::node`](crate::core::node) and [`core::link`](crate::core::link).
+//! What is decided about a peer or a link is decided in [`core::node`](crate::core::cluster::node) and [`core::link`](crate::core::cluster::link).
 
-mod announce;
-mod apart;
-mod demand;
-mod discovery;
-pub mod door;
-mod guests;
-pub mod hello;
-pub mod identity;
-mod link_actor;
-mod links;
-mod members;
+pub mod link;
+mod membership;
+mod sharing;
+pub mod transport;
+
 mod node;
-mod remote_engine;
-mod roster;
-mod served;
-mod sessions;
-mod shadows;
 mod shared;
-mod tls_network;
-mod warm;
-pub mod words;
-pub(crate) mod x509;
 
-pub use door::{Arrived, Door, DoorCounts, DoorError};
-pub use hello::{HelloError, Introduced};
-pub use identity::{Cookie, Ends, Identity};
+pub use link::words;
+pub use membership::roster::Roster;
 pub use node::{LinkView, Node, NodeArgs, NodeView, PeerView, StartNodeError};
-pub use roster::Roster;
 pub use shared::{Caller, Found, Network, NodePolicy, Pending};
-pub use tls_network::TlsNetwork;
-pub use x509::Shown;
+pub use transport::door::{self, Arrived, Door, DoorCounts, DoorError};
+pub use transport::hello::{self, HelloError, Introduced};
+pub use transport::identity::{self, Cookie, Ends, Identity};
+pub use transport::tls_network::TlsNetwork;
+pub use transport::x509::Shown;

@@ -10,19 +10,19 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
-use crate::cluster::announce::own_pools;
-use crate::cluster::apart::kept_out;
-use crate::cluster::door::Linked;
-use crate::cluster::guests;
-use crate::cluster::identity::Cookie;
-use crate::cluster::members::{Members, MembersMsg};
-use crate::cluster::roster::Roster;
+use crate::cluster::membership::members::{Members, MembersMsg};
+use crate::cluster::membership::roster::Roster;
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
+use crate::cluster::sharing::announce::own_pools;
+use crate::cluster::sharing::apart::kept_out;
+use crate::cluster::sharing::guests;
+use crate::cluster::transport::door::Linked;
+use crate::cluster::transport::identity::Cookie;
 use crate::config::NodeAntiAffinity;
-use crate::core::hash::hex;
+use crate::core::cluster::node::{BootId, NodeName};
+use crate::core::fairness::hash::hex;
 use crate::core::id::PoolId;
-use crate::core::node::{BootId, NodeName};
-use crate::core::restart::{Backoff, Decision, Excess, RestartHistory, RestartPolicy};
+use crate::core::pool::restart::{Backoff, Decision, Excess, RestartHistory, RestartPolicy};
 use crate::orchestrator::Orchestrator;
 
 /// How a members actor that dies is brought back. Each of its deaths costs every link.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::section;
-use crate::core::limits::{Limits, Quotas, Rate};
+use crate::core::admission::limits::{Limits, Quotas, Rate};
 
 section! {
     /// What a client may do.

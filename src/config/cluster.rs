@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
+use crate::config::section;
 use crate::config::{Config, ConfigError};
-use crate::core::membership::{Denial, InvalidEntry, Membership, NamePattern};
-use crate::core::node::NodeName;
+use crate::core::cluster::membership::{Denial, InvalidEntry, Membership, NamePattern};
+use crate::core::cluster::node::NodeName;
 
 /// This service as a node of a cluster. Only a service with the feature `cluster` takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ impl ClusterConfig {
 
     /// A node of this name, for tests: it knows nobody, and its files are nowhere.
     #[cfg(test)]
-    pub(super) fn example(name: &str) -> Self {
+    pub(in crate::config) fn example(name: &str) -> Self {
         let file = String::new();
         ClusterConfig {
             name: name.into(),
@@ -121,7 +121,7 @@ impl ClusterConfig {
     }
 
     /// The same without what may change while the service runs.
-    pub(super) fn fixed(&self) -> Self {
+    pub(in crate::config) fn fixed(&self) -> Self {
         ClusterConfig { allow: Vec::new(), deny: Vec::new(), ..self.clone() }
     }
 }
@@ -138,7 +138,7 @@ fn entries<T>(
 }
 
 /// Appends what is wrong with the node.
-pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
+pub(in crate::config) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
     for (position, pool) in config.pools.iter().enumerate() {
         let law = &pool.anti_affinity;
         apart_faults(config, (&law.node, &law.zone), &format!("pools[{position}].anti_affinity"), faults);

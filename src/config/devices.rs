@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
+use crate::config::section;
 use crate::config::{Config, ConfigError, DeviceRef, PoolConfig, ReplicaConfig};
 use crate::core::device::{DeviceInfo, Inventory};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, section};
-use crate::core::objectives::Objectives;
+use crate::core::slo::objectives::Objectives;
 
 section! {
     /// What is wanted of the service, by class.
@@ -54,7 +54,7 @@ impl ObjectivesConfig {
     }
 
     /// Shares that are none.
-    pub(super) fn share_faults(&self) -> Vec<ConfigError> {
+    pub(in crate::config) fn share_faults(&self) -> Vec<ConfigError> {
         let shares = [
             ("interactive.target", self.interactive.target),
             ("interactive.errors_max", self.interactive.errors_max),

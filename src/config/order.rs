@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::section;
 use crate::core::fairness::{CostWeights, WEIGHT_MAX};
-use crate::core::full::{Bounds, FullPolicy};
+use crate::core::queue::full::{Bounds, FullPolicy};
 use crate::planted::planted;
 
 section! {

@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
+use crate::config::section;
 use crate::config::{
     AntiAffinity, CTX_DEFAULT, ConfigError, CostConfig, MemoryConfig, ProcessConfig, QueueConfig, RestartConfig,
     ResumeConfig, SimConfig, TimeoutConfig,
 };
-use crate::core::headroom::Need;
 use crate::core::id::{DeviceId, DeviceMask};
-use crate::core::model::ModelSpec;
-use crate::core::resume::DeterminismClass;
+use crate::core::pool::headroom::Need;
+use crate::core::pool::model::ModelSpec;
 use crate::core::task::Workload;
+use crate::core::task::resume::DeterminismClass;
 
 /// One pool: one engine, one model, one configuration, with a queue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

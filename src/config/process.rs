@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
+use crate::config::section;
 use crate::config::{Config, ConfigError, PoolConfig};
-use crate::core::line::Line;
+use crate::core::text::line::Line;
 
 section! {
     /// What the processes of a pool's engines are given of the host, and as whom they run.
@@ -164,7 +164,7 @@ fn takes(entry: &str, name: &str) -> bool {
 }
 
 /// What is wrong between pools: an engine is given no key of another pool's engine.
-pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
+pub(in crate::config) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
     let keys: BTreeMap<&str, &str> =
         config.pools.iter().filter_map(|pool| Some((pool.api_key_env.as_deref()?, pool.id.as_str()))).collect();
     for (position, pool) in config.pools.iter().enumerate() {
@@ -179,7 +179,7 @@ pub(super) fn faults(config: &Config, faults: &mut Vec<ConfigError>) {
 }
 
 /// What is wrong with one pool by itself.
-pub(super) fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
+pub(in crate::config) fn pool_faults(pool: &PoolConfig, path: &str, faults: &mut Vec<ConfigError>) {
     let mut fault = |field: &str, text: String| faults.push(ConfigError::new(format!("{path}.{field}"), text));
     if let Some(key) = pool.api_key_env.as_ref().filter(|key| is_common(key) && !is_secret(key)) {
         fault("api_key_env", format!("{key} is given to every engine; use another name, such as {key}_API_KEY"));

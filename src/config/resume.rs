@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
-use crate::core::outlier::OutlierPolicy;
-use crate::core::resume::{DeterminismClass, LossRule, OnLoss};
+use crate::config::section;
+use crate::core::pool::outlier::OutlierPolicy;
+use crate::core::task::resume::{DeterminismClass, LossRule, OnLoss};
 use crate::core::task::{TaskRequest, Workload};
 
 section! {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::section;
+use crate::config::section;
 
 section! {
     /// The simulated engine: how fast it is, and how it misbehaves.

@@ -5,91 +5,38 @@
 
 #[doc(hidden)]
 pub mod admission;
-mod chain;
-mod class;
-mod cost;
+#[doc(hidden)]
+pub mod cluster;
 #[doc(hidden)]
 pub mod device;
 #[doc(hidden)]
-pub mod dividing;
-#[doc(hidden)]
-pub mod end;
-pub mod error;
-pub mod failure;
-#[doc(hidden)]
 pub mod fairness;
 #[doc(hidden)]
-pub mod full;
-#[doc(hidden)]
-pub mod hash;
-#[doc(hidden)]
-pub mod headroom;
-#[doc(hidden)]
-pub mod health;
-mod heap;
-#[doc(hidden)]
-pub mod id;
-#[doc(hidden)]
-pub mod journal;
-#[doc(hidden)]
-pub mod kept;
-pub mod lifecycle;
-#[doc(hidden)]
-pub mod limits;
-pub mod line;
-#[doc(hidden)]
-pub mod line_budget;
-#[doc(hidden)]
-pub mod link;
-#[doc(hidden)]
-pub mod membership;
-pub mod model;
-pub mod node;
-pub mod objectives;
-#[doc(hidden)]
-pub mod offers;
-#[doc(hidden)]
-pub mod outlier;
-#[doc(hidden)]
-pub mod placement;
-#[doc(hidden)]
-pub mod predict;
+pub mod pool;
 #[doc(hidden)]
 pub mod queue;
-mod ranks;
 #[doc(hidden)]
-pub mod rate_limiter;
-#[doc(hidden)]
-pub mod reload;
-pub mod request;
-#[doc(hidden)]
-pub mod restart;
-pub mod resume;
-#[doc(hidden)]
-pub mod rolling;
-pub mod rollout;
-pub mod seed;
-mod session_gate;
-#[doc(hidden)]
-pub mod share;
-#[doc(hidden)]
-pub mod shares;
-pub mod standing;
+pub mod slo;
 pub mod task;
-pub(crate) mod texts;
-pub mod trace;
-pub mod traceparent;
-pub mod units;
 #[doc(hidden)]
-pub mod waiting_room;
-#[cfg(feature = "cluster")]
-#[doc(hidden)]
-pub mod wire;
-pub mod workload;
-#[doc(hidden)]
-pub mod xid;
+pub mod text;
 
-pub use error::{ErrorCode, TaskError};
+pub mod id;
+pub mod units;
+
+#[doc(inline)]
+pub use cluster::node;
 pub use id::{ClientId, DeviceId, DeviceMask, Epoch, PoolId, ReplicaId, SessionId, TaskId, TaskSeq};
+#[doc(inline)]
+pub use pool::{lifecycle, model, rollout};
+#[doc(inline)]
+pub use queue::standing;
+#[doc(inline)]
+pub use slo::objectives;
+pub use task::error::{ErrorCode, TaskError};
 pub use task::{Priority, TaskRequest};
+#[doc(inline)]
+pub use task::{error, failure, request, resume, seed, trace, traceparent, workload};
+#[doc(inline)]
+pub use text::line;
 pub use units::{Timestamp, Tokens};

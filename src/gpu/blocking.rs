@@ -27,7 +27,7 @@ pub struct BlockingJob {
     pub task_id: TaskId,
     /// What was asked for.
     pub request: Arc<TaskRequest>,
-    /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::seed::SEED_MAX).
+    /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::task::seed::SEED_MAX).
     pub seed: u64,
     /// The slot to run in, from 0 to one less than the pool's slots. Runs of one slot follow each other on one thread.
     pub slot: u32,

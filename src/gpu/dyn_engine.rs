@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
 
-use crate::core::line::Line;
+use crate::core::text::line::Line;
 use crate::env::{ENGINE_PANIC, InjectedPanic};
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::planted::planted;

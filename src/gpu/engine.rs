@@ -10,9 +10,9 @@ use tokio::time::timeout;
 
 use crate::config::{ConfigError, PoolConfig, ReplicaConfig};
 use crate::core::id::{DeviceMask, PoolId, ReplicaId, TaskId};
-use crate::core::line::{Line, Name};
-use crate::core::resume::DeterminismClass;
+use crate::core::task::resume::DeterminismClass;
 use crate::core::task::{FinishReason, TaskRequest};
+use crate::core::text::line::{Line, Name};
 use crate::core::units::Tokens;
 use crate::env::Env;
 use crate::gpu::dyn_engine::BoxedCall;
@@ -179,7 +179,7 @@ pub struct Job<'a> {
     pub task_id: &'a TaskId,
     /// What was asked for.
     pub request: &'a TaskRequest,
-    /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::seed::SEED_MAX).
+    /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::task::seed::SEED_MAX).
     pub seed: u64,
     /// The slot to run in, from 0 to one less than the pool's slots; no other run has it.
     pub slot: u32,

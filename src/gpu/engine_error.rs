@@ -4,8 +4,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::failure::Cause;
-use crate::core::line::{LastLines, Line, Message};
+use crate::core::task::failure::Cause;
+use crate::core::text::line::{LastLines, Line, Message};
 use crate::gpu::engine::Stopped;
 
 /// How a process ended.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use prometheus_client::encoding::DescriptorEncoder;
 
-use crate::core::health::Condition;
+use crate::core::device::health::Condition;
 use crate::core::units::VramBytes;
 use crate::metrics::{Labels, counter, gauge, replica_labels};
 use crate::views::{DeviceView, DevicesView, PoolView};

@@ -12,12 +12,12 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::actors::latency::{BUCKETS_MS, Stage, StageView};
-use crate::core::failure::Cause;
-use crate::core::lifecycle::{PoolState, ReplicaState};
-use crate::core::line::Name;
-use crate::core::objectives::Window;
+use crate::actors::metrics::latency::{BUCKETS_MS, Stage, StageView};
+use crate::core::pool::lifecycle::{PoolState, ReplicaState};
+use crate::core::slo::objectives::Window;
 use crate::core::task::Priority;
+use crate::core::task::failure::Cause;
+use crate::core::text::line::Name;
 use crate::orchestrator::Orchestrator;
 use crate::views::{PoolView, ReplicaView};
 

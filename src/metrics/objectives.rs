@@ -4,7 +4,7 @@ use std::fmt;
 
 use prometheus_client::encoding::DescriptorEncoder;
 
-use crate::core::objectives::{SloView, Window};
+use crate::core::slo::objectives::{SloView, Window};
 use crate::metrics::{gauge, labels_of as labels};
 
 /// How far the objectives are met (ORCH-3041). Without a task there is nothing to say, and no series.

@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::actors::devices::Devices;
-use crate::actors::gate::IntakeGate;
-use crate::actors::gpu_monitor::Probe;
+use crate::actors::ledger::gate::IntakeGate;
+use crate::actors::pool::devices::Devices;
+use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::{Hook, RuntimeShared, Settings};
-use crate::actors::shared::PoolShared;
+use crate::actors::tree::gpu_monitor::Probe;
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::device::Inventory;
-use crate::core::error::TaskError;
-use crate::core::health::policy;
+use crate::core::device::health::policy;
 use crate::core::id::DeviceMask;
 use crate::core::task::TaskRequest;
+use crate::core::task::error::TaskError;
 use crate::env::Env;
 use crate::gpu::devices::DeviceProbe;
 use crate::gpu::dyn_engine::EngineFactory;
 use crate::gpu::engine::{Engine, EngineContext};
-use crate::gpu::registry::{EngineRegistry, boxed};
+use crate::gpu::engines::registry::{EngineRegistry, boxed};
 use crate::orchestrator::handle::Orchestrator;
 use crate::orchestrator::life::Life;
 

@@ -4,18 +4,18 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::actors::admission::facts_of;
-use crate::actors::queue::QueueMsg;
-use crate::actors::record::TaskRecord;
-use crate::actors::replica::ReplicaShared;
-use crate::actors::shared::PoolShared;
+use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::task::record::TaskRecord;
 use crate::core::admission::why_not;
-use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
-use crate::core::lifecycle::PoolState;
-use crate::core::line::Message;
-use crate::core::placement::{Demand, Fit, fit};
-use crate::core::standing::Standing;
+use crate::core::pool::lifecycle::PoolState;
+use crate::core::pool::placement::{Demand, Fit, fit};
+use crate::core::queue::standing::Standing;
+use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::{Phase, Priority};
+use crate::core::text::line::Message;
 use crate::core::units::millis_ceil;
 use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};
 

@@ -8,13 +8,13 @@ use ractor::{Actor, ActorRef, SpawnErr};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::actors::root::{Root, RootMsg};
+use crate::actors::kit::supervise::ROOT;
 use crate::actors::runtime::RuntimeShared;
-use crate::actors::supervise::ROOT;
-use crate::core::error::ErrorCode;
-use crate::core::lifecycle::Intent;
-use crate::core::restart::{Decision, RestartHistory};
+use crate::actors::tree::root::{Root, RootMsg};
+use crate::core::pool::lifecycle::Intent;
+use crate::core::pool::restart::{Decision, RestartHistory};
 use crate::core::task::Terminal;
+use crate::core::task::error::ErrorCode;
 
 /// The root that runs now, if one does.
 type CurrentRoot = Arc<Mutex<Option<ActorRef<RootMsg>>>>;
@@ -169,7 +169,7 @@ fn end_everything(runtime: &RuntimeShared) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::event_log::Event;
+    use crate::actors::task::event_log::Event;
     use crate::config::PoolConfig;
     use crate::core::task::TaskRequest;
     use crate::gpu::SimEngine;

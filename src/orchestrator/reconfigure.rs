@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::actors::pool_supervisor::PoolSupervisorMsg;
-use crate::actors::pools::Table;
-use crate::actors::root::RootMsg;
+use crate::actors::pool::pools::Table;
+use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::Settings;
-use crate::actors::shared::PoolShared;
-use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, change, resolve};
-use crate::core::error::TaskError;
+use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
+use crate::actors::tree::root::RootMsg;
+use crate::config::check::change;
+use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, resolve};
 use crate::core::id::{DeviceMask, PoolId};
-use crate::core::model::{ModelChange, ModelSpec};
-use crate::core::rollout::{Rollout, RolloutSpec};
+use crate::core::pool::model::{ModelChange, ModelSpec};
+use crate::core::pool::rollout::{Rollout, RolloutSpec};
+use crate::core::task::error::TaskError;
 use crate::orchestrator::builder::{Builder, places};
 use crate::orchestrator::handle::Orchestrator;
 

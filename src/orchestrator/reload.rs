@@ -1,10 +1,10 @@
 //! Changing what a pool serves while it serves (ORCH-3031).
 
-use crate::actors::pool_supervisor::PoolSupervisorMsg;
-use crate::actors::reload::ReloadView;
-use crate::core::error::{ErrorCode, TaskError};
+use crate::actors::pool::reload::ReloadView;
+use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
 use crate::core::id::PoolId;
-use crate::core::model::ModelChange;
+use crate::core::pool::model::ModelChange;
+use crate::core::task::error::{ErrorCode, TaskError};
 use crate::orchestrator::Orchestrator;
 
 impl Orchestrator {

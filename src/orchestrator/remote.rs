@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::actors::pools::Table;
-use crate::actors::root::RootMsg;
-use crate::actors::shared::PoolShared;
+use crate::actors::pool::pools::Table;
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::tree::root::RootMsg;
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
+use crate::core::cluster::node::NodeName;
 use crate::core::device::Inventory;
 use crate::core::id::PoolId;
-use crate::core::node::NodeName;
 use crate::gpu::dyn_engine::EngineFactory;
 use crate::orchestrator::builder::places;
 use crate::orchestrator::handle::Orchestrator;

@@ -7,18 +7,18 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::admission::AdmissionMsg;
-use crate::actors::cancel::cancel;
-use crate::actors::counters::code_index;
-use crate::actors::reader::TaskStream;
-use crate::actors::record::TaskRecord;
-use crate::actors::room::{Lane, Waiter};
+use crate::actors::admission::submission::{Accepted, Submission, Verdict};
+use crate::actors::ledger::cancel::cancel;
+use crate::actors::metrics::counters::code_index;
+use crate::actors::runtime::room::{Lane, Waiter};
 use crate::actors::runtime::{LIMITS, ROOM, RuntimeShared, TEXTS};
-use crate::actors::submission::{Accepted, Submission, Verdict};
+use crate::actors::task::reader::TaskStream;
+use crate::actors::task::record::TaskRecord;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED};
-use crate::core::error::{ErrorCode, TaskError};
 use crate::core::id::TaskId;
 #[cfg(feature = "cluster")]
 use crate::core::id::TaskSeq;
+use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::{Phase, TaskRequest, Terminal};
 use crate::core::units::millis_ceil;
 use crate::orchestrator::handle::{ANSWER_TIMEOUT, Orchestrator};

@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-use crate::core::error::TaskError;
-use crate::core::request::TaskRequest;
+use crate::core::task::error::TaskError;
+use crate::core::task::request::TaskRequest;
 use crate::orchestrator::{Orchestrator, Submitted};
 
 /// Submits each task as soon as there is room ([`Orchestrator::submit_when_room`]).

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Serialize;
 
+use crate::core::device::health::Condition;
+use crate::core::device::xid::{XidRule, xid};
 use crate::core::device::{DeviceInfo, DeviceSample, Origin};
-use crate::core::health::Condition;
 use crate::core::id::ReplicaId;
 use crate::core::units::millis_ceil;
-use crate::core::xid::{XidRule, xid};
 use crate::orchestrator::Orchestrator;
 
 /// The devices of this host.
@@ -54,7 +54,7 @@ pub struct XidView {
     /// What it means.
     pub meaning: &'static str,
     /// What it does.
-    pub effect: crate::core::xid::XidEffect,
+    pub effect: crate::core::device::xid::XidEffect,
 }
 
 impl Orchestrator {

@@ -2,15 +2,15 @@
 
 use serde::Serialize;
 
-use crate::actors::latency::{Quantiles, Stage};
-use crate::core::error::ErrorCode;
-#[cfg(feature = "service")]
-use crate::core::error::hidden;
-use crate::core::failure::Cause;
+use crate::actors::metrics::latency::{Quantiles, Stage};
 use crate::core::id::{ClientId, PoolId, TaskId};
-use crate::core::line::Message;
-use crate::core::objectives::{SloView, Tally, Window, attained};
+use crate::core::slo::objectives::{SloView, Tally, Window, attained};
 use crate::core::task::Priority;
+use crate::core::task::error::ErrorCode;
+#[cfg(feature = "service")]
+use crate::core::task::error::hidden;
+use crate::core::task::failure::Cause;
+use crate::core::text::line::Message;
 use crate::core::units::millis_ceil;
 use crate::orchestrator::Orchestrator;
 use crate::views::{DevicesView, PoolView, RuntimeView};
@@ -185,7 +185,7 @@ impl Orchestrator {
         let (pools, shared) = (self.pools(), self.shared());
         let now = shared.env.now();
         let slo = slo(&pools, self);
-        let failure = |failed: crate::actors::failures::FailedTask| FailureView {
+        let failure = |failed: crate::actors::ledger::failures::FailedTask| FailureView {
             task_id: failed.task_id,
             client_id: failed.client_id,
             pool_id: failed.pool_id,

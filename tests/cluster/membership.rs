@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestrator_core::core::membership::{Denial, Membership, NamePattern};
+use orchestrator_core::core::cluster::membership::{Denial, Membership, NamePattern};
 use orchestrator_core::core::node::PROTOCOLS;
 use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{Env, Event, TaskRequest};

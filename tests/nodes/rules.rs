@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use orchestrator_core::cluster::identity::CertificateFiles;
 use orchestrator_core::cluster::{Cookie, Door, DoorError, HelloError, Identity, Network, Roster, TlsNetwork};
-use orchestrator_core::core::membership::{Denial, Membership, NamePattern};
+use orchestrator_core::core::cluster::membership::{Denial, Membership, NamePattern};
 use orchestrator_core::core::node::PeerRefusal;
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use orchestrator_core::config::GpuConfig;
+use orchestrator_core::core::device::health::Condition;
 use orchestrator_core::core::device::{DeviceSample, Observation};
-use orchestrator_core::core::health::Condition;
 use orchestrator_core::core::lifecycle::PoolState;
 use orchestrator_core::{Config, Env, Event, TaskRequest};
 

@@ -9,9 +9,9 @@ use orchestrator_core::config::{
     RestartConfig, SimConfig, SimFaults, TimeoutConfig,
 };
 use orchestrator_core::core::SessionId;
-use orchestrator_core::core::full::FullPolicy;
-use orchestrator_core::core::health::Condition;
+use orchestrator_core::core::device::health::Condition;
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
+use orchestrator_core::core::queue::full::FullPolicy;
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;

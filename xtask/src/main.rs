@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
-use orchestrator_core::service::{config_file, http, reference};
+use orchestrator_core::service::cli::reference;
+use orchestrator_core::service::config::config_file;
+use orchestrator_core::service::http;
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "Chores of the project")]

@@ -1,0 +1,152 @@
+//! A pool that leaves: its waiting tasks go to the pool that takes its place, as far as that can serve them; the others it finishes.
+//!
+//! Spec: ORCH-3031.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use crate::actors::dispatch::queue::{QueueMsg, QueueState};
+use crate::actors::kit::supervise::STOPPED;
+use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::task::record::TaskRecord;
+use crate::actors::tree::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
+use crate::core::fairness::{Accounts, Served};
+use crate::core::pool::lifecycle::Intent;
+use crate::core::task::error::ErrorCode;
+use crate::core::task::{Phase, Terminal};
+
+/// Time between two looks whether the last task of a pool that leaves has ended.
+const LEAVE_PERIOD: Duration = Duration::from_millis(20);
+
+impl PoolShared {
+    /// Begins to leave, for good. What waits goes to `successor`, if there is one that can serve it.
+    ///
+    /// `before` is the number of the first pool that is younger than this: those wait for its devices.
+    pub(crate) fn leave(&self, successor: Option<Arc<PoolShared>>, before: u32) {
+        if let Some(successor) = successor {
+            let _ = self.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
+        }
+        self.leaves_before.store(before, SeqCst);
+        self.is_leaving.store(true, SeqCst);
+        self.advance_intent(Intent::Drain);
+        self.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
+        self.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+    }
+
+    /// Whether it has left the configuration.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(SeqCst)
+    }
+
+    /// Whether it could serve this task, for which the pool that it replaces was chosen.
+    fn can_take_over(&self, record: &TaskRecord) -> bool {
+        let request = &record.request;
+        let fits = self.edition().spec.fits(request, &self.config.aliases).is_ok()
+            && self.config.workloads.contains(&request.workload);
+        let engine = request.engine.as_ref().is_none_or(|engine| *engine == self.config.engine);
+        fits && engine && record.kv_tokens() <= u64::from(self.ctx.load(Relaxed)) && record.may_use(self)
+    }
+
+    /// The pool that takes this task instead, if this one leaves.
+    pub(in crate::actors) fn heir_of(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
+        let mut heir = self.successor.get()?;
+        // A successor that was replaced too has nobody left to run anything.
+        while heir.is_leaving() {
+            heir = heir.successor.get()?;
+        }
+        Some(heir).filter(|heir| heir.can_take_over(record))
+    }
+}
+
+/// Hands the waiting tasks over to the pool that takes this one's place. A conversation whose task is out here goes on here, as long as
+/// this pool runs anything.
+pub(in crate::actors) fn hand_over(state: &mut QueueState, books: &mut Accounts) {
+    let pool = state.pool.clone();
+    if pool.successor.get().is_none() {
+        return;
+    }
+    if !std::mem::replace(&mut state.handed_over, true) || pool.is_out() {
+        let busy: Vec<_> = books.busy_sessions().map(|(_, session)| session.clone()).collect();
+        for seq in state.queue.numbers() {
+            let Some(record) = state.queue.get(seq).cloned() else { continue };
+            let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_out();
+            let Some(heir) = pool.heir_of(&record).filter(|_| !stays) else { continue };
+            state.queue.cancel(books, seq);
+            state.forget_deadline(&record);
+            send_on(&record, heir);
+        }
+    }
+}
+
+/// A task that came back to a pool that leaves goes on in its successor's queue. Returns whether it does.
+pub(in crate::actors) fn pass_on(state: &mut QueueState, books: &mut Accounts, record: &Arc<TaskRecord>) -> bool {
+    let pool = state.pool.clone();
+    let Some(heir) = pool.heir_of(record) else { return false };
+    state.queue.settle(books, record.seq, Served::Nothing);
+    send_on(record, heir);
+    true
+}
+
+fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
+    record.reroute(heir.clone());
+    heir.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
+}
+
+/// A pool has left. What came to it in its last moment goes on elsewhere, or ends.
+pub(in crate::actors) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
+    for record in runtime.ledger.unfinished_in(pool.position) {
+        match pool.heir_of(&record) {
+            _ if record.phase() == Phase::Submitted => {} // Its message is lost, and its caller sends it again.
+            Some(heir) if record.phase() == Phase::Queued => send_on(&record, heir),
+            _ => {
+                let text = format!("pool {} has left before the task could end", pool.id);
+                let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
+                let _ = runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
+            }
+        }
+    }
+}
+
+/// Lets the supervisor of a pool that leaves end, when nothing of the pool is left; else looks again soon.
+pub(in crate::actors) fn look_whether_left(state: &PoolSupervisorState) {
+    let pool = &state.pool;
+    if !pool.is_leaving() || pool.intent() != Intent::Stop {
+        return;
+    }
+    let lives = !state.children.living(|child| matches!(child, PoolChild::Worker(_))).is_empty();
+    let holds = |place: &ReplicaShared| place.engine.lock().is_some();
+    let held = state.let_go.iter().any(|engine| engine.strong_count() > 0) || pool.replicas.iter().any(holds);
+    if held && !lives {
+        pool.replicas.iter().for_each(|place| place.discard_engine()); // One that a worker had just started.
+    }
+    let waits = !state.runtime.ledger.unfinished_in(pool.position).is_empty();
+    let computes = pool.replicas.iter().any(|replica| replica.slots.used() > 0 || !replica.site.is_clear());
+    if waits || computes || lives || held {
+        state.myself.send_after(LEAVE_PERIOD, || PoolSupervisorMsg::LookWhetherLeft);
+    } else {
+        tracing::info!(pool_id = %pool.id, "the pool has left");
+        state.myself.stop(Some(STOPPED.into()));
+    }
+}
+
+/// Waits until no engine of a pool that leaves is on devices that this pool is about to use.
+pub(in crate::actors) async fn until_devices_are_left(runtime: &RuntimeShared, pool: &PoolShared) {
+    loop {
+        let table = runtime.pools.table();
+        let shares = |other: &&Arc<PoolShared>| {
+            other.position != pool.position
+                && other.leaves_before.load(SeqCst) <= u32::from(pool.position)
+                && other.mask.devices().iter().any(|device| pool.mask.devices().contains(device))
+        };
+        let Some(other) = table.leaving.iter().find(shares) else { break };
+        let changed = other.state_changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable(); // Before the look, so that the change is not missed.
+        if runtime.pools.table().get(other.position).is_some() {
+            changed.await;
+        }
+    }
+}

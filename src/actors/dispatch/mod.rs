@@ -1,0 +1,126 @@
+//! How tasks leave the queue actor: for its own slots, for those that an idle sibling lends, and to where their conversations are warm.
+
+pub(in crate::actors) mod deadlines;
+pub(in crate::actors) mod leaving;
+pub(crate) mod pool_manager;
+pub(crate) mod queue;
+pub(in crate::actors) mod queue_views;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::actors::dispatch::pool_manager::{Lent, PoolManagerMsg};
+use crate::actors::dispatch::queue::QueueState;
+use crate::actors::pool::lease::Assignment;
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::task::record::TaskRecord;
+use crate::core::fairness::{Accounts, Served};
+use crate::core::task::trace::TraceKind;
+
+/// Sends tasks for the slots that were offered.
+pub(in crate::actors) fn dispatch(state: &mut QueueState, books: &mut Accounts) {
+    let pool = state.pool.clone();
+    let batch = take(state, books, &pool, state.credit);
+    if batch.is_empty() {
+        return;
+    }
+    state.pool.env.fault_point("queue");
+    state.credit -= batch.len() as u32;
+    if !state.pool.manager.cast(PoolManagerMsg::Assign { batch, lent: None }) {
+        state.credit = 0; // Nobody there: the tasks are coming back by themselves, the next manager offers anew.
+    }
+}
+
+/// Sends tasks for slots of a sibling, which hears in any case how many of them were of no use.
+pub(in crate::actors) fn on_lend(state: &mut QueueState, books: &mut Accounts, lender: &Arc<PoolShared>, slots: u32) {
+    dispatch(state, books); // Our own slots come first.
+    // The lender's engine may have become another one since.
+    let slots_of_use = if state.pool.is_same_set(lender) { slots } else { 0 };
+    let batch = take(state, books, lender, slots_of_use);
+    state.publish(books); // Before the answer: the lender looks at it when it hears.
+    state.pool.env.fault_point("queue");
+    let lent = Some(Lent { by: state.pool.position, slots });
+    lender.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+}
+
+/// Takes up to `most` tasks, in order, to run in `runs_in`.
+///
+/// One whose conversation is warm in another pool of the set that has a free slot goes there instead, which costs none of those at hand.
+fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
+    let (mut batch, mut barred, mut warm) = (Vec::new(), Vec::new(), Warm::default());
+    let home = state.pool.clone();
+    while (batch.len() as u32) < most {
+        let may_run = |record: &Arc<TaskRecord>| {
+            let allowed = Arc::ptr_eq(runs_in, &home) || record.may_use(runs_in);
+            if !allowed {
+                barred.push(record.request.client_id.clone());
+            }
+            allowed && record.may_run(&home)
+        };
+        let Some((seq, record)) = state.queue.dispatch(books, may_run) else { break };
+        state.forget_deadline(&record);
+        let warm_pool = warm.pool_for(&record, &home, runs_in);
+        match record.assign(warm_pool.as_ref().unwrap_or(runs_in)) {
+            Ok(epoch) => {
+                state.pool.env.trace(|| TraceKind::Assigned { seq, epoch });
+                let assignment = Assignment::new(record, epoch);
+                match warm_pool {
+                    Some(pool) => warm.add(pool, assignment),
+                    None => batch.push(assignment),
+                }
+            }
+            // Sealed a moment ago; it never was out.
+            Err(_) => drop(state.queue.settle(books, seq, Served::Nothing)),
+        }
+    }
+    for client in barred {
+        state.queue.return_turn(books, &client);
+    }
+    warm.send(&home);
+    batch
+}
+
+/// Tasks that go where their conversations are warm, by pool.
+#[derive(Default)]
+struct Warm(Vec<(Arc<PoolShared>, Vec<Assignment>)>);
+
+impl Warm {
+    /// The pool in which the task's conversation is warm, if that is neither its own nor the one at hand and has a slot that is free now. A
+    /// task is sent there once: should the slot be taken when it comes, it goes back to its place, and then runs wherever it can.
+    fn pool_for(
+        &self,
+        record: &TaskRecord,
+        home: &Arc<PoolShared>,
+        runs_in: &Arc<PoolShared>,
+    ) -> Option<Arc<PoolShared>> {
+        record.session()?; // Without a lock for all others.
+        let name = record.warm_pool().filter(|name| *name != home.id && *name != runs_in.id)?;
+        let pool = home.siblings().find(|sibling| sibling.id == name)?;
+        let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
+        let is_free = pool.is_idle() && pool.places_at_once() as usize > sent;
+        (is_free && record.may_use(&pool) && record.send_to_warm()).then_some(pool)
+    }
+
+    fn add(&mut self, pool: Arc<PoolShared>, assignment: Assignment) {
+        match self.0.iter_mut().find(|(other, _)| Arc::ptr_eq(other, &pool)) {
+            Some((_, batch)) => batch.push(assignment),
+            None => self.0.push((pool, vec![assignment])),
+        }
+    }
+
+    fn send(self, home: &PoolShared) {
+        for (pool, batch) in self.0 {
+            let lent = Some(Lent { by: home.position, slots: 0 }); // It was not asked.
+            pool.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+        }
+    }
+}
+
+/// Tells idle siblings that tasks wait here which they could run.
+pub(in crate::actors) fn call_siblings(state: &QueueState) {
+    if state.credit == 0 && state.pool.wanted.load(Relaxed) > 0 {
+        for sibling in state.pool.siblings().filter(|sibling| sibling.is_idle()) {
+            sibling.nudge_manager();
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The queue actor: owns the order of a pool's waiting tasks, and their bound.
+//!
+//! Admission and the sessions actor hand tasks in, the pool manager offers free slots, leases bring tasks back. It
+//! promises that a task it accepted is dispatched in order or ends, and never answers with a task where no slot was
+//! offered. What it holds is rebuilt from the ledger when it dies; a task that is only in its mailbox was not accepted,
+//! and its caller sends it again.
+//!
+//! Spec: ORCH-3004, ORCH-3005, ORCH-2007, ORCH-3029.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+
+use crate::actors::admission::submission::{Accepted, Submission, Verdict};
+use crate::actors::dispatch::deadlines::{arm, on_deadline_due};
+use crate::actors::dispatch::leaving::{hand_over, pass_on};
+use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::runtime::RuntimeShared;
+use crate::actors::task::record::TaskRecord;
+use crate::core::admission::too_late;
+use crate::core::fairness::{Accounts, Served};
+use crate::core::id::{ClientId, TaskSeq};
+use crate::core::pool::lifecycle::Intent;
+use crate::core::queue::full::FullPolicy;
+use crate::core::queue::standing::{Picture, Standing};
+use crate::core::queue::{Arrival, Enqueued, Queue};
+#[cfg(feature = "cluster")]
+use crate::core::task::Priority;
+use crate::core::task::error::{ErrorCode, TaskError};
+use crate::core::task::trace::TraceKind;
+use crate::core::task::{Phase, Terminal};
+use crate::core::units::Timestamp;
+use crate::planted::planted;
+
+/// All that the actor needs.
+pub(crate) struct QueueArgs {
+    pub(crate) runtime: Arc<RuntimeShared>,
+    pub(crate) pool: Arc<PoolShared>,
+}
+
+/// What the actor is told.
+#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
+pub(crate) enum QueueMsg {
+    /// Take a new task in, or refuse it.
+    Enqueue(Submission),
+    /// Forget a task whose log has been sealed.
+    Withdraw { seq: TaskSeq },
+    /// Say where a task stands.
+    Explain { seq: TaskSeq, reply: RpcReplyPort<Option<Standing>> },
+    // ---- the pool's own actors, its siblings' pool managers, the ledger
+    /// A task comes back to be run again, for its old place.
+    Return { record: Arc<TaskRecord> },
+    /// So many more slots are free.
+    Offer { slots: u32 },
+    /// So many of the slots on offer have gone elsewhere.
+    Revoke { slots: u32 },
+    /// A sibling is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
+    Lend { lender: Arc<PoolShared>, slots: u32 },
+    /// A task of a conversation has ended: the next may go on.
+    Settle,
+    /// A client that ran as much as its quota allows may run more.
+    Release { client: ClientId },
+    /// Clients have been served in pools of the same set on other nodes, at these costs.
+    #[cfg(feature = "cluster")]
+    ServedElsewhere(Arc<[(ClientId, Priority, i64)]>),
+    /// A new pool manager: earlier offers are void.
+    ManagerReplaced,
+    /// It can be reached: look at the ledger once more.
+    Refill,
+    /// The pool has stopped, or every breaker is open.
+    PoolOut,
+    // ---- from itself
+    /// The deadline of a waiting task has passed, which was the earliest at some time.
+    DeadlineDue { at: Timestamp },
+}
+
+/// The actor.
+pub(crate) struct QueueActor;
+
+/// Its state.
+pub(crate) struct QueueState {
+    pub(in crate::actors) runtime: Arc<RuntimeShared>,
+    pub(in crate::actors) pool: Arc<PoolShared>,
+    pub(in crate::actors) queue: Queue<Arc<TaskRecord>>,
+    /// Slots that the pool manager has offered and that no task was sent for.
+    pub(in crate::actors) credit: u32,
+    /// The generation of this life; an older one takes nothing in any more.
+    generation: u64,
+    /// Deadlines of waiting tasks. Invariant: only tasks in `queue`.
+    pub(in crate::actors) deadlines: BTreeSet<(Timestamp, TaskSeq)>,
+    /// The moment of the `DeadlineDue` that is under way.
+    pub(in crate::actors) armed: Option<Timestamp>,
+    /// What waited when the pool began to leave has been handed over.
+    pub(in crate::actors) handed_over: bool,
+    /// What explanations are read from, and of when it is.
+    pub(in crate::actors) picture: Option<(Timestamp, Picture)>,
+}
+
+impl Actor for QueueActor {
+    type Msg = QueueMsg;
+    type State = QueueState;
+    type Arguments = QueueArgs;
+
+    async fn pre_start(&self, _: ActorRef<QueueMsg>, args: QueueArgs) -> Result<QueueState, ActorProcessingErr> {
+        let QueueArgs { runtime, pool } = args;
+        let generation = pool.queue_generation.load(SeqCst);
+        let shared = pool.clone();
+        let mut books = shared.books.lock();
+        let queue = Queue::new(pool.config.queue.bounds(), &mut books);
+        let (deadlines, armed) = (BTreeSet::new(), None);
+        let mut state = QueueState {
+            runtime,
+            pool,
+            queue,
+            credit: 0,
+            generation,
+            deadlines,
+            armed,
+            handed_over: false,
+            picture: None,
+        };
+        on_refill(&mut state, &mut books);
+        state.publish(&books);
+        drop(books);
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<QueueMsg>,
+        message: QueueMsg,
+        state: &mut QueueState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.pool.env.fault_point("queue");
+        let pool = state.pool.clone();
+        // Whoever lends has looked just now: to call it again would go on for ever, where its slots are of no use.
+        let calls = !matches!(message, QueueMsg::Lend { .. });
+        let mut books = pool.books.lock();
+        if state.generation != pool.queue_generation.load(SeqCst) {
+            // Killed, and a newer queue has the books already. What this message says is found in the ledger, or said again.
+            return Ok(());
+        }
+        settle(state, &mut books);
+        let (wanted_before, depth_before) = (pool.wanted.load(Relaxed), state.queue.len());
+        match message {
+            QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
+            QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
+            QueueMsg::Explain { seq, reply } => {
+                let _ = reply.send(state.explain(&books, seq));
+            }
+            QueueMsg::Return { record } => on_return(state, &mut books, record),
+            QueueMsg::Offer { slots } => state.credit += slots,
+            QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
+            QueueMsg::Lend { lender, slots } => on_lend(state, &mut books, &lender, slots),
+            QueueMsg::Settle => {}
+            QueueMsg::Release { client } => state.queue.release(&mut books, &client),
+            #[cfg(feature = "cluster")]
+            QueueMsg::ServedElsewhere(served) => {
+                for (client, class, cost) in &*served {
+                    state.queue.serve_elsewhere(&mut books, client, *class, *cost);
+                }
+            }
+            QueueMsg::ManagerReplaced => state.credit = 0,
+            QueueMsg::Refill => on_refill(state, &mut books),
+            QueueMsg::PoolOut => {}
+            QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut books, at),
+        }
+        hand_over(state, &mut books);
+        if state.pool.is_out() {
+            turn_everybody_out(state, &mut books);
+        }
+        dispatch(state, &mut books);
+        arm(state, &myself);
+        state.publish(&books);
+        if cfg!(debug_assertions) && state.queue.len() < 64 {
+            state.queue.invariants(&books);
+        }
+        drop(books);
+        if state.queue.len() < depth_before {
+            state.runtime.gate.room.free();
+        }
+        if calls {
+            call_siblings(state);
+        }
+        let idles =
+            wanted_before > 0 && pool.wanted.load(Relaxed) == 0 && state.credit > 0 && pool.is_wanted_by_siblings();
+        let drains = state.queue.is_empty() && pool.intent() != Intent::Serve;
+        if idles || drains {
+            pool.nudge_manager(); // It may lend what is of no use here; or the drain may be complete.
+        }
+        Ok(())
+    }
+}
+
+/// Corrects what ended tasks were charged.
+fn settle(state: &mut QueueState, books: &mut Accounts) {
+    // One short lock for each message; each pass is one task, so that none is lost to a panic between two.
+    loop {
+        let Some((seq, served)) = state.pool.settlements.lock().pop_front() else { return };
+        state.queue.settle(books, seq, served);
+    }
+}
+
+fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record, reply }: Submission) {
+    match record.phase() {
+        Phase::Submitted => {}
+        Phase::Terminal => return, // Cancelled on its way; the reply drops, and the caller sees the log.
+        Phase::Queued | Phase::Assigned | Phase::Running => {
+            // Sent twice: the promise that was made stands.
+            let (queue_position, predicted_start) = record.promise();
+            let _ = reply.send(Ok(Accepted { queue_position, predicted_start }));
+            return;
+        }
+    }
+    if let Some(heir) = state.pool.heir_of(&record).cloned() {
+        record.reroute(heir.clone());
+        heir.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
+        return;
+    }
+    if state.pool.is_out() {
+        let _ = reply.send(Err(out(state)));
+        return;
+    }
+    let arrival = record.arrival();
+    let ahead = ahead_of(state, books, &arrival);
+    let idle = ahead == 0 && state.credit > 0;
+    let rate = *state.pool.rate.lock();
+    let predicted_start = if idle { Duration::ZERO } else { rate.predicted(ahead) };
+    let hopeless = record.request.deadline.filter(|_| rate.measured).and_then(|limit| too_late(limit, predicted_start));
+    if let Some(error) = hopeless {
+        let error = TaskError { queue_position: Some(ahead), ..error.engine(&state.pool.config.engine) };
+        let _ = reply.send(Err(error));
+        return;
+    }
+    if idle && state.pool.config.queue.capacity == 0 && record.session().is_none() && record.may_run(&state.pool) {
+        // Nobody may wait, and it need not: it has a slot as soon as this message has been handled.
+        state.queue.pass_through(books, arrival, record.clone());
+        accept(state, books, &record, reply, Accepted { queue_position: 0, predicted_start });
+        return;
+    }
+    match state.queue.enqueue(books, arrival, record.clone()) {
+        Enqueued::Refused { .. } => refuse(state, books, &record, ahead, reply),
+        outcome => {
+            if let Enqueued::Evicted { item, .. } = outcome {
+                state.forget_deadline(&item);
+                evict(state, books, &item);
+            }
+            accept(state, books, &record, reply, Accepted { queue_position: ahead, predicted_start });
+        }
+    }
+}
+
+fn accept(
+    state: &mut QueueState,
+    books: &mut Accounts,
+    record: &Arc<TaskRecord>,
+    reply: RpcReplyPort<Verdict>,
+    accepted: Accepted,
+) {
+    if record.admit(accepted.queue_position, accepted.predicted_start).is_err() {
+        // Its caller gave up in between; the log is sealed.
+        state.queue.cancel(books, record.seq);
+        return;
+    }
+    state.trace_queued(record);
+    state.note_deadline(record);
+    if state.generation != state.pool.queue_generation.load(SeqCst) {
+        // Killed while it decided: the newer queue may have looked at the ledger a moment too early.
+        state.pool.queue.cast(QueueMsg::Return { record: record.clone() });
+    }
+    state.pool.counters.enqueued[record.priority().index()].fetch_add(1, Relaxed);
+    state.pool.env.fault_point("queue");
+    let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
+}
+
+fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
+    let pool = &state.pool;
+    pool.counters.refused_full.fetch_add(1, Relaxed);
+    let text = state.no_room(books, record);
+    let _ = reply.send(Err(full(state, ahead, ErrorCode::AdmissionReject, text)));
+}
+
+fn evict(state: &QueueState, books: &Accounts, victim: &TaskRecord) {
+    state.pool.counters.evicted.fetch_add(1, Relaxed);
+    let code = match state.pool.config.queue.full_policy {
+        FullPolicy::DropLru => ErrorCode::QueueFullDropLru,
+        FullPolicy::Reject | FullPolicy::ShedLowPriority => ErrorCode::AdmissionReject,
+    };
+    let text = format!("the task made room for another in the full queue of pool {}", state.pool.id);
+    let ahead = ahead_of(state, books, &victim.arrival());
+    let error = full(state, ahead, code, text);
+    let _ = state.runtime.ledger.seal(victim, None, Terminal::Error(error)); // Already sealed: cancelled just now.
+}
+
+/// Expected dispatches before a task that would come now.
+fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 {
+    let own = books.waiting(arrival.client, arrival.class);
+    state.queue.crowd(books).ahead(own, own, arrival.weight, arrival.class)
+}
+
+/// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
+fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskError {
+    let rate = *state.pool.rate.lock();
+    let wait = rate.advice(ahead);
+    let policy = state.pool.config.queue.full_policy.as_str();
+    let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);
+    TaskError { queue_position: Some(ahead), ..error }
+}
+
+fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
+    // Not here: it was dispatched just now, and whoever has it finds the seal.
+    if let Some(record) = state.queue.cancel(books, seq) {
+        state.forget_deadline(&record);
+    }
+}
+
+fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
+    match record.phase() {
+        Phase::Queued if planted!(LoseReturned) => {}
+        Phase::Queued if planted!(ReturnedGoLast) => {
+            state.queue.settle(books, record.seq, Served::Nothing);
+            state.note_deadline(&record);
+            state.queue.enqueue(books, record.arrival(), record.clone());
+            state.trace_queued(&record);
+        }
+        Phase::Queued if pass_on(state, books, &record) => {}
+        Phase::Queued => {
+            state.note_deadline(&record);
+            if state.queue.put_back(books, record.arrival(), record.clone()) {
+                state.trace_queued(&record);
+            }
+        }
+        // Sealed while it came back, when it was no longer out: nobody else tells the accounts.
+        Phase::Terminal => drop(state.queue.settle(books, record.seq, Served::Nothing)),
+        // Taken from the ledger meanwhile, and sent out again: what is charged is for that.
+        Phase::Submitted | Phase::Assigned | Phase::Running => {}
+    }
+}
+
+/// Takes what waits from the ledger, which knows it all; what is here already is there too.
+fn on_refill(state: &mut QueueState, books: &mut Accounts) {
+    if planted!(LoseQueue) {
+        return;
+    }
+    for seq in state.queue.numbers() {
+        state.queue.cancel(books, seq);
+    }
+    state.deadlines.clear();
+    settle(state, books);
+    let mut out = BTreeSet::new();
+    for record in state.runtime.ledger.unfinished_in(state.pool.position) {
+        match record.phase() {
+            Phase::Queued => on_return(state, books, record),
+            Phase::Assigned | Phase::Running => drop(out.insert(record.seq)),
+            Phase::Submitted | Phase::Terminal => {}
+        }
+    }
+    settle(state, books); // What ended during the scan.
+    // What is charged and not out came back to nobody: the message died with the last queue.
+    for seq in books.unsettled() {
+        if !out.contains(&seq) {
+            state.queue.settle(books, seq, Served::Nothing);
+        }
+    }
+}
+
+/// Ends every waiting task: the pool will not run it (ORCH-3018).
+fn turn_everybody_out(state: &mut QueueState, books: &mut Accounts) {
+    for seq in state.queue.numbers() {
+        let Some(record) = state.queue.cancel(books, seq) else { continue };
+        let _ = state.runtime.ledger.seal(&record, None, Terminal::Error(out(state))); // Cancelled just now.
+    }
+    state.deadlines.clear();
+}
+
+fn out(state: &QueueState) -> TaskError {
+    let pool = &state.pool;
+    let text = format!("pool {} is {}", pool.id, pool.state().as_str());
+    let error = TaskError::new(ErrorCode::PoolUnavailable, text).engine(&pool.config.engine);
+    error.retry_after(pool.next_try().unwrap_or_default())
+}
+
+impl QueueState {
+    fn trace_queued(&self, record: &TaskRecord) {
+        self.pool.env.trace(|| TraceKind::Queued {
+            seq: record.seq,
+            pool: self.pool.position,
+            class: record.priority(),
+            client: record.request.client_id.clone(),
+            in_session: record.session().is_some(),
+        });
+    }
+}

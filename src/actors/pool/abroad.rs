@@ -1,0 +1,140 @@
+//! A pool of another node, as a pool of this one: what is known of it here.
+//!
+//! Of its slots here some would run a task at once. What is beyond them waits at its node, in the one order of its pool: such a place is of
+//! use only while none in the whole set is better. So it is kept back then, and a task that waits there is recalled when a better one comes.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst, fence};
+
+use tokio::sync::Semaphore;
+
+use crate::actors::dispatch::pool_manager::PoolManagerMsg;
+use crate::actors::pool::shared::PoolShared;
+use crate::core::cluster::node::NodeName;
+use crate::core::id::PoolId;
+
+/// The other node's pool.
+pub(crate) struct Abroad {
+    node: NodeName,
+    /// Its name there.
+    pool: PoolId,
+    /// So many of its tasks here run there at once. Written by the node's link.
+    at_once: AtomicU32,
+    /// One permit for each task that is to come back before it has begun.
+    recalls: Semaphore,
+}
+
+/// Whether a pool's places keep others' tasks from waiting at other nodes. A part of each pool.
+#[derive(Default)]
+pub(crate) struct Better {
+    /// A sibling keeps places back since this pool has better ones.
+    is_waited_for: AtomicBool,
+    /// Its places were of no use to who waits. Written by its manager.
+    is_of_no_use: AtomicBool,
+}
+
+impl PoolShared {
+    /// Whether its engine is another node's pool.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.abroad.get().is_some()
+    }
+
+    /// The node whose pool its engine is, if it is another's.
+    pub(crate) fn node(&self) -> Option<&NodeName> {
+        self.abroad.get().map(|abroad| &abroad.node)
+    }
+
+    /// The name by which clients and keys are allowed to use it: a pool of another node goes by its name there.
+    pub(crate) fn allowed_as(&self) -> &PoolId {
+        self.abroad.get().map_or(&self.id, |abroad| &abroad.pool)
+    }
+
+    /// Free slots in which a task runs at once.
+    pub(crate) fn places_at_once(&self) -> u32 {
+        let free = self.slots_free();
+        let Some(abroad) = self.abroad.get() else { return free };
+        free.min(abroad.at_once.load(Relaxed).saturating_sub(self.slots_used()))
+    }
+
+    /// Those of its free slots that may be used now, of which so many are lent: what would wait at its node is kept back as long as a sibling
+    /// has something better.
+    pub(in crate::actors) fn usable(&self, lent: u32) -> u32 {
+        let unlent = self.slots_free().saturating_sub(lent);
+        if !self.is_remote() || unlent == 0 {
+            return unlent;
+        }
+        let at_once = self.places_at_once().saturating_sub(lent).min(unlent);
+        let has_places = |other: &PoolShared| {
+            other.is_idle() && other.places_at_once() > 0 && !other.better.is_of_no_use.load(Relaxed)
+        };
+        let is_better = |other: &PoolShared| {
+            // It is told that somebody waits, and looked at again: either it is seen here that its places are gone, or there that they were
+            // waited for.
+            has_places(other) && {
+                other.better.is_waited_for.store(true, SeqCst);
+                fence(SeqCst);
+                has_places(other)
+            }
+        };
+        if at_once < unlent && self.siblings().any(|other| is_better(&other)) { at_once } else { unlent }
+    }
+
+    /// Tells siblings that have kept places back for this pool's when these are no better any more. For its manager, behind whatever it has
+    /// done.
+    pub(in crate::actors) fn release_kept_places(&self, is_of_no_use: bool) {
+        self.better.is_of_no_use.store(is_of_no_use, Relaxed);
+        fence(SeqCst);
+        if self.better.is_waited_for.load(SeqCst) && (is_of_no_use || !self.is_idle() || self.places_at_once() == 0) {
+            self.better.is_waited_for.store(false, SeqCst);
+            // Whoever is no sibling any more was one.
+            for other in self.others().filter(|other| other.is_remote()) {
+                other.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
+            }
+        }
+    }
+
+    /// Tasks of this node's that wait at its node.
+    pub(crate) fn waiting_there(&self) -> u32 {
+        self.abroad.get().map_or(0, |abroad| self.slots_used().saturating_sub(abroad.at_once.load(Relaxed)))
+    }
+
+    /// Recalls up to so many tasks that wait at its node. Returns how many will come.
+    pub(in crate::actors) fn recall(&self, most: u32) -> u32 {
+        let Some(abroad) = self.abroad.get() else { return 0 };
+        let (wanted, under_way) = (most.min(self.waiting_there()) as usize, abroad.recalls.available_permits());
+        abroad.recalls.add_permits(wanted.saturating_sub(under_way));
+        wanted as u32
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl PoolShared {
+    /// Notes how many of its tasks its node runs at once. Returns whether that is another number.
+    pub(crate) fn set_at_once(&self, tasks: u32) -> bool {
+        self.abroad.get().is_some_and(|abroad| {
+            if self.slots_used() <= tasks {
+                abroad.recalls.forget_permits(Semaphore::MAX_PERMITS); // Nobody waits there who could be meant.
+            }
+            abroad.at_once.swap(tasks, Relaxed) != tasks
+        })
+    }
+
+    /// Waits until a task that waits at its node is to come back.
+    ///
+    /// # Cancel safety
+    /// Dropped, it recalls nobody.
+    pub(crate) async fn until_recalled(&self) {
+        // It is never closed.
+        if let Some(abroad) = self.abroad.get()
+            && let Ok(permit) = abroad.recalls.acquire().await
+        {
+            return permit.forget();
+        }
+        std::future::pending().await
+    }
+
+    /// Its engine is this pool of this node.
+    pub(crate) fn set_node(&self, node: NodeName, pool: PoolId) {
+        let (at_once, recalls) = (AtomicU32::new(0), Semaphore::new(0));
+        let _ = self.abroad.set(Abroad { node, pool, at_once, recalls }); // Once, by whoever made it.
+    }
+}

@@ -1,0 +1,399 @@
+//! What outlives the actors of one pool: its parts, and each worker's place.
+//!
+//! Each field has one owner that writes it; the others read it as of now. A restarted actor reads the truth from here
+//! and from the ledger instead of being told what it missed.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use ractor::ActorCell;
+use tokio::sync::Notify;
+
+use crate::actors::dispatch::pool_manager::PoolManagerMsg;
+use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::kit::address::Address;
+use crate::actors::metrics::counters::Counters;
+use crate::actors::metrics::latency::{LatencyMsg, LatencyView};
+use crate::actors::metrics::sample::Samples;
+use crate::actors::pool::abroad::{Abroad, Better};
+use crate::actors::pool::devices::Devices;
+use crate::actors::pool::pools::Table;
+use crate::actors::pool::reload::{Edition, Reloads};
+use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
+use crate::config::{CTX_DEFAULT, ConfigError, PoolConfig, Resolved};
+use crate::core::fairness::{Accounts, Served};
+use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
+use crate::core::pool::lifecycle::{Intent, PoolState, ReplicaState, next_try};
+use crate::core::queue::full::FullPolicy;
+use crate::core::queue::predict::{Crowd, ServiceRate};
+use crate::core::slo::objectives::Objectives;
+use crate::core::task::resume::{DeterminismClass, LossRule};
+use crate::core::task::{Priority, TaskRequest};
+use crate::core::text::line::Name;
+use crate::env::Env;
+use crate::gpu::dyn_engine::EngineFactory;
+use crate::planted::planted;
+
+/// One pool.
+pub(crate) struct PoolShared {
+    /// Its number. Of those that a runtime starts with, the place in the configuration.
+    pub(crate) position: u16,
+    pub(crate) id: PoolId,
+    /// As it was configured. What a reload may change is in its edition.
+    pub(crate) config: Arc<PoolConfig>,
+    /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which carries it out.
+    pub(crate) reloads: Mutex<Reloads>,
+    /// The family of what it serves; a glance at it needs no lock.
+    pub(crate) family: AtomicU64,
+    /// The devices that it may use (ORCH-3011).
+    pub(crate) mask: DeviceMask,
+    pub(crate) env: Env,
+    /// The devices of this host.
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) factory: EngineFactory,
+    pub(crate) replicas: Vec<ReplicaShared>,
+    pub(crate) supervisor: Address<PoolSupervisorMsg>,
+    pub(crate) queue: Address<QueueMsg>,
+    pub(crate) manager: Address<PoolManagerMsg>,
+    pub(crate) latency: Address<LatencyMsg>,
+    /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
+    pub(crate) ctx: AtomicU32,
+    /// Engine version and model digest of the replica set (ORCH-3046). Held while a worker compares and joins.
+    pub(crate) pinned: Mutex<Option<Arc<(Name, Name)>>>,
+    /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
+    pub(crate) queue_generation: AtomicU64,
+    /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a drain,
+    /// the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
+    intent: AtomicU8,
+    /// Waiting tasks by class. Written by the queue.
+    pub(crate) depth: [AtomicU32; 2],
+    /// Tasks that could use a slot now: all that wait, while any of them may run. Written by the queue.
+    pub(crate) wanted: AtomicU32,
+    /// Who waits, in numbers. Written by the queue.
+    pub(crate) crowd: Mutex<Crowd>,
+    /// Who has been served how much. Written by the queue, which it outlives; locked once for each of its messages.
+    pub(crate) books: Mutex<Accounts>,
+    /// Tasks that have ended since the queue last looked, and what was computed for them. Never more than were out.
+    pub(crate) settlements: Mutex<VecDeque<(TaskSeq, Served)>>,
+    /// What the pool lately delivered. Written by the pool manager.
+    pub(crate) rate: Mutex<ServiceRate>,
+    /// Time that attempts ran, in microseconds, and how many, since the pool manager last looked.
+    pub(crate) held: Mutex<(u64, u32)>,
+    /// Slots on offer to the queue. Written by the pool manager.
+    offered: AtomicU32,
+    /// A nudge to the pool manager is on its way: slots that are freed meanwhile need no other.
+    nudged: AtomicBool,
+    pub(crate) samples: Samples,
+    /// What is wanted of its tasks. Written when the configuration changes.
+    pub(crate) objectives: Mutex<Objectives>,
+    /// Percentiles. Written by the latency actor.
+    pub(crate) latency_view: Mutex<Arc<LatencyView>>,
+    pub(crate) counters: Counters,
+    /// Wakes whoever waits for a change of the pool's state.
+    pub(crate) state_changed: Notify,
+    /// The other pools with its engine, which may come to serve the same. Written when the pools change.
+    others: RwLock<Arc<[Weak<PoolShared>]>>,
+    /// The other node's pool that its engine is, if it is one. Written once, before it serves.
+    pub(in crate::actors) abroad: OnceLock<Abroad>,
+    pub(in crate::actors) better: Better,
+    /// It has left the configuration, and ends when it is through with its tasks.
+    pub(in crate::actors) is_leaving: AtomicBool,
+    /// The first pool that is younger than its leaving; those from there on wait for its devices.
+    pub(in crate::actors) leaves_before: AtomicU32,
+    /// The pool that takes its place, if one does.
+    pub(in crate::actors) successor: OnceLock<Arc<PoolShared>>,
+}
+
+impl PoolShared {
+    pub(crate) fn new(
+        (position, row): (u16, usize),
+        resolved: &Resolved,
+        (env, devices): (Env, Arc<Devices>),
+        factory: EngineFactory,
+    ) -> Result<Arc<Self>, ConfigError> {
+        let config = resolved.config.pools[row].clone();
+        let id = PoolId::parse(&config.id)
+            .map_err(|error| ConfigError { path: format!("pools[{row}].id"), message: error.to_string() })?;
+        let config = Arc::new(config);
+        let edition = Edition::first(&config);
+        let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
+            let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
+            let fault = resolved.fault_of(row, index).map(ToString::to_string);
+            let mask = replica.mask()?;
+            let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
+            let place = ReplicaShared::new(replica_id, mask, config.slots, edition.clone());
+            if let Some(tokens) = config.memory.kv_tokens {
+                place.kv.set_capacity(tokens);
+            }
+            Ok(ReplicaShared { fault, cpus: cpus.into(), ..place })
+        };
+        let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
+        let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
+        let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
+        let slots = config.slots.saturating_mul(config.replicas.len() as u32);
+        let books = Mutex::new(Accounts::new(config.cost.weights(), config.queue.class_weights()));
+        Ok(Arc::new(PoolShared {
+            position,
+            mask: config.mask()?,
+            id,
+            config,
+            family: AtomicU64::new(edition.family()),
+            reloads: Mutex::new(Reloads::new(edition)),
+            env,
+            devices,
+            factory,
+            replicas,
+            supervisor: Address::default(),
+            queue: Address::default(),
+            manager: Address::default(),
+            latency: Address::default(),
+            ctx,
+            pinned: Mutex::default(),
+            queue_generation: AtomicU64::new(0),
+            intent: AtomicU8::new(0),
+            depth: Default::default(),
+            wanted: AtomicU32::new(0),
+            crowd: Mutex::default(),
+            others: RwLock::default(),
+            abroad: OnceLock::new(),
+            better: Better::default(),
+            is_leaving: AtomicBool::new(false),
+            leaves_before: AtomicU32::new(u32::MAX),
+            successor: OnceLock::new(),
+            books,
+            settlements: Mutex::default(),
+            rate: Mutex::new(ServiceRate { slots_ready: 0, slots, hold_mean, measured: false }),
+            held: Mutex::default(),
+            offered: AtomicU32::new(0),
+            nudged: AtomicBool::new(false),
+            samples: Samples::default(),
+            objectives: Mutex::new(resolved.config.objectives.wanted()),
+            latency_view: Mutex::default(),
+            counters: Counters::default(),
+            state_changed: Notify::new(),
+        }))
+    }
+
+    /// What the operator wants.
+    pub(crate) fn intent(&self) -> Intent {
+        match self.intent.load(SeqCst) {
+            0 => Intent::Serve,
+            1 => Intent::Drain,
+            _ => Intent::Stop,
+        }
+    }
+
+    /// Goes on to what the operator wants; from there nobody goes back, whoever comes late. Returns whether that was a step.
+    pub(crate) fn advance_intent(&self, intent: Intent) -> bool {
+        let is_step = self.intent.fetch_max(intent as u8, SeqCst) < intent as u8;
+        self.state_changed.notify_waiters();
+        is_step
+    }
+
+    /// Where the pool stands now.
+    pub(crate) fn state(&self) -> PoolState {
+        PoolState::of(self.intent(), self.replicas.iter().map(ReplicaShared::state))
+    }
+
+    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that
+    /// is gone may run in a pool of the same set.
+    pub(crate) fn is_out(&self) -> bool {
+        match self.state() {
+            PoolState::Stopped => true,
+            PoolState::Broken => !(self.is_remote() && self.siblings().any(|other| other.replicas_ready() > 0)),
+            _ => false,
+        }
+    }
+
+    /// How long until the first replica that is down is tried again.
+    pub(crate) fn next_try(&self) -> Option<Duration> {
+        next_try(self.env.now(), self.replicas.iter().map(ReplicaShared::state))
+    }
+
+    /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back if it is refused;
+    /// `None` is a client of whom nothing waits.
+    pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> (Duration, Duration) {
+        let crowd = *self.crowd.lock();
+        // The books are locked only when somebody waits.
+        let own =
+            client.filter(|_| crowd.count != [0; 2]).map_or(0, |(client, _)| self.books.lock().waiting(client, class));
+        let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
+        let rate = *self.rate.lock();
+        let is_free = ahead == 0 && self.slots_free() > 0;
+        if is_free { Default::default() } else { (rate.wait(ahead), rate.advice(ahead)) }
+    }
+
+    /// When one who is refused a task of this class should come back.
+    pub(crate) fn advice(&self, class: Priority) -> Duration {
+        self.expected_wait(class, None).1
+    }
+
+    /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.
+    pub(crate) fn loss_rule(&self, request: &TaskRequest) -> LossRule {
+        self.config.resume.rule(request, self.told_class())
+    }
+
+    /// The determinism class of its engines: what is stated, `none` where one does not even repeat itself alone, else what all have shown,
+    /// if they have shown any.
+    pub(crate) fn told_class(&self) -> Option<DeterminismClass> {
+        let served = self.edition().generation;
+        let serve = self.replicas.iter().filter(|replica| replica.edition().generation == served);
+        let shown = || serve.filter_map(|replica| *replica.self_test.lock());
+        self.config.determinism_class.or_else(|| {
+            let worst = shown().map(|shown| (shown.repeats_alone, shown.determinism_class)).min()?;
+            match worst {
+                (false, _) => Some(DeterminismClass::None),
+                // Nothing is known: the best is hoped, since each token is compared.
+                (true, DeterminismClass::None) => None,
+                (true, class) => Some(class),
+            }
+        })
+    }
+
+    /// Tells the pool which others there are.
+    pub(crate) fn meet(self: &Arc<Self>, table: &Table) {
+        let alike = |other: &&Arc<PoolShared>| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine;
+        *self.others.write() = table.every().filter(alike).map(Arc::downgrade).collect();
+    }
+
+    /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
+    pub(crate) fn siblings(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        self.relatives().filter(|other| self.is_same_set(other))
+    }
+
+    /// Every other pool with its engine, whatever it serves now.
+    pub(crate) fn others(&self) -> impl Iterator<Item = Arc<PoolShared>> + use<> {
+        let others = self.others.read().clone();
+        (0..others.len()).filter_map(move |index| others[index].upgrade())
+    }
+
+    /// Every pool that is one set with this one as far as what they are to serve goes.
+    pub(crate) fn relatives(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        let family = self.family.load(Relaxed);
+        self.others().filter(move |other| other.family.load(Relaxed) == family)
+    }
+
+    /// Whether tasks wait in a sibling's queue that could use a slot.
+    pub(crate) fn is_wanted_by_siblings(&self) -> bool {
+        self.relatives().any(|other| other.wanted.load(Relaxed) > 0)
+    }
+
+    /// Whether the two pools are one replica set (ORCH-3007), by all that is known of them so far.
+    pub(crate) fn is_in_set_with(&self, other: &PoolShared) -> bool {
+        let ours = self.pinned.lock().clone(); // Never two pins locked at once.
+        let same_ctx = self.ctx.load(Relaxed) == other.ctx.load(Relaxed);
+        let same_family = self.family.load(Relaxed) == other.family.load(Relaxed);
+        same_ctx && same_family && ours == *other.pinned.lock()
+    }
+
+    /// Whether the other pool gives the same tokens: one set, and their engines have said so.
+    pub(crate) fn is_same_set(&self, other: &PoolShared) -> bool {
+        self.pinned.lock().is_some() && self.is_in_set_with(other)
+    }
+
+    /// Whether it has free slots and nothing of its own to run in them.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.wanted.load(Relaxed) == 0 && self.intent() == Intent::Serve && self.slots_free() > 0
+    }
+
+    /// Whether its queue could take a task of this class in, or would make room for it, as of now.
+    pub(crate) fn has_room(&self, class: Priority) -> bool {
+        let bounds = self.config.queue.bounds();
+        let depth = self.depth[class.index()].load(Relaxed);
+        let has_slot = self.offered.load(Relaxed) > 0 && self.depth_total() == 0;
+        has_slot
+            || bounds.policy != FullPolicy::Reject
+            || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
+    }
+
+    /// Tasks that are charged and have not ended.
+    pub(crate) fn unsettled(&self) -> usize {
+        let books = self.books.lock(); // Held over both: the queue takes a settlement and its charge away under it.
+        let ended = self.settlements.lock().iter().filter(|(seq, _)| books.is_charged(*seq)).count();
+        books.charged() - ended
+    }
+
+    /// Clients with tasks that wait or run: name, weight, tasks that wait in each class, tasks that run.
+    pub(crate) fn busy_clients(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
+        let books = self.books.lock(); // Held over both, as above.
+        let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
+        books.busy(&ended)
+    }
+
+    /// Free slots of the replicas that are Ready.
+    pub(crate) fn slots_free(&self) -> u32 {
+        let ready = self.replicas.iter().filter(|replica| replica.state().is_ready() && !replica.kv.is_full());
+        ready.map(|replica| replica.slots.free()).sum()
+    }
+
+    /// Replicas that are Ready.
+    pub(crate) fn replicas_ready(&self) -> usize {
+        self.replicas.iter().filter(|replica| replica.state().is_ready()).count()
+    }
+
+    /// Whether any of its replicas has a KV cache whose size is known.
+    pub(crate) fn knows_kv(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.kv.capacity().is_some())
+    }
+
+    /// Slots that are taken, of all replicas.
+    pub(crate) fn slots_used(&self) -> u32 {
+        self.replicas.iter().map(|replica| replica.slots.used()).sum()
+    }
+
+    /// Waiting tasks of all classes.
+    pub(crate) fn depth_total(&self) -> u32 {
+        self.depth.iter().map(|depth| depth.load(Relaxed)).sum()
+    }
+
+    /// Tells the pool manager that slots, replicas or the queue have changed, unless it is about to look anyway.
+    pub(crate) fn nudge_manager(&self) {
+        if !self.nudged.swap(true, SeqCst) && !self.manager.cast(PoolManagerMsg::LookAround) {
+            self.nudged.store(false, SeqCst); // Nobody there: the next pool manager looks when it has its address.
+        }
+    }
+
+    /// Shows how many slots are on offer to the queue; returns whether any are.
+    ///
+    /// The fence pairs with the one in `nudge_manager_if_starving`: either the pool manager, which looks at the slots
+    /// behind this, sees one that was freed, or whoever freed it sees that none is on offer and nudges.
+    pub(crate) fn publish_offered(&self, offered: u32) -> bool {
+        self.offered.store(offered, SeqCst);
+        fence(SeqCst);
+        offered > 0
+    }
+
+    /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it hears
+    /// from the next task anyway.
+    pub(crate) fn nudge_manager_if_starving(&self) {
+        if planted!(LostNudge) {
+            return;
+        }
+        fence(SeqCst);
+        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_siblings() {
+            self.nudge_manager();
+        }
+    }
+
+    /// The pool manager looks now: what changes from here on needs a nudge again.
+    pub(crate) fn accept_nudges(&self) {
+        self.nudged.store(false, SeqCst);
+    }
+
+    /// The pool's actors in the order in which they are killed when a supervisor above them dies.
+    pub(crate) fn actors(&self) -> Vec<ActorCell> {
+        let workers = self.replicas.iter().filter_map(|replica| replica.worker.cell());
+        workers.chain(self.manager.cell()).chain(self.queue.cell()).chain(self.latency.cell()).collect()
+    }
+
+    /// Moves a worker's place to another state, and tells who waits for it.
+    pub(crate) fn set_replica_state(&self, index: u16, state: ReplicaState) {
+        *self.replicas[index as usize].state.lock() = state;
+        self.nudge_manager();
+        self.state_changed.notify_waiters();
+    }
+}

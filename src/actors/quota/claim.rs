@@ -1,0 +1,52 @@
+//! What one task takes from its client's limits, until it is settled: a value that the task's record owns.
+
+use std::sync::Arc;
+
+use crate::actors::pool::shared::PoolShared;
+use crate::actors::quota::clients::ClientShared;
+use crate::core::admission::limits::{Exceeded, Take};
+use crate::core::id::ClientId;
+use crate::core::units::{Timestamp, Tokens};
+
+/// A task's part of its client's limits and quotas.
+pub(crate) struct Claim {
+    client: Arc<ClientShared>,
+    take: Take,
+    /// It counts as running; else as waiting.
+    runs: bool,
+}
+
+impl Claim {
+    /// Takes a new task's part, to wait.
+    pub(crate) fn new(client: Arc<ClientShared>, now: Timestamp, take: Take) -> Result<Self, Exceeded> {
+        client.admit(now, take)?;
+        Ok(Claim { client, take, runs: false })
+    }
+
+    /// Counts the task as running, if the client's quotas allow it; else `pool` is told as soon as they may.
+    pub(crate) fn start(&mut self, pool: &Arc<PoolShared>) -> bool {
+        self.runs = self.runs || self.client.start(self.take, pool);
+        self.runs
+    }
+
+    /// Counts the task as waiting again.
+    pub(crate) fn give_back(&mut self, client: &ClientId) {
+        if std::mem::take(&mut self.runs) {
+            self.client.give_back(client, self.take);
+        }
+    }
+
+    /// The task has ended; `unused` tokens of its budget come back. One that was never accepted leaves no trace.
+    pub(crate) fn settle(self, client: &ClientId, accepted: bool, unused: Tokens) {
+        match (accepted, self.runs) {
+            (false, runs) => {
+                if runs {
+                    self.client.give_back(client, self.take);
+                }
+                self.client.undo(self.take);
+            }
+            (true, false) => self.client.leave_queue(self.take.tokens),
+            (true, true) => self.client.end(client, self.take, unused),
+        }
+    }
+}

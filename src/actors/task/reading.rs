@@ -1,0 +1,54 @@
+//! A task's record as its readers use it: they look, wait for more, come and go.
+
+use crate::actors::task::event_log::EventRef;
+use crate::actors::task::record::TaskRecord;
+use crate::core::task::Phase;
+
+impl TaskRecord {
+    /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will follow.
+    pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
+        let state = self.state.lock();
+        let next = state.log.visit(from, most, visitor);
+        (next, state.log.is_sealed() && next == state.log.len())
+    }
+
+    /// Waits until there is an event at index `from`, or the log is sealed without one.
+    ///
+    /// # Cancel safety
+    /// Dropping it is harmless.
+    pub(crate) async fn until_readable(&self, from: usize) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            {
+                let mut state = self.state.lock();
+                if state.log.len() > from || state.log.is_sealed() {
+                    return;
+                }
+                state.reader_waits = true;
+                changed.as_mut().enable(); // Under the lock: whoever appends next sees that somebody waits.
+            }
+            changed.await;
+        }
+    }
+
+    /// A reader has come.
+    pub(crate) fn reader_comes(&self) {
+        let mut state = self.state.lock();
+        (state.readers, state.visits) = (state.readers + 1, state.visits + 1);
+    }
+
+    /// A reader has gone. When it was the last of a task that has not ended, returns how many there have been.
+    pub(crate) fn reader_leaves(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        state.readers -= 1;
+        (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
+    }
+
+    /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their doing.
+    pub(crate) fn desert_since(&self, visits: u64) -> bool {
+        let mut state = self.state.lock();
+        state.deserted = state.readers == 0 && state.visits == visits;
+        state.deserted
+    }
+}

@@ -1,0 +1,334 @@
+//! What is shared around one link: what it is to say, the guests on both of its ends, and how it does.
+//!
+//! The link actor owns the connection; whoever has something to say puts it here and nudges it, so that all that is said while it is busy
+//! goes out together. A link is one life: when it is over it stays over, and everything on it is lost at that moment.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::actors::kit::address::Address;
+use crate::actors::task::record::TaskRecord;
+use crate::cluster::link::link_actor::LinkMsg;
+use crate::cluster::link::words::{Asked, CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Room, Word};
+use crate::core::cluster::node::{BootId, NodeName};
+use crate::core::id::{ClientId, PoolId};
+use crate::planted::planted;
+
+/// What the gateway hears of a guest that it has sent.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Heard {
+    /// The owner has it, and it waits there.
+    Waits,
+    /// It has begun.
+    Begun,
+    /// Its tokens.
+    Tokens(Vec<String>),
+    /// Its end.
+    End(GuestEnd),
+}
+
+/// The gateway's side of a guest.
+#[derive(Default)]
+pub(crate) struct Port {
+    heard: Mutex<VecDeque<Heard>>,
+    news: Notify,
+    /// Tokens and bytes that are here and not taken up: more than the credit is a fault of the peer.
+    unread: AtomicU64,
+    unread_bytes: AtomicU64,
+}
+
+impl Port {
+    /// What was heard next; `None` when the link is over. What was heard before that counts.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing.
+    pub(crate) async fn next(&self, link: &LinkShared) -> Option<Heard> {
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable(); // Before the look, so that nothing is missed.
+            if let Some(heard) = self.heard.lock().pop_front() {
+                return Some(heard);
+            }
+            if link.is_over() {
+                return None;
+            }
+            news.await;
+        }
+    }
+
+    /// Takes up tokens: they count no more against the credit.
+    pub(crate) fn take_up(&self, tokens: u32, bytes: u32) {
+        self.unread.fetch_sub(tokens.into(), Relaxed);
+        self.unread_bytes.fetch_sub(bytes.into(), Relaxed);
+    }
+
+    fn put(&self, heard: Heard) -> Result<(), String> {
+        if let Heard::Tokens(texts) = &heard {
+            let bytes: usize = texts.iter().map(String::len).sum();
+            let unread = self.unread.fetch_add(texts.len() as u64, Relaxed) + texts.len() as u64;
+            let before = self.unread_bytes.fetch_add(bytes as u64, Relaxed);
+            if unread > CREDIT_TOKENS.into() || before >= CREDIT_BYTES.into() {
+                return Err(format!("{unread} tokens of one guest are under way, {CREDIT_TOKENS} are allowed"));
+            }
+        }
+        self.heard.lock().push_back(heard);
+        self.news.notify_waiters();
+        Ok(())
+    }
+}
+
+/// The owner's side of a guest.
+pub(crate) struct Guest {
+    pub(crate) pool: PoolId,
+    /// Tokens and bytes that may still be sent.
+    pub(crate) credit: Mutex<(u32, u32)>,
+    pub(crate) more_credit: Notify,
+    /// Set once its task is there.
+    pub(crate) record: Mutex<Option<Arc<TaskRecord>>>,
+    /// The gateway wants no more of it.
+    pub(crate) is_stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Outbox {
+    words: VecDeque<Word>,
+    /// The link actor has been told that there is something.
+    nudged: bool,
+}
+
+/// How a link does. Written by its actor.
+#[derive(Debug, Default)]
+pub(crate) struct LinkFigures {
+    pub(crate) round_trip_us: AtomicU64,
+    pub(crate) envelopes_in: AtomicU64,
+    pub(crate) envelopes_out: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    /// Messages and bytes that wait or are under way.
+    pub(crate) outbox_messages: AtomicU64,
+    pub(crate) outbox_bytes: AtomicU64,
+    /// Nothing has been heard for long.
+    pub(crate) is_suspect: AtomicBool,
+}
+
+/// What a node has said of its clients' demand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Demand {
+    pub(crate) number: u64,
+    /// The last number of ours that it has heard.
+    pub(crate) heard: u64,
+    pub(crate) asked: BTreeMap<ClientId, Asked>,
+}
+
+/// What the peer takes of ours in one pool.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Places that were free when it said so, less those that ours have begun in since.
+    free: u32,
+    /// There was none: a place that one of ours leaves is another's.
+    is_full: bool,
+    /// One may wait there when there is none.
+    one_may_wait: bool,
+}
+
+/// One link.
+pub(crate) struct LinkShared {
+    pub(crate) peer: NodeName,
+    /// Which life of the peer it is.
+    pub(crate) boot_id: BootId,
+    pub(crate) protocol: u16,
+    /// What the peer shows with all that it says.
+    pub(crate) token: [u8; 16],
+    /// What we show it.
+    pub(crate) peer_token: [u8; 16],
+    pub(crate) actor: Address<LinkMsg>,
+    outbox: Mutex<Outbox>,
+    /// Attempts of ours that run there.
+    ports: Mutex<BTreeMap<GuestNo, Arc<Port>>>,
+    next_guest: AtomicU64,
+    /// Attempts of the peer's that run here, in the order of their numbers.
+    pub(crate) guests: Mutex<BTreeMap<GuestNo, Arc<Guest>>>,
+    /// The pools that the peer has announced.
+    pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolCard>>>,
+    /// Where the peer is; `None` before it has said so.
+    pub(crate) zone: Mutex<Option<Option<String>>>,
+    /// Attempts of ours that have begun there, by pool.
+    begun: Mutex<BTreeMap<PoolId, u32>>,
+    /// How many guests of ours its pools take, as far as it has said.
+    limits: Mutex<BTreeMap<PoolId, Told>>,
+    /// What clients with limits asked of the peer in its last second.
+    pub(crate) demand: Mutex<Demand>,
+    pub(crate) is_draining: AtomicBool,
+    /// What the peer makes of what it was told may not be so any more: all limits are to be said again.
+    pub(crate) must_say_limits: AtomicBool,
+    /// Wakes who waits for a change of `cards` or for the end.
+    pub(crate) changed: Notify,
+    pub(crate) figures: LinkFigures,
+    is_over: AtomicBool,
+}
+
+impl LinkShared {
+    pub(crate) fn new(
+        (peer, boot_id, protocol): (NodeName, BootId, u16),
+        (token, peer_token): ([u8; 16], [u8; 16]),
+    ) -> Arc<Self> {
+        Arc::new(LinkShared {
+            peer,
+            boot_id,
+            protocol,
+            token,
+            peer_token,
+            actor: Address::default(),
+            outbox: Mutex::default(),
+            ports: Mutex::default(),
+            next_guest: AtomicU64::new(1),
+            guests: Mutex::default(),
+            cards: Mutex::default(),
+            zone: Mutex::default(),
+            begun: Mutex::default(),
+            limits: Mutex::default(),
+            demand: Mutex::default(),
+            is_draining: AtomicBool::new(false),
+            must_say_limits: AtomicBool::new(false),
+            changed: Notify::new(),
+            figures: LinkFigures::default(),
+            is_over: AtomicBool::new(false),
+        })
+    }
+
+    /// Says something, as soon as the link actor comes to it. On a link that is over it is dropped.
+    pub(crate) fn say(&self, word: Word) {
+        let mut outbox = self.outbox.lock();
+        if self.is_over() {
+            return;
+        }
+        outbox.words.push_back(word);
+        let nudge = !std::mem::replace(&mut outbox.nudged, true);
+        drop(outbox);
+        if nudge {
+            self.actor.cast(LinkMsg::Flush); // Nobody there: the link is over.
+        }
+    }
+
+    /// All that is to be said now.
+    pub(crate) fn take_words(&self) -> VecDeque<Word> {
+        let mut outbox = self.outbox.lock();
+        outbox.nudged = false;
+        std::mem::take(&mut outbox.words)
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(SeqCst)
+    }
+
+    /// Ends it: every attempt on either side is lost.
+    pub(crate) fn end(&self) {
+        if self.is_over.swap(true, SeqCst) {
+            return;
+        }
+        self.outbox.lock().words.clear();
+        for port in self.ports.lock().values() {
+            port.news.notify_waiters();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// A place for a guest that is about to be sent.
+    pub(crate) fn lend(self: &Arc<Self>) -> Lent {
+        let guest = GuestNo(self.next_guest.fetch_add(1, Relaxed));
+        let port = Arc::<Port>::default();
+        self.ports.lock().insert(guest, port.clone());
+        Lent { link: self.clone(), guest, port, has_ended: false, begun_in: None }
+    }
+
+    /// Gives what was heard to the attempt that it is for. One that nobody waits for any more is dropped.
+    ///
+    /// # Errors
+    /// The peer says more than it may.
+    pub(crate) fn hear(&self, guest: GuestNo, heard: Heard) -> Result<(), String> {
+        let ports = self.ports.lock();
+        let port = ports.get(&guest).or(if planted!(LateGuest) { ports.values().next() } else { None }).cloned();
+        drop(ports);
+        port.map_or(Ok(()), |port| port.put(heard))
+    }
+
+    /// The peer has said how many guests of ours its pools take now.
+    pub(crate) fn set_limits(&self, rooms: Vec<Room>) {
+        // Of the pools that it has announced: what a peer can make us remember has a bound.
+        let cards = self.cards.lock().clone();
+        let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
+        let mut limits = self.limits.lock();
+        limits.retain(|pool, _| cards.contains_key(pool));
+        limits.extend(known.map(|Room { pool, guests, is_full }| {
+            let free = if is_full { 0 } else { guests };
+            // A place that is left in a pool that takes nobody is nobody's.
+            (pool, Told { free, is_full: is_full || guests == 0, one_may_wait: guests > 0 })
+        }));
+    }
+
+    /// How many attempts of ours this pool runs at once, and how many it may have: those that have begun and as many as there were free places
+    /// for; and one that waits, unless it takes none at all.
+    pub(crate) fn limit(&self, pool: &PoolId) -> (u32, u32) {
+        let told = self.limits.lock().get(pool).copied().unwrap_or_default();
+        let begun = self.begun.lock().get(pool).copied().unwrap_or(0);
+        let at_once = begun.saturating_add(told.free);
+        (at_once, at_once.max(begun.saturating_add(u32::from(told.one_may_wait))))
+    }
+
+    /// Attempts of ours that run there.
+    pub(crate) fn lent(&self) -> usize {
+        self.ports.lock().len()
+    }
+
+    /// What the peer says of this pool.
+    pub(crate) fn card(&self, pool: &PoolId) -> Option<PoolCard> {
+        self.cards.lock().get(pool).cloned()
+    }
+}
+
+/// An attempt of ours that runs at the peer. Dropped before its end, it is stopped there.
+pub(crate) struct Lent {
+    pub(crate) link: Arc<LinkShared>,
+    pub(crate) guest: GuestNo,
+    pub(crate) port: Arc<Port>,
+    pub(crate) has_ended: bool,
+    /// The pool that has begun it.
+    begun_in: Option<PoolId>,
+}
+
+impl Lent {
+    /// The owner has begun it: another may wait there.
+    pub(crate) fn begin(&mut self, pool: &PoolId) {
+        if self.begun_in.is_none() {
+            self.begun_in = Some(pool.clone());
+            // It has one of the places that were free when the peer spoke of them.
+            self.link.limits.lock().get_mut(pool).into_iter().for_each(|told| told.free = told.free.saturating_sub(1));
+            *self.link.begun.lock().entry(pool.clone()).or_default() += 1;
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.link.ports.lock().remove(&self.guest);
+        if let Some(pool) = &self.begun_in
+            && let Some(begun) = self.link.begun.lock().get_mut(pool)
+        {
+            *begun -= 1;
+            let mut limits = self.link.limits.lock();
+            limits
+                .get_mut(pool)
+                .into_iter()
+                .for_each(|told| told.free = told.free.saturating_add(u32::from(!told.is_full)));
+        }
+        if !self.has_ended {
+            self.link.say(Word::Stop(self.guest));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What a node tells its peers of its pools: what they are, and how many guests of each peer they take now.
+//!
+//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that have begun, so that each gateway's
+//! most deserving task waits in the pool's own order: which of them is next is decided there, and nowhere else.
+//!
+//! Spec: ORCH-3007, ORCH-3008.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::actors::pool::shared::PoolShared;
+use crate::cluster::link::link_actor::LinkState;
+use crate::cluster::link::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
+use crate::cluster::shared::ClusterShared;
+use crate::cluster::sharing::apart::keeps_away;
+use crate::cluster::sharing::guests;
+use crate::core::admission::offers::{Offer, guests_allowed, would_wait};
+use crate::core::id::PoolId;
+use crate::core::pool::lifecycle::Intent;
+use crate::core::pool::model::ModelSpec;
+use crate::core::task::Priority;
+use crate::core::text::line::is_plain;
+
+/// What the peer has been told.
+#[derive(Default)]
+pub(crate) struct Announced {
+    cards: Option<(Vec<PoolCard>, bool)>,
+    limits: BTreeMap<PoolId, Room>,
+}
+
+/// Says what has changed.
+pub(in crate::cluster) fn announce(state: &mut LinkState) {
+    let (shared, link) = (&state.shared, &state.link);
+    let mut pools = own_pools(shared);
+    let announced = pools.len();
+    pools.retain(|pool| !keeps_away(shared, pool, link));
+    if pools.len() < announced {
+        guests::stop_closed(shared, link);
+    }
+    let draining = shared.is_draining();
+    let cards: Vec<PoolCard> = pools.iter().map(|pool| card(pool)).collect();
+    let said = (cards, draining);
+    if state.announced.cards.as_ref() != Some(&said) {
+        link.say(Word::Pools { cards: said.0.clone(), zone: shared.zone.clone(), draining });
+        state.announced.cards = Some(said);
+    }
+    let room = |pool: &Arc<PoolShared>| {
+        let is_open = !draining && pool.intent() == Intent::Serve && pool.state().takes_tasks();
+        let places = pool.replicas.iter().filter(|replica| replica.state().is_ready());
+        let offer = Offer {
+            slots: places.map(|replica| replica.slots.limit()).sum(),
+            free: pool.slots_free(),
+            waiting: pool.depth_total(),
+            has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
+        };
+        let guests = if is_open { guests_allowed(offer) } else { 0 };
+        Room { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
+    };
+    if link.must_say_limits.swap(false, Relaxed) {
+        state.announced.limits.clear();
+    }
+    let limits: BTreeMap<PoolId, Room> = pools.iter().map(|pool| (pool.id.clone(), room(pool))).collect();
+    let is_news = |room: &&Room| state.announced.limits.get(&room.pool) != Some(*room);
+    let news: Vec<Room> = limits.values().filter(is_news).cloned().collect();
+    if !news.is_empty() {
+        link.say(Word::Limits(news));
+        state.announced.limits = limits;
+    }
+}
+
+/// The pools whose engines are this node's own, in the order of the configuration.
+pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
+    let table = shared.orchestrator.shared().pools.table();
+    table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
+}
+
+fn card(pool: &PoolShared) -> PoolCard {
+    let identity = pool.replicas.iter().filter(|replica| replica.state().is_ready()).find_map(|replica| {
+        let identity = replica.identity.lock().clone()?;
+        Some(CardIdentity {
+            engine_version: identity.engine_version.clone(),
+            model_digest: identity.model_digest.clone(),
+            ctx: pool.ctx.load(Relaxed),
+        })
+    });
+    PoolCard {
+        pool: pool.id.clone(),
+        engine: pool.config.engine.clone(),
+        spec: (*pool.edition().spec).clone(),
+        aliases: pool.config.aliases.clone(),
+        workloads: pool.config.workloads.clone(),
+        bytes_per_token: pool.config.bytes_per_token,
+        slots: pool.config.slots * pool.replicas.len() as u32,
+        determinism_class: pool.told_class(),
+        identity,
+    }
+}
+
+/// Most bytes of a name that another node says; the path of a model may have as many.
+const NAME_BYTES_MAX: usize = 4_096;
+
+/// Whether what another node says can be a name: bounded, in one line.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.chars().all(is_plain)
+}
+
+impl PoolCard {
+    /// Whether everything in it that is shown to people is a name.
+    pub(crate) fn is_plain(&self) -> bool {
+        let ModelSpec { model, quant, sampler_profile_version, .. } = &self.spec;
+        let names = [&self.engine, model, quant, sampler_profile_version];
+        self.engine.len() <= 256 && names.into_iter().chain(&self.aliases).all(|name| is_name(name))
+    }
+}

@@ -1,0 +1,290 @@
+//! Guests: attempts that other nodes' gateways have sent here. Each is a task of this runtime, in the one order of its pool, whose tokens
+//! go back over the link. A guest lives under its link's lease: when the link is over, or its gateway is silent, it is stopped.
+//!
+//! Spec: ORCH-3007, ORCH-3026.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::actors::ledger::cancel::cancel;
+use crate::actors::ledger::lingering::Cut;
+use crate::actors::task::event_log::{End, EventRef};
+use crate::actors::task::reader::TaskStream;
+use crate::cluster::link::links::{Guest, LinkShared};
+use crate::cluster::link::words::{
+    CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Room, Word,
+};
+use crate::cluster::shared::ClusterShared;
+use crate::cluster::sharing::apart::is_closed_to;
+use crate::core::id::PoolId;
+use crate::core::task::error::{ErrorCode, TaskError};
+use crate::core::task::{Phase, TaskRequest};
+use crate::core::text::line::Message;
+use crate::core::units::Timestamp;
+use crate::orchestrator::Submitted;
+use crate::planted::planted;
+
+/// Most guests of one link: more than any peer has slots for here.
+const GUESTS_MAX: usize = 16_384;
+
+/// Takes a guest in, or says why not.
+///
+/// # Errors
+/// The peer gives a number twice, or sends far more than it may.
+pub(crate) fn take_in(
+    shared: &Arc<ClusterShared>,
+    link: &Arc<LinkShared>,
+    number: GuestNo,
+    task: GuestTask,
+) -> Result<(), String> {
+    let guest = Arc::new(Guest {
+        pool: task.pool.clone(),
+        credit: Mutex::new((CREDIT_TOKENS, CREDIT_BYTES)),
+        more_credit: Notify::new(),
+        record: Mutex::new(None),
+        is_stopped: AtomicBool::new(false),
+    });
+    {
+        let mut guests = link.guests.lock();
+        if guests.len() >= GUESTS_MAX {
+            return Err(format!("{GUESTS_MAX} guests are enough"));
+        }
+        if guests.insert(number, guest.clone()).is_some() {
+            return Err(format!("guest {} came twice", number.0));
+        }
+    }
+    shared.guests_taken.fetch_add(1, Relaxed);
+    let courier = Courier { shared: shared.clone(), link: link.clone(), number, guest };
+    // Not aborted by anybody: it ends with its task, which ends with the guest, which ends with the link.
+    drop(tokio::spawn(async move { courier.carry(task).await }));
+    Ok(())
+}
+
+/// The gateway has taken up tokens.
+pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: u32) {
+    let guest = link.guests.lock().get(&number).cloned();
+    if let Some(guest) = guest.filter(|_| !planted!(ForgetCredit)) {
+        let mut credit = guest.credit.lock();
+        *credit =
+            (credit.0.saturating_add(tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
+        drop(credit);
+        guest.more_credit.notify_waiters();
+    }
+}
+
+/// The gateway wants no more of a guest.
+pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: GuestNo) {
+    let guest = link.guests.lock().remove(&number);
+    link.must_say_limits.store(true, Relaxed);
+    if let Some(guest) = guest.filter(|_| !planted!(RunStopped)) {
+        end(shared, &guest);
+    }
+}
+
+/// Stops every guest of a link, and says so.
+pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
+    if planted!(KeepLease) {
+        return;
+    }
+    let guests = std::mem::take(&mut *link.guests.lock());
+    if guests.is_empty() {
+        return;
+    }
+    tracing::warn!(peer = %link.peer, guests = guests.len(), %why, "a gateway's attempts are stopped");
+    for (guest, entry) in guests {
+        shared.leases_expired.fetch_add(1, Relaxed);
+        end(shared, &entry);
+        let end = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
+        link.say(Word::End { guest, end });
+    }
+}
+
+/// Stops the guests in pools that keep away from their gateway: the law may be younger than they.
+pub(crate) fn stop_closed(shared: &ClusterShared, link: &LinkShared) {
+    let mut guests = link.guests.lock();
+    let pools: BTreeSet<PoolId> = guests.values().map(|guest| guest.pool.clone()).collect();
+    let closed: Vec<PoolId> = pools.into_iter().filter(|pool| is_closed_to(shared, pool, link)).collect();
+    let is_closed = |guest: &Guest| closed.contains(&guest.pool);
+    let leaving: Vec<GuestNo> =
+        guests.iter().filter(|(_, guest)| is_closed(guest)).map(|(number, _)| *number).collect();
+    let leaving: Vec<_> = leaving.into_iter().filter_map(|number| Some((number, guests.remove(&number)?))).collect();
+    drop(guests);
+    for (guest, entry) in leaving {
+        end(shared, &entry);
+        let message = format!("pool {} keeps away from this node", entry.pool);
+        link.say(Word::End { guest, end: failed(ErrorCode::PoolUnavailable, message) });
+    }
+}
+
+fn end(shared: &ClusterShared, guest: &Guest) {
+    guest.is_stopped.store(true, SeqCst);
+    // Whoever comes first finds the other: the record is noted before the look at `is_stopped`.
+    let record = guest.record.lock().clone();
+    if let Some(record) = record {
+        cancel(shared.orchestrator.shared(), &record);
+    }
+    guest.more_credit.notify_waiters();
+}
+
+/// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their gateways count
+/// time by what they hear.
+pub(crate) fn say_who_waits(link: &LinkShared, since: Timestamp) {
+    let waits = |guest: &Guest| {
+        let record = guest.record.lock();
+        record.as_ref().is_none_or(|record| {
+            matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned) || record.progress_at() > since
+        })
+    };
+    let waiting: Vec<GuestNo> =
+        link.guests.lock().iter().filter(|(_, guest)| waits(guest)).map(|(number, _)| *number).collect();
+    if !waiting.is_empty() {
+        link.say(Word::Waits(waiting));
+    }
+}
+
+/// Counts a guest as long as its task may compute.
+struct Open<'a>(&'a ClusterShared);
+
+impl<'a> Open<'a> {
+    fn new(shared: &'a ClusterShared) -> Self {
+        shared.guests_open.fetch_add(1, Relaxed);
+        Open(shared)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.guests_open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Brings a guest's tokens on their way.
+struct Courier {
+    shared: Arc<ClusterShared>,
+    link: Arc<LinkShared>,
+    number: GuestNo,
+    guest: Arc<Guest>,
+}
+
+impl Courier {
+    async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
+        let note = |seq| self.shared.served.note_guest(seq, self.link.peer.clone());
+        self.shared.orchestrator.submit_guest(request, note).await
+    }
+
+    async fn carry(self, task: GuestTask) {
+        let name = task.task_id.clone();
+        let _open = Open::new(&self.shared);
+        let end = match task.request() {
+            Err(message) => failed(ErrorCode::InvalidParams, message),
+            Ok(_) if is_closed_to(&self.shared, &self.guest.pool, &self.link) => {
+                failed(ErrorCode::PoolUnavailable, format!("pool {} keeps away from this node", self.guest.pool))
+            }
+            Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained"),
+            Ok(request) => match self.submit(request).await {
+                Err(error) => {
+                    // What it was told of free places is not so any more.
+                    let room = Room { pool: self.guest.pool.clone(), guests: 0, is_full: true };
+                    self.link.say(Word::Limits(vec![room]));
+                    self.link.must_say_limits.store(true, Relaxed);
+                    failed(error.code, error.message)
+                }
+                Ok(submitted) => {
+                    tracing::debug!(task_id = %name, as_task = %submitted.task_id, peer = %self.link.peer, "a guest");
+                    *self.guest.record.lock() = Some(submitted.record().clone());
+                    if self.guest.is_stopped.load(SeqCst) {
+                        cancel(self.shared.orchestrator.shared(), submitted.record());
+                    }
+                    self.link.say(Word::Waits(vec![self.number]));
+                    self.tokens(submitted.stream()).await
+                }
+            },
+        };
+        // Whoever takes the guest out says its end.
+        if self.link.guests.lock().remove(&self.number).is_some() {
+            if !matches!(end, GuestEnd::Done { .. }) {
+                self.shared.guests_lost.fetch_add(1, Relaxed);
+            }
+            self.link.say(Word::End { guest: self.number, end });
+            self.link.must_say_limits.store(true, Relaxed);
+        }
+    }
+
+    /// Sends tokens as they come and as the gateway takes them; returns how it ended.
+    async fn tokens(&self, mut stream: TaskStream) -> GuestEnd {
+        loop {
+            let most = self.until_credit().await;
+            let (mut texts, mut end) = (Vec::new(), None);
+            let goes_on = stream
+                .visit_next(most as usize, |_, event| match event {
+                    EventRef::Token { text, .. } => texts.push(text.to_owned()),
+                    EventRef::End(ended) => end = Some(done(ended)),
+                    EventRef::Error(error) => end = Some(failed(error.code, error.message.clone())),
+                    EventRef::Started(_) => {
+                        self.link.say(Word::Begun(self.number));
+                        self.link.must_say_limits.store(true, Relaxed);
+                    }
+                })
+                .await;
+            self.send(texts);
+            match (end, goes_on) {
+                (Some(end), _) => return end,
+                (None, Ok(true)) => {}
+                (None, Ok(false)) => return failed(ErrorCode::Internal, "the task has no end"),
+                (None, Err(Cut)) => return failed(ErrorCode::Internal, Cut::WHY),
+            }
+        }
+    }
+
+    /// Sends tokens, no more at once than fits into one envelope.
+    fn send(&self, texts: Vec<String>) {
+        let (mut batch, mut size) = (Vec::new(), 0);
+        for text in texts {
+            let bytes = text.len() as u32;
+            let mut credit = self.guest.credit.lock();
+            *credit = (credit.0.saturating_sub(1), credit.1.saturating_sub(bytes));
+            drop(credit);
+            if size + text.len() > ENVELOPE_BYTES_FULL && !batch.is_empty() {
+                self.link.say(Word::Tokens { guest: self.number, texts: std::mem::take(&mut batch) });
+                size = 0;
+            }
+            size += text.len();
+            batch.push(text);
+        }
+        if planted!(SayTwice) {
+            self.link.say(Word::Tokens { guest: self.number, texts: batch.clone() });
+        }
+        if !batch.is_empty() && !planted!(LoseTokens) {
+            self.link.say(Word::Tokens { guest: self.number, texts: batch });
+        }
+    }
+
+    /// Waits until something may be sent; returns how many tokens. What they have in bytes is not known before: the last ones may exceed
+    /// the credit.
+    async fn until_credit(&self) -> u32 {
+        loop {
+            let more = self.guest.more_credit.notified();
+            tokio::pin!(more);
+            more.as_mut().enable(); // Before the look, so that no credit is missed.
+            let credit = *self.guest.credit.lock();
+            let is_over = self.link.is_over() || self.guest.is_stopped.load(SeqCst);
+            if credit.0 > 0 && credit.1 > 0 || is_over {
+                return credit.0.max(1);
+            }
+            more.await;
+        }
+    }
+}
+
+fn done(end: &End) -> GuestEnd {
+    GuestEnd::Done { reason: end.finish_reason, tokens_in: end.tokens_in.0 }
+}
+
+fn failed(code: ErrorCode, message: impl Into<Message>) -> GuestEnd {
+    let message = message.into();
+    GuestEnd::Failed { code, message }
+}

@@ -1,0 +1,86 @@
+//! One fairness over many gateways: what a pool has served is told to the other nodes, so that each gateway's order knows what its clients
+//! got through the others, and each owner's what they got at other owners.
+//!
+//! A unit of service counts once in each queue: where it was charged, or by the report of the node whose engine served it. A report leaves
+//! out what the receiver itself has sent, since that was charged there. It is sent with every look of a link, some 50 ms.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use crate::actors::dispatch::queue::QueueMsg;
+use crate::cluster::link::words::ServedBy;
+use crate::cluster::shared::{ClusterShared, PeerShared};
+use crate::cluster::sharing::announce::own_pools;
+use crate::cluster::sharing::apart::keeps_away;
+use crate::core::cluster::node::NodeName;
+use crate::core::id::{ClientId, PoolId, TaskSeq};
+use crate::core::task::Priority;
+
+/// Guests whose gateways are remembered, the youngest: more than can be out at once.
+const GUESTS_MAX: usize = 65_536;
+/// Most clients of one report. Beyond them the others' service is forgotten: they are favoured for a moment.
+const CLIENTS_MAX: usize = 8_192;
+
+/// What is to be told, and to whom.
+#[derive(Default)]
+pub(crate) struct ServedNews(Mutex<News>);
+
+#[derive(Default)]
+struct News {
+    /// Where guests came from.
+    gateways: BTreeMap<TaskSeq, NodeName>,
+    /// For each node that is linked, by pool, client and class.
+    due: BTreeMap<NodeName, BTreeMap<(PoolId, ClientId, Priority), i64>>,
+}
+
+impl ServedNews {
+    /// A guest of this gateway is about to come to its queue.
+    pub(crate) fn note_guest(&self, seq: TaskSeq, gateway: NodeName) {
+        let mut news = self.0.lock();
+        news.gateways.insert(seq, gateway);
+        if news.gateways.len() > GUESTS_MAX {
+            news.gateways.pop_first();
+        }
+    }
+
+    /// What this node is to be told now.
+    pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy> {
+        let linked = shared.peers.links();
+        let mut news = self.0.lock();
+        news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
+        for pool in own_pools(shared) {
+            let hear: Vec<_> = linked.iter().filter(|link| !keeps_away(shared, &pool, link)).collect();
+            let journal = pool.books.lock().take_journal();
+            for entry in journal {
+                let gateway = news.gateways.get(&entry.seq).cloned();
+                for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {
+                    let due = news.due.entry(name.clone()).or_default();
+                    let key = (pool.id.clone(), entry.client.clone(), entry.class);
+                    if due.len() < CLIENTS_MAX || due.contains_key(&key) {
+                        *due.entry(key).or_default() += entry.cost;
+                    }
+                }
+            }
+        }
+        let due = news.due.remove(peer).unwrap_or_default();
+        let served = due.into_iter().filter(|(_, cost)| *cost != 0);
+        served.map(|((pool, client, class), cost)| ServedBy { pool, client, class, cost }).collect()
+    }
+}
+
+/// Counts what a node has served in every queue here whose tasks may run there.
+pub(crate) fn take_in(peer: &PeerShared, served: &[ServedBy]) {
+    let shadows = peer.shadows.lock().clone();
+    for (id, shadow) in shadows {
+        let of_pool = served.iter().filter(|entry| entry.pool == id);
+        let list: Vec<_> = of_pool.map(|entry| (entry.client.clone(), entry.class, entry.cost)).collect();
+        if list.is_empty() {
+            continue;
+        }
+        let list: std::sync::Arc<[_]> = list.into();
+        for pool in shadow.pool.siblings().chain([shadow.pool.clone()]) {
+            pool.queue.cast(QueueMsg::ServedElsewhere(list.clone())); // Nobody there: some service is forgotten.
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Other nodes' pools as pools of this runtime: made when a node announces them, replaced when they become others, gone when they go.
+//!
+//! A shadow is a pool like any other: admission, order, placement, supervision and resume need not know. Its engine is the link.
+
+use std::sync::Arc;
+
+use crate::cluster::link::words::PoolCard;
+use crate::cluster::shared::{ClusterShared, PeerShared, Shadow};
+use crate::cluster::sharing::apart::is_kept_out;
+use crate::cluster::sharing::remote_engine::RemoteEngine;
+use crate::config::{PoolConfig, RestartConfig, SLOTS_MAX, TimeoutConfig};
+use crate::core::cluster::node::NodeName;
+use crate::core::id::PoolId;
+use crate::gpu::dyn_engine::{DynEngine, EngineFactory};
+use crate::gpu::engine::EngineContext;
+
+/// What a pool of another node is called here.
+pub(crate) fn shadow_id(pool: &PoolId, node: &NodeName) -> String {
+    format!("{pool}:{node}")
+}
+
+/// Makes this runtime's pools follow what a node has announced.
+pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
+    let Some(peer) = shared.peers.get(name) else { return };
+    let Some(link) = peer.link() else { return };
+    let mut cards = (*link.cards.lock().clone()).clone();
+    cards.retain(|_, card| !is_kept_out(shared, card, &link));
+    let known = peer.shadows.lock().clone();
+    for (id, shadow) in &known {
+        if cards.get(id).is_none_or(|card| !is_same_pool(card, &shadow.card)) {
+            peer.shadows.lock().remove(id);
+            shared.orchestrator.remove_remote(&shadow.pool);
+        }
+    }
+    for (id, card) in &cards {
+        let is_there = peer.shadows.lock().contains_key(id);
+        // A pool that has never been Ready may turn out to be anything.
+        if is_there || card.identity.is_none() {
+            continue;
+        }
+        match shared.orchestrator.add_remote((name, id), config(card, name), factory(&peer, id)) {
+            Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), Shadow { card: card.clone(), pool })),
+            Err(error) => tracing::warn!(pool = %id, peer = %name, %error, "a node's pool cannot be used here"),
+        }
+    }
+    peer.apply_limits();
+}
+
+/// Whether what is announced is the same pool as before, whatever its engines do just now.
+fn is_same_pool(card: &PoolCard, before: &PoolCard) -> bool {
+    let still = |card: &PoolCard| PoolCard { identity: None, determinism_class: None, ..card.clone() };
+    still(card) == still(before)
+}
+
+fn factory(peer: &Arc<PeerShared>, pool: &PoolId) -> EngineFactory {
+    let (peer, pool) = (peer.clone(), pool.clone());
+    Arc::new(move |_: &EngineContext| {
+        let engine: Arc<dyn DynEngine> = Arc::new(RemoteEngine::new(peer.clone(), pool.clone()));
+        engine
+    })
+}
+
+/// A pool of one replica that has all the places of the node's pool. It waits for its node as long as it takes, and is tried again at
+/// once.
+fn config(card: &PoolCard, node: &NodeName) -> PoolConfig {
+    let base = PoolConfig::new(shadow_id(&card.pool, node), card.engine.clone(), card.spec.model.clone());
+    PoolConfig {
+        aliases: card.aliases.clone(),
+        workloads: card.workloads.clone(),
+        bytes_per_token: card.bytes_per_token,
+        // One waits there beside those that run.
+        slots: card.slots.saturating_add(1).min(SLOTS_MAX),
+        self_test: false,
+        determinism_class: card.determinism_class,
+        timeouts: TimeoutConfig { preload_ms: 2_000, stop_ms: 1_000, ..TimeoutConfig::default() },
+        restart: RestartConfig {
+            intensity: 20,
+            period_ms: 60_000,
+            backoff_ms: 20,
+            backoff_max_ms: 500,
+            jitter_percent: 20,
+            breaker_open_ms: 1_000,
+        },
+        ..base
+    }
+    .with_model(&card.spec)
+}

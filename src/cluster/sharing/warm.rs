@@ -1,0 +1,64 @@
+//! Conversations find their caches over all nodes: each node tells the others which conversations its own replicas have served, so that the
+//! next task of one goes where its cache is, whichever gateway it comes to. A hint, like all that is known of conversations.
+//!
+//! Spec: ORCH-3009.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use parking_lot::Mutex;
+
+use crate::actors::admission::sessions::{SessionsMsg, Warmed};
+use crate::cluster::link::words::WarmSession;
+use crate::cluster::shared::{ClusterShared, PeerShared};
+use crate::cluster::sharing::announce::own_pools;
+use crate::cluster::sharing::apart::keeps_away;
+use crate::core::cluster::node::NodeName;
+use crate::core::id::{ClientId, PoolId, SessionId};
+
+/// Most conversations of one report. Beyond them some are forgotten: they start cold.
+const WARM_MAX: usize = 4_096;
+
+/// What each linked node is to be told.
+#[derive(Default)]
+pub(crate) struct WarmNews(Mutex<BTreeMap<NodeName, BTreeSet<Warmed>>>);
+
+impl WarmNews {
+    /// What this node is to be told now.
+    pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSession> {
+        let mut due = self.0.lock();
+        let linked = shared.peers.links();
+        due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
+        let warmed = shared.orchestrator.shared().warmed.take();
+        if !warmed.is_empty() {
+            let own = own_pools(shared);
+            for link in &linked {
+                let hears = own.iter().filter(|pool| !keeps_away(shared, pool, link)).map(|pool| &pool.id);
+                let hears: BTreeSet<&PoolId> = hears.collect();
+                let news = due.entry(link.peer.clone()).or_default();
+                let warmed = warmed.iter().filter(|warmed| hears.contains(&warmed.pool));
+                news.extend(warmed.take(WARM_MAX.saturating_sub(news.len())).cloned());
+            }
+        }
+        let news = due.remove(peer).unwrap_or_default();
+        news.into_iter().map(|Warmed { pool, client, session }| WarmSession { pool, client, session }).collect()
+    }
+}
+
+/// Notes where conversations are warm, for those pools of the node that this runtime uses.
+///
+/// # Errors
+/// One line: a name in it is none.
+pub(crate) fn take_in(shared: &ClusterShared, peer: &PeerShared, warm: Vec<WarmSession>) -> Result<(), String> {
+    let shadows = peer.shadows.lock().clone();
+    let mut hints = Vec::new();
+    for WarmSession { pool, client, session } in warm {
+        let client = ClientId::parse(client.as_str()).map_err(|error| format!("client: {error}"))?;
+        let session = SessionId::parse(session.as_str()).map_err(|error| format!("session: {error}"))?;
+        let replica = shadows.get(&pool).map(|shadow| &shadow.pool.replicas[0]);
+        if let Some(identity) = replica.and_then(|replica| replica.identity.lock().clone()) {
+            hints.push((client, session, identity));
+        }
+    }
+    shared.orchestrator.shared().sessions.cast(SessionsMsg::ServedElsewhere(hints)); // Nobody there: they start cold.
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! Text from outside, bounded before it is kept.
+
+pub mod line;
+pub(crate) mod texts;
