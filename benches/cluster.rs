@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
 use orchestrator_core::cluster::identity::CertificateFiles;
-use orchestrator_core::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
+use orchestrator_core::cluster::{Acceptor, Cookie, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
 use orchestrator_core::config::{
     ClusterConfig, DeviceRef, NodeAntiAffinity, NodeTlsConfig, PoolConfig, ReplicaConfig, SimConfig,
 };
@@ -101,7 +101,7 @@ async fn node(
         roster: Roster::open(),
         policy: NodePolicy::default(),
     };
-    let network = |linked| TlsNetwork::open(Door::new(identity, env, boot_id, linked), listener);
+    let network = |linked| TlsNetwork::open(Acceptor::new(identity, env, boot_id, linked), listener);
     (Node::start(orchestrator, args, network).await.unwrap(), address)
 }
 

@@ -5,15 +5,15 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 // Shared with the tests, of which each program uses its part.
+#[path = "../tests/support/engine_faults.rs"]
+#[allow(dead_code)]
+mod engine_faults;
 #[path = "../tests/support/fakes.rs"]
 #[allow(dead_code)]
 mod fakes;
 #[path = "../tests/support/fields.rs"]
 #[allow(dead_code)]
 mod fields;
-#[path = "../tests/support/misdeeds.rs"]
-#[allow(dead_code)]
-mod misdeeds;
 #[path = "../tests/support/nvml.rs"]
 #[allow(dead_code)]
 mod nvml;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use orchestrator_core::Priority;
 use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size};
-use orchestrator_core::core::queue::full::{Bounds, FullPolicy};
+use orchestrator_core::core::queue::overflow::{Bounds, FullPolicy};
 use orchestrator_core::core::queue::{Arrival, Enqueued, Queue};
 use orchestrator_core::core::{ClientId, TaskSeq, Tokens};
 use slab::Slab;

@@ -4,7 +4,7 @@
 //! A bug is planted for one thread, since a simulated world lives in one.
 
 /// Whether this bug is planted here.
-macro_rules! planted {
+macro_rules! seeded_bug {
     ($bug:ident) => {{
         #[cfg(feature = "planted-bugs")]
         let planted = $crate::planted::is_planted($crate::planted::Bug::$bug);
@@ -14,7 +14,7 @@ macro_rules! planted {
     }};
 }
 
-pub(crate) use planted;
+pub(crate) use seeded_bug;
 
 #[cfg(feature = "planted-bugs")]
 thread_local! {

@@ -2,12 +2,12 @@
 
 #[path = "embedding/broken.rs"]
 mod broken;
-#[path = "embedding/figures.rs"]
-mod figures;
 #[path = "embedding/lives.rs"]
 mod lives;
 #[path = "embedding/matrix.rs"]
 mod matrix;
+#[path = "embedding/figures.rs"]
+mod prometheus_text;
 #[path = "embedding/waiting.rs"]
 mod waiting;
 

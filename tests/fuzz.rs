@@ -99,8 +99,9 @@ fn whatever_is_read_as_keys_or_a_trace_is_taken_or_refused() {
 /// Every word that nodes say, in one envelope.
 #[cfg(feature = "cluster")]
 fn envelope() -> Vec<u8> {
-    use orchestrator_core::cluster::words::{
-        Asked, Envelope, GuestEnd, GuestNo, GuestTask, PoolCard, Room, ServedBy, WarmSession, Word,
+    use orchestrator_core::cluster::protocol::{
+        Asked, AttemptEnd, AttemptId, AttemptTask, Envelope, LinkMessage, PoolAdvertisement, PoolCapacity, ServedBy,
+        WarmSession,
     };
     use orchestrator_core::core::admission::limits::Held;
     use orchestrator_core::core::task::{FinishReason, Priority, TaskRequest};
@@ -109,7 +110,7 @@ fn envelope() -> Vec<u8> {
     let (pool, client) = (PoolId::parse("chat").unwrap(), ClientId::parse("x").unwrap());
     let (request, task_id) = (TaskRequest::completion("the sky is"), TaskId::parse("t").unwrap());
     let job = Job { task_id: &task_id, request: &request, seed: 7, slot: 0, is_self_test: false };
-    let card = PoolCard {
+    let card = PoolAdvertisement {
         pool: pool.clone(),
         engine: "sim".into(),
         spec: orchestrator_core::config::PoolConfig::new("chat", "sim", "tiny").model_spec(),
@@ -120,26 +121,26 @@ fn envelope() -> Vec<u8> {
         determinism_class: None,
         identity: None,
     };
-    let failed = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: "lost".into() };
-    let guest = GuestNo(1);
+    let failed = AttemptEnd::Failed { code: ErrorCode::WorkerReset, message: "lost".into() };
+    let guest = AttemptId(1);
     let session = orchestrator_core::core::SessionId::parse("s").unwrap();
     let warm = WarmSession { pool: pool.clone(), client: client.clone(), session };
     let held = Held { running: 1, queued: 2, memory_bytes: 3 };
     let asked = Asked { client: client.clone(), tasks: 9, held };
     let words = vec![
-        Word::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
-        Word::Limits(vec![Room { pool: pool.clone(), guests: 3, is_full: false }]),
-        Word::Warm(vec![warm]),
-        Word::Ask { guest, task: Box::new(GuestTask::new(pool.clone(), &job)) },
-        Word::Waits(vec![guest]),
-        Word::Begun(guest),
-        Word::Tokens { guest, texts: vec![" a".into(), " b".into()] },
-        Word::Credit { guest, tokens: 2, bytes: 4 },
-        Word::End { guest, end: GuestEnd::Done { reason: FinishReason::Stop, tokens_in: 3 } },
-        Word::End { guest, end: failed },
-        Word::Stop(guest),
-        Word::Served(vec![ServedBy { pool, client: client.clone(), class: Priority::Batch, cost: -5 }]),
-        Word::Demand { number: 2, heard: 1, asked: vec![asked] },
+        LinkMessage::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
+        LinkMessage::Capacity(vec![PoolCapacity { pool: pool.clone(), guests: 3, is_full: false }]),
+        LinkMessage::Warm(vec![warm]),
+        LinkMessage::Run { guest, task: Box::new(AttemptTask::new(pool.clone(), &job)) },
+        LinkMessage::Queued(vec![guest]),
+        LinkMessage::Started(guest),
+        LinkMessage::Tokens { guest, texts: vec![" a".into(), " b".into()] },
+        LinkMessage::Credit { guest, tokens: 2, bytes: 4 },
+        LinkMessage::End { guest, end: AttemptEnd::Done { reason: FinishReason::Stop, tokens_in: 3 } },
+        LinkMessage::End { guest, end: failed },
+        LinkMessage::Cancel(guest),
+        LinkMessage::Served(vec![ServedBy { pool, client: client.clone(), class: Priority::Batch, cost: -5 }]),
+        LinkMessage::Demand { number: 2, heard: 1, asked: vec![asked] },
     ];
     let envelope = Envelope {
         token: [7; 16],
@@ -158,12 +159,12 @@ fn envelope() -> Vec<u8> {
 #[cfg(feature = "cluster")]
 #[test]
 fn whatever_comes_as_an_envelope_of_a_node_is_taken_or_refused() {
-    use orchestrator_core::cluster::words::{Envelope, Word};
+    use orchestrator_core::cluster::protocol::{Envelope, LinkMessage};
     let seed = envelope();
     assert_eq!(Envelope::read(&seed).expect("it is one").words.len(), 13);
     fuzz("envelope", &[&seed], |bytes| {
         for word in Envelope::read(bytes).map(|envelope| envelope.words).unwrap_or_default() {
-            if let Word::Ask { task, .. } = word {
+            if let LinkMessage::Run { task, .. } = word {
                 drop(task.request());
             }
         }

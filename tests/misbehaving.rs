@@ -10,8 +10,8 @@ use orchestrator_core::core::task::{FinishReason, Workload};
 use orchestrator_core::service::engines;
 use orchestrator_core::{Config, ErrorCode, Event, Orchestrator, TaskRequest};
 
+use crate::support::engine_faults::{Outcome, TEXT, WAYS, outcome};
 use crate::support::fakes::{Kind, Server};
-use crate::support::misdeeds::{Outcome, TEXT, WAYS, outcome};
 use crate::support::scripted::{Scripted, pool_at, ready};
 use crate::support::{eventually, is_idle, read_whole};
 

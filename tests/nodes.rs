@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use orchestrator_core::Env;
-use orchestrator_core::cluster::door::Linked;
-use orchestrator_core::cluster::hello::{Chance, Role, Side, introduce};
+use orchestrator_core::cluster::acceptor::Linked;
+use orchestrator_core::cluster::handshake::{Nonces, Role, Side, introduce};
 use orchestrator_core::cluster::identity::CertificateFiles;
 use orchestrator_core::cluster::{
-    Arrived, Cookie, Door, DoorCounts, DoorError, HelloError, Identity, Network, TlsNetwork,
+    Acceptor, AcceptorCounts, AcceptorError, AuthenticatedPeer, Cookie, HandshakeError, Identity, Network, TlsNetwork,
 };
 use orchestrator_core::core::cluster::link::Liveness;
 use orchestrator_core::core::node::{BootId, Hello, NodeName, PROTOCOLS, PeerRefusal, Taken};
@@ -69,25 +69,25 @@ impl Authority {
         files
     }
 
-    fn door(&self, node: &str, cookie: &[u8]) -> Door {
+    fn door(&self, node: &str, cookie: &[u8]) -> Acceptor {
         door(node, cookie, &self.sign(node, false), None)
     }
 }
 
-fn door(node: &str, cookie: &[u8], files: &CertificateFiles, linked: Option<(BootId, Liveness)>) -> Door {
+fn door(node: &str, cookie: &[u8], files: &CertificateFiles, linked: Option<(BootId, Liveness)>) -> Acceptor {
     let identity = Identity::load(name(node), Cookie::new(cookie).unwrap(), files).unwrap();
     let linked: Linked = Arc::new(move |_| linked);
-    Door::new(identity, Env::real(), BootId(u64::from(node.as_bytes()[0])), linked)
+    Acceptor::new(identity, Env::real(), BootId(u64::from(node.as_bytes()[0])), linked)
 }
 
 /// A node whose door is open.
 struct Open {
     at: SocketAddr,
-    arrived: Receiver<Arrived>,
-    counts: Arc<DoorCounts>,
+    arrived: Receiver<AuthenticatedPeer>,
+    counts: Arc<AcceptorCounts>,
 }
 
-async fn open(door: Door) -> Open {
+async fn open(door: Acceptor) -> Open {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (at, counts) = (listener.local_addr().unwrap(), door.counts());
     let (arrived, serve) = door.open(listener);
@@ -95,7 +95,7 @@ async fn open(door: Door) -> Open {
     Open { at, arrived, counts }
 }
 
-async fn dial(door: &Door, to: &str, at: SocketAddr) -> Result<Arrived, DoorError> {
+async fn dial(door: &Acceptor, to: &str, at: SocketAddr) -> Result<AuthenticatedPeer, AcceptorError> {
     timeout(SECOND, door.dial(&name(to), &at.to_string())).await.expect("an answer within a second")
 }
 
@@ -114,10 +114,10 @@ async fn raw(files: &CertificateFiles, to: &str, at: SocketAddr) -> TlsStream<Tc
 }
 
 /// Introduces itself over such a connection, as whoever the test says.
-async fn claim(stream: &mut TlsStream<TcpStream>, says: &str, nonce: [u8; 16]) -> Result<(), HelloError> {
+async fn claim(stream: &mut TlsStream<TcpStream>, says: &str, nonce: [u8; 16]) -> Result<(), HandshakeError> {
     let binding = stream.get_ref().1.export_keying_material([0; 32], b"EXPORTER-orchestrator-core-node", None).unwrap();
     let hello = Hello { protocols: PROTOCOLS, name: name(says), boot_id: BootId(9) };
-    let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Chance { nonce, token: [0; 16] });
+    let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Nonces { nonce, token: [0; 16] });
     let side = Side { hello: &hello, cookie: &cookie, role: Role::Dialler, binding, chance };
     introduce(stream, side, |_, _| Ok(Taken { protocol: 1, replaces: false })).await.map(drop)
 }
@@ -166,9 +166,9 @@ async fn whoever_cannot_show_who_it_is_is_refused_within_a_second() {
         assert!(error.contains("failed") || error.contains("broke"), "{who}: {error}");
     }
     let error = dial(&authority.door("a", &[7; 32]), "b", b.at).await.err().unwrap();
-    assert!(matches!(error, DoorError::Hello(HelloError::Refused(PeerRefusal::Cookie(_)))), "{error}");
+    assert!(matches!(error, AcceptorError::Hello(HandshakeError::Refused(PeerRefusal::Cookie(_)))), "{error}");
     let error = dial(&authority.door("a", COOKIE), "c", b.at).await.err().unwrap();
-    assert!(matches!(error, DoorError::Handshake(_)), "b's certificate is not c's: {error}");
+    assert!(matches!(error, AcceptorError::Handshake(_)), "b's certificate is not c's: {error}");
     let error = dial(&authority.door("b", COOKIE), "b", b.at).await.err().unwrap().to_string();
     assert!(error.contains("own name"), "{error}");
     let newer = authority.door("a", COOKIE).speaking((2, 3));
@@ -201,7 +201,7 @@ async fn what_was_recorded_or_is_reflected_proves_nothing() {
     let (mut near, mut far) = tokio::io::duplex(4096);
     let recorded = tokio::spawn(async move {
         let hello = Hello { protocols: PROTOCOLS, name: name("c"), boot_id: BootId(9) };
-        let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Chance { nonce: [1; 16], token: [0; 16] });
+        let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Nonces { nonce: [1; 16], token: [0; 16] });
         let side = Side { hello: &hello, cookie: &cookie, role: Role::Dialler, binding: [0; 32], chance };
         let _ = introduce(&mut near, side, |_, _| Ok(Taken { protocol: 1, replaces: false })).await;
     });
@@ -298,25 +298,28 @@ async fn ten_thousand_silent_connections_keep_no_peer_out() {
 #[tokio::test]
 async fn who_is_at_an_address_says_its_certificate() {
     let (authority, stranger) = (Authority::new("search"), Authority::new("search-stranger"));
-    let find = async |door: &Door, at: SocketAddr| {
+    let find = async |door: &Acceptor, at: SocketAddr| {
         timeout(SECOND, door.find(&at.to_string())).await.expect("an answer within a second")
     };
     let [a, b, m] = ["a", "b", "m"].map(|node| authority.door(node, COOKIE));
     let mut open_b = open(b.clone()).await;
     assert_eq!(find(&a, open_b.at).await.unwrap().peer.hello.name, name("b"));
     assert_eq!(open_b.arrived.recv().await.unwrap().peer.hello.name, name("a"));
-    let who = |found: Result<Arrived, DoorError>| match found.err() {
-        Some(DoorError::Hello(HelloError::Refused(refusal))) => refusal.found().map(ToString::to_string),
+    let who = |found: Result<AuthenticatedPeer, AcceptorError>| match found.err() {
+        Some(AcceptorError::Hello(HandshakeError::Refused(refusal))) => refusal.found().map(ToString::to_string),
         _ => None,
     };
     assert_eq!(who(find(&m, open_b.at).await).as_deref(), Some("b"), "it is b's turn to dial");
     assert_eq!(who(find(&b, open_b.at).await).as_deref(), Some("b"), "itself");
     let other_cookie = open(authority.door("x", b"another cookie of thirty-two byt")).await;
     let refused = find(&a, other_cookie.at).await.err();
-    assert!(matches!(refused, Some(DoorError::Hello(HelloError::Refused(PeerRefusal::Cookie(_))))), "{refused:?}");
+    assert!(
+        matches!(refused, Some(AcceptorError::Hello(HandshakeError::Refused(PeerRefusal::Cookie(_))))),
+        "{refused:?}"
+    );
     let foreign = open(stranger.door("y", COOKIE)).await;
     let refused = find(&a, foreign.at).await.err();
-    assert!(matches!(refused, Some(DoorError::Handshake(_))), "nobody vouches for it: {refused:?}");
+    assert!(matches!(refused, Some(AcceptorError::Handshake(_))), "nobody vouches for it: {refused:?}");
 
     // A certificate of the cluster's for c, and whoever has it says that it is d.
     let files = authority.sign("c", false);
@@ -332,13 +335,16 @@ async fn who_is_at_an_address_says_its_certificate() {
         let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
         let binding = stream.get_ref().1.export_keying_material([0; 32], b"EXPORTER-orchestrator-core-node", None);
         let hello = Hello { protocols: PROTOCOLS, name: name("d"), boot_id: BootId(9) };
-        let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Chance { nonce: [1; 16], token: [0; 16] });
+        let (cookie, chance) = (Cookie::new(COOKIE).unwrap(), Nonces { nonce: [1; 16], token: [0; 16] });
         let binding = binding.unwrap();
         let side = Side { hello: &hello, cookie: &cookie, role: Role::Acceptor, binding, chance };
         introduce(&mut stream, side, |_, _| Ok(Taken { protocol: 1, replaces: false })).await.map(drop)
     });
     let refused = find(&a, at).await.err();
-    assert!(matches!(refused, Some(DoorError::Hello(HelloError::Refused(PeerRefusal::Certificate(_))))), "{refused:?}");
+    assert!(
+        matches!(refused, Some(AcceptorError::Hello(HandshakeError::Refused(PeerRefusal::Certificate(_))))),
+        "{refused:?}"
+    );
     assert!(liar.await.unwrap().is_err(), "and it is told so");
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -7,12 +7,12 @@ mod borders;
 mod command_line;
 #[path = "operate/configuration.rs"]
 mod configuration;
-#[path = "operate/figures.rs"]
-mod figures;
 #[path = "operate/guest.rs"]
 mod guest;
 #[path = "operate/host.rs"]
 mod host;
+#[path = "operate/figures.rs"]
+mod prometheus_text;
 #[path = "operate/standing_still.rs"]
 mod standing_still;
 #[path = "operate/why.rs"]

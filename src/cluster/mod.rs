@@ -14,12 +14,12 @@ pub mod transport;
 mod node;
 mod shared;
 
-pub use link::words;
+pub use link::protocol;
 pub use membership::roster::Roster;
 pub use node::{LinkView, Node, NodeArgs, NodeView, PeerView, StartNodeError};
 pub use shared::{Caller, Found, Network, NodePolicy, Pending};
-pub use transport::door::{self, Arrived, Door, DoorCounts, DoorError};
-pub use transport::hello::{self, HelloError, Introduced};
+pub use transport::acceptor::{self, Acceptor, AcceptorCounts, AcceptorError, AuthenticatedPeer};
+pub use transport::handshake::{self, Authenticated, HandshakeError};
 pub use transport::identity::{self, Cookie, Ends, Identity};
 pub use transport::tls_network::TlsNetwork;
 pub use transport::x509::Shown;

@@ -14,9 +14,9 @@ use crate::cluster::membership::members::{Members, MembersMsg};
 use crate::cluster::membership::roster::Roster;
 use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
 use crate::cluster::sharing::announce::own_pools;
-use crate::cluster::sharing::apart::kept_out;
-use crate::cluster::sharing::guests;
-use crate::cluster::transport::door::Linked;
+use crate::cluster::sharing::anti_affinity::kept_out;
+use crate::cluster::sharing::inbound;
+use crate::cluster::transport::acceptor::Linked;
 use crate::cluster::transport::identity::Cookie;
 use crate::config::NodeAntiAffinity;
 use crate::core::cluster::node::{BootId, NodeName};
@@ -70,16 +70,16 @@ pub enum StartNodeError {
 #[derive(Clone)]
 pub struct Node {
     shared: Arc<ClusterShared>,
-    _life: Arc<Life>,
+    _life: Arc<NodeGuard>,
 }
 
-struct Life {
+struct NodeGuard {
     current: Arc<Mutex<ActorRef<MembersMsg>>>,
     guardian: JoinHandle<()>,
     shared: Arc<ClusterShared>,
 }
 
-impl Drop for Life {
+impl Drop for NodeGuard {
     fn drop(&mut self) {
         self.guardian.abort();
         self.current.lock().kill();
@@ -95,7 +95,7 @@ impl Drop for Life {
 fn end_links(shared: &ClusterShared) {
     for link in shared.peers.all().iter().filter_map(|peer| peer.last_link()) {
         link.end();
-        guests::stop_all(shared, &link, "this node's part in the cluster is over");
+        inbound::stop_all(shared, &link, "this node's part in the cluster is over");
     }
 }
 
@@ -130,7 +130,7 @@ impl Node {
         shared.members.publish(members.clone());
         let current = Arc::new(Mutex::new(members));
         let (place, weak) = (current.clone(), Arc::downgrade(&shared));
-        // Not detached: the handle belongs to `Life`, which aborts it.
+        // Not detached: the handle belongs to `NodeGuard`, which aborts it.
         let guardian = tokio::spawn(async move {
             let mut history = RestartHistory::new(MEMBERS);
             loop {
@@ -155,7 +155,7 @@ impl Node {
                 }
             }
         });
-        let life = Arc::new(Life { current, guardian, shared: shared.clone() });
+        let life = Arc::new(NodeGuard { current, guardian, shared: shared.clone() });
         Ok(Node { shared, _life: life })
     }
 

@@ -13,12 +13,12 @@ use ractor_cluster::ClusterBidiStream;
 use crate::actors::kit::address::Address;
 use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::links::LinkShared;
-use crate::cluster::link::words::PoolCard;
+use crate::cluster::link::protocol::PoolAdvertisement;
 use crate::cluster::membership::members::MembersMsg;
 use crate::cluster::membership::roster::Roster;
 use crate::cluster::sharing::served::ServedNews;
 use crate::cluster::sharing::warm::WarmNews;
-use crate::cluster::transport::hello::{HelloError, Introduced, Role};
+use crate::cluster::transport::handshake::{Authenticated, HandshakeError, Role};
 use crate::cluster::transport::x509::Shown;
 use crate::config::NodeAntiAffinity;
 use crate::core::cluster::link::{LinkPolicy, Liveness};
@@ -34,7 +34,7 @@ pub const PEERS_MAX: usize = 256;
 /// A peer that has been introduced, and the connection to it.
 pub struct Caller {
     /// Who it is, and what was decided.
-    pub peer: Introduced,
+    pub peer: Authenticated,
     /// What it has to show with everything that it says.
     pub token: [u8; 16],
     /// Which side this is.
@@ -59,10 +59,10 @@ pub enum Found {
 
 impl Found {
     /// What an introduction at an address has come to.
-    pub fn of(introduced: Result<Caller, HelloError>) -> Self {
+    pub fn of(introduced: Result<Caller, HandshakeError>) -> Self {
         match introduced {
             Ok(caller) => Found::Node(caller),
-            Err(HelloError::Refused(refusal)) => {
+            Err(HandshakeError::Refused(refusal)) => {
                 refusal.found().cloned().map_or_else(|| Found::Nobody(refusal.to_string()), Found::Known)
             }
             Err(error) => Found::Nobody(error.to_string()),
@@ -193,16 +193,16 @@ pub(crate) struct PeerShared {
     /// Why there is no link now, as far as anybody knows.
     pub(crate) trouble: Mutex<Option<String>>,
     /// Its pools as pools of this runtime. Written by the members actor.
-    pub(crate) shadows: Mutex<BTreeMap<PoolId, Shadow>>,
+    pub(crate) shadows: Mutex<BTreeMap<PoolId, RemotePoolEntry>>,
     /// Wakes who waits for a link.
     pub(crate) changed: tokio::sync::Notify,
 }
 
 /// A peer's pool as a pool of this runtime.
 #[derive(Clone)]
-pub(crate) struct Shadow {
+pub(crate) struct RemotePoolEntry {
     /// What it was made from.
-    pub(crate) card: PoolCard,
+    pub(crate) card: PoolAdvertisement,
     pub(crate) pool: Arc<PoolShared>,
 }
 
@@ -250,9 +250,9 @@ impl PeerShared {
             if slots.limit() != limit || has_changed {
                 slots.set_limit(limit);
                 shadow.pool.nudge_manager();
-                if shadow.pool.waiting_there() > 0 {
+                if shadow.pool.queued_remotely() > 0 {
                     // A sibling may have a place for what turns out to wait there.
-                    shadow.pool.siblings().filter(|sibling| sibling.is_idle()).for_each(|idle| idle.nudge_manager());
+                    shadow.pool.peers().filter(|sibling| sibling.is_idle()).for_each(|idle| idle.nudge_manager());
                 }
             }
         }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::section;
 use crate::core::fairness::{CostWeights, WEIGHT_MAX};
-use crate::core::queue::full::{Bounds, FullPolicy};
-use crate::planted::planted;
+use crate::core::queue::overflow::{Bounds, FullPolicy};
+use crate::planted::seeded_bug;
 
 section! {
     /// The bound of a queue, and who goes when it is full (ORCH-3004, ORCH-3005).
@@ -55,7 +55,7 @@ impl QueueConfig {
     /// The bounds as the queue takes them.
     pub fn bounds(&self) -> Bounds {
         let class = |own: Option<u32>| own.unwrap_or(self.capacity).min(self.capacity);
-        let extra = u32::from(planted!(RoomForOneMore));
+        let extra = u32::from(seeded_bug!(RoomForOneMore));
         let class = [class(self.interactive) + extra, class(self.batch) + extra];
         Bounds { pool: self.capacity + extra, class, policy: self.full_policy, reserve_percent: self.reserve_percent }
     }

@@ -8,7 +8,7 @@ use crate::config::{
     ResumeConfig, SimConfig, TimeoutConfig,
 };
 use crate::core::id::{DeviceId, DeviceMask};
-use crate::core::pool::headroom::Need;
+use crate::core::pool::memory::Need;
 use crate::core::pool::model::ModelSpec;
 use crate::core::task::Workload;
 use crate::core::task::resume::DeterminismClass;

@@ -30,7 +30,7 @@ pub use id::{ClientId, DeviceId, DeviceMask, Epoch, PoolId, ReplicaId, SessionId
 #[doc(inline)]
 pub use pool::{lifecycle, model, rollout};
 #[doc(inline)]
-pub use queue::standing;
+pub use queue::position;
 #[doc(inline)]
 pub use slo::objectives;
 pub use task::error::{ErrorCode, TaskError};

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use crate::core::text::line::Line;
 use crate::env::{ENGINE_PANIC, InjectedPanic};
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// A boxed future of an [`Engine`] behind a pointer.
 pub type BoxedCall<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -126,7 +126,7 @@ pub(crate) fn catch<T>(during: &'static str, call: impl FnOnce() -> T) -> Result
 /// What a panic of an engine's code says. One that a simulation planted in an actor of ours goes on its way.
 fn panicked(during: &'static str, payload: Box<dyn Any + Send>) -> EngineError {
     let is_ours = payload.downcast_ref::<InjectedPanic>().is_some_and(|injected| injected.0 != ENGINE_PANIC);
-    if is_ours || planted!(LosePanic) {
+    if is_ours || seeded_bug!(LosePanic) {
         resume_unwind(payload);
     }
     EngineError::Panicked { during, said: text_of(&*payload) }

@@ -31,7 +31,7 @@ pub struct EngineContext {
     /// Time and chance.
     pub env: Env,
     /// What is still there of earlier engines of this worker.
-    pub site: EngineSite,
+    pub site: Teardown,
     /// The CPUs that its devices are near to; empty for any.
     pub cpus: Arc<[u32]>,
     /// Slots that it is to have room for: the pool's, or fewer when its device ran out of memory before (ORCH-3039).
@@ -48,25 +48,25 @@ impl EngineContext {
         let id = id.map_err(|error| ConfigError { path: "id".into(), message: error.to_string() })?;
         let mask = pool.replicas.first().map_or_else(|| Ok(DeviceMask::default()), ReplicaConfig::mask)?;
         let (replica, slots) = (ReplicaId { pool: id, index: 0 }, pool.slots);
-        let (env, site, cpus) = (Env::real(), EngineSite::default(), Arc::default());
+        let (env, site, cpus) = (Env::real(), Teardown::default(), Arc::default());
         Ok(EngineContext { replica, mask, pool: Arc::new(pool), env, site, cpus, slots })
     }
 }
 
 /// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no room for more.
 #[derive(Clone, Default)]
-pub struct EngineSite {
+pub struct Teardown {
     ending: Arc<Mutex<Vec<BoxedCall<'static, ()>>>>,
     heard: Arc<Mutex<Option<Line>>>,
 }
 
-impl std::fmt::Debug for EngineSite {
+impl std::fmt::Debug for Teardown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineSite").field("ending", &self.ending.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Teardown").field("ending", &self.ending.lock().len()).finish_non_exhaustive()
     }
 }
 
-impl EngineSite {
+impl Teardown {
     /// Leaves something that is ending; `end` returns when it is gone.
     pub fn leave(&self, end: impl Future<Output = ()> + Send + 'static) {
         self.ending.lock().push(Box::pin(end));
@@ -140,7 +140,7 @@ pub struct EngineInfo {
 pub enum Repeats {
     /// It is of this class, by how it is made.
     Always(DeterminismClass),
-    /// Runs can show a class up to this one: they are made while the replica is idle.
+    /// InFlight can show a class up to this one: they are made while the replica is idle.
     UpTo(DeterminismClass),
     /// No run can show it: caches that nobody can see change its batches.
     Unknowable,
@@ -264,7 +264,7 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError`] when it cannot; the worker then fails and is started again with backoff.
     fn preload(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
 
-    /// Runs one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for the
+    /// InFlight one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for the
     /// self-test, unless the pool says `self_test: false` and this is no reload: twice alone, then in up to four slots at once, and a last
     /// time, which is dropped behind its first token.
     ///

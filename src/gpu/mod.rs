@@ -23,7 +23,7 @@ pub use devices::nvml;
 pub use devices::{DeviceProbe, DeviceSink, SimDevices};
 pub use dyn_engine::DynEngine;
 pub use engine::{
-    Engine, EngineContext, EngineError, EngineInfo, EngineSite, Exit, Finish, Job, OtherError, Repeats, Stopped,
+    Engine, EngineContext, EngineError, EngineInfo, Exit, Finish, Job, OtherError, Repeats, Stopped, Teardown,
     Telemetry, TokenOutput,
 };
 #[doc(inline)]

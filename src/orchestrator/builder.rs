@@ -23,7 +23,7 @@ use crate::gpu::dyn_engine::EngineFactory;
 use crate::gpu::engine::{Engine, EngineContext};
 use crate::gpu::engines::registry::{EngineRegistry, boxed};
 use crate::orchestrator::handle::Orchestrator;
-use crate::orchestrator::life::Life;
+use crate::orchestrator::life::Guardian;
 
 /// What a runtime is made of.
 #[derive(Default)]
@@ -175,7 +175,7 @@ impl Builder {
             assemble(&self.config, factories, env, self.probe).map_err(|error| StartError::Config(vec![error]))?;
         (runtime.hook, runtime.ledger.logs_tasks) = (self.hook, self.logs_tasks);
         let runtime = Arc::new(runtime);
-        let life = Life::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
+        let life = Guardian::start(runtime.clone()).await.map_err(|error| StartError::Actors(error.to_string()))?;
         Ok(Orchestrator { runtime, life: Arc::new(life) })
     }
 }

@@ -12,7 +12,7 @@ use crate::core::admission::why_not;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::pool::lifecycle::PoolState;
 use crate::core::pool::placement::{Demand, Fit, fit};
-use crate::core::queue::standing::Standing;
+use crate::core::queue::position::QueuePosition;
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::{Phase, Priority};
 use crate::core::text::line::Message;
@@ -47,7 +47,7 @@ pub struct Explanation {
     pub predicted_start_ms: Option<u64>,
     /// Its place in the queue; only while it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub standing: Option<Standing>,
+    pub standing: Option<QueuePosition>,
     /// Every pool, and why it could not take the task now, if it could not.
     pub pools: Vec<PoolConsidered>,
     /// The limit that refused it, if it was refused.
@@ -210,7 +210,7 @@ impl Orchestrator {
     }
 }
 
-async fn ask_standing(pool: &PoolShared, record: &TaskRecord) -> Result<Option<Standing>, TaskError> {
+async fn ask_standing(pool: &PoolShared, record: &TaskRecord) -> Result<Option<QueuePosition>, TaskError> {
     let (sender, receiver) = ractor::concurrency::oneshot();
     pool.queue.cast(QueueMsg::Explain { seq: record.seq, reply: sender.into() });
     let lost =

@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::admission::sessions::{SessionView, SessionsMsg};
-use crate::actors::kit::supervise::STOPPED;
+use crate::actors::kit::children::STOPPED;
 use crate::actors::ledger::cancel::cancel;
 use crate::actors::ledger::events::Subscription;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
-use crate::actors::task::reader::TaskStream;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_view::TaskView;
+use crate::actors::task::stream::TaskStream;
+use crate::actors::task::view::TaskView;
 use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
 use crate::actors::tree::root::RootMsg;
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
@@ -22,7 +22,7 @@ use crate::core::pool::lifecycle::{Intent, PoolState};
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::env::Env;
 use crate::orchestrator::builder::Builder;
-use crate::orchestrator::life::Life;
+use crate::orchestrator::life::Guardian;
 
 /// Longest wait for an actor to come back.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const ENGINE_END_PERIOD: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 pub struct Orchestrator {
     pub(super) runtime: Arc<RuntimeShared>,
-    pub(super) life: Arc<Life>,
+    pub(super) life: Arc<Guardian>,
 }
 
 impl std::fmt::Debug for Orchestrator {

@@ -8,7 +8,7 @@ use ractor::{Actor, ActorRef, SpawnErr};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::actors::kit::supervise::ROOT;
+use crate::actors::kit::children::ROOT;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::tree::root::{Root, RootMsg};
 use crate::core::pool::lifecycle::Intent;
@@ -20,7 +20,7 @@ use crate::core::task::error::ErrorCode;
 type CurrentRoot = Arc<Mutex<Option<ActorRef<RootMsg>>>>;
 
 /// The root and its guardian; ends with the last handle.
-pub(super) struct Life {
+pub(super) struct Guardian {
     runtime: Arc<RuntimeShared>,
     pub(super) root: CurrentRoot,
     guardian: JoinHandle<()>,
@@ -100,7 +100,7 @@ impl Drop for Announcement {
     }
 }
 
-impl Drop for Life {
+impl Drop for Guardian {
     fn drop(&mut self) {
         self.guardian.abort();
         end_everything(&self.runtime);
@@ -111,8 +111,8 @@ impl Drop for Life {
     }
 }
 
-impl Life {
-    pub(super) async fn start(runtime: Arc<RuntimeShared>) -> Result<Life, SpawnErr> {
+impl Guardian {
+    pub(super) async fn start(runtime: Arc<RuntimeShared>) -> Result<Guardian, SpawnErr> {
         let (root, mut handle) = Actor::spawn(None, Root, runtime.clone()).await?;
         runtime.root.publish(root.clone());
         let current = Arc::new(Mutex::new(Some(root)));
@@ -121,7 +121,7 @@ impl Life {
         let set = SetOnDrop(ended.clone());
         let mut announcement =
             Announcement { runtime: shared.clone(), root: current.clone(), ended: set, was_asked: false };
-        // Not detached: the handle belongs to `Life`, which aborts it.
+        // Not detached: the handle belongs to `Guardian`, which aborts it.
         let guardian = tokio::spawn(async move {
             let mut history = RestartHistory::new(ROOT);
             history.on_healthy(runtime.env.now());
@@ -150,7 +150,7 @@ impl Life {
             }
             drop(announcement);
         });
-        Ok(Life { runtime: shared, root: current, guardian, ended })
+        Ok(Guardian { runtime: shared, root: current, guardian, ended })
     }
 }
 

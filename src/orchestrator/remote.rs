@@ -59,7 +59,7 @@ impl Orchestrator {
         let next_number = runtime.pools.begin_change();
         let now = runtime.pools.table();
         let serving = now.serving.iter().filter(|other| !Arc::ptr_eq(other, pool)).cloned().collect();
-        let heir = pool.siblings().find(|sibling| !sibling.is_leaving());
+        let heir = pool.peers().find(|sibling| !sibling.is_leaving());
         let leaving = now.leaving.iter().chain([pool]).cloned().collect();
         runtime.pools.set(Table { serving, leaving });
         self.count_places();

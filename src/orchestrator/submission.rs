@@ -12,8 +12,8 @@ use crate::actors::ledger::cancel::cancel;
 use crate::actors::metrics::counters::code_index;
 use crate::actors::runtime::room::{Lane, Waiter};
 use crate::actors::runtime::{LIMITS, ROOM, RuntimeShared, TEXTS};
-use crate::actors::task::reader::TaskStream;
 use crate::actors::task::record::TaskRecord;
+use crate::actors::task::stream::TaskStream;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED};
 use crate::core::id::TaskId;
 #[cfg(feature = "cluster")]
@@ -72,13 +72,13 @@ impl Submitted {
 }
 
 /// A submission whose caller has no verdict yet. Dropped, it takes the task back.
-struct Undecided<'a> {
+struct PendingSubmission<'a> {
     runtime: &'a RuntimeShared,
     record: &'a Arc<TaskRecord>,
     decided: bool,
 }
 
-impl Drop for Undecided<'_> {
+impl Drop for PendingSubmission<'_> {
     fn drop(&mut self) {
         // A task that was accepted meanwhile under an id that its caller chose is found under it when the caller comes back.
         let can_be_found = self.record.request.task_id.is_some() && self.record.was_accepted();
@@ -170,7 +170,7 @@ impl Orchestrator {
     ) -> Result<Submitted, TaskError> {
         let request = Arc::new(request);
         let mark = |record: &TaskRecord| {
-            record.set_guest();
+            record.set_inbound();
             note(record.seq);
         };
         self.submit_as(&request, mark).await.map_err(|error| self.refused(&request, error))
@@ -205,7 +205,7 @@ impl Orchestrator {
             Err(known) => return same_task(runtime, known, request).await.unwrap_or_else(|| Err(undecided_twin())),
         };
         mark(&record);
-        let mut undecided = Undecided { runtime, record: &record, decided: false };
+        let mut undecided = PendingSubmission { runtime, record: &record, decided: false };
         let verdict = self.ask(&record).await;
         undecided.decided = true;
         drop(undecided);
@@ -292,7 +292,7 @@ async fn same_task(
     Some(Ok(Submitted { is_repeated: true, ..submitted(runtime, known, accepted) }))
 }
 
-/// Waits until it is this waiter's turn. Room that nobody tells of, such as that of a rate limit, may be there when `pause` is over.
+/// Waits until it is this waiter's turn. PoolCapacity that nobody tells of, such as that of a rate limit, may be there when `pause` is over.
 async fn until_turn(waiter: &Waiter<'_>, pause: Option<Duration>) {
     let Some(pause) = pause else { return waiter.until_called().await };
     while timeout(pause, waiter.until_called()).await.is_err() {

@@ -222,13 +222,13 @@ impl PoolView {
     fn of(pool: &PoolShared) -> Self {
         let counters = &pool.counters;
         let now = pool.env.now();
-        let deserted = counters.deserted.load(Relaxed);
+        let deserted = counters.abandoned.load(Relaxed);
         let replicas: Vec<ReplicaView> = pool.replicas.iter().map(|replica| ReplicaView::of(replica, now)).collect();
         PoolView {
             pool_id: pool.id.clone(),
             node: pool.node().cloned(),
             engine: pool.config.engine.clone(),
-            model: pool.edition().spec.model.clone(),
+            model: pool.revision().spec.model.clone(),
             reload: pool.reload_view(),
             reloads: counters.reloads.each_ref().map(|count| count.load(Relaxed)),
             state: pool.state(),
@@ -360,14 +360,14 @@ impl Orchestrator {
             let ready: Vec<&ReplicaShared> =
                 pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
             let identity = ready.iter().find_map(|replica| replica.identity.lock().clone());
-            let edition = pool.edition();
+            let revision = pool.revision();
             let set = ReplicaSetView {
                 engine: pool.config.engine.clone(),
-                model: edition.spec.model.clone(),
-                quant: edition.spec.quant.clone(),
+                model: revision.spec.model.clone(),
+                quant: revision.spec.quant.clone(),
                 ctx: pool.ctx.load(Relaxed),
                 engine_version: identity.map(|identity| identity.engine_version.clone()),
-                sampler_profile_version: edition.spec.sampler_profile_version.clone(),
+                sampler_profile_version: revision.spec.sampler_profile_version.clone(),
                 replicas_ready: ready.len() as u32,
                 slots_free: ready.iter().map(|replica| replica.slots.free()).sum(),
                 pools: vec![pool.id.clone()],

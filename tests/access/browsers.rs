@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
-use orchestrator_core::service::routes::{Face, routes};
+use orchestrator_core::service::routes::{Audience, routes};
 
 use super::{bearer, file, guarded, key, keys};
 use crate::support::{Service, exchange};
@@ -48,7 +48,7 @@ fn refused(status: u16, body: &str) -> Option<u16> {
 #[derive(Clone, Copy)]
 struct Asks<'a> {
     method: &'a str,
-    face: Option<Face>,
+    face: Option<Audience>,
 }
 
 impl Asks<'_> {
@@ -75,10 +75,10 @@ fn ways(port: u16) -> Vec<Way> {
     let dest = |dest| ("sec-fetch-dest", dest);
     let json = ("content-type", "application/json");
     let link =
-        |asks: Asks<'_>| (asks.face != Some(Face::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(403);
+        |asks: Asks<'_>| (asks.face != Some(Audience::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(403);
     // What is the same for everybody is asked so by balancers, with HTTP/1.0.
     let no_host =
-        |asks: Asks<'_>| (asks.face != Some(Face::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(400);
+        |asks: Asks<'_>| (asks.face != Some(Audience::Open) || !["GET", "HEAD"].contains(&asks.method)).then_some(400);
     let kind = |asks: Asks<'_>| (!asks.reads()).then_some(415);
     vec![
         way("a program by address", &[host], IN),
@@ -140,7 +140,7 @@ fn no_page_but_the_services_own_gets_to_any_route() {
     let text = format!("pools: [{{id: a, engine: sim, model: m, {SIM}}}]\nhttp: {{hosts: [llm.example.com]}}\n");
     let service = Service::start(&["--config", &write("pages.yaml", &text), "--admin-listen", "127.0.0.1:0"]);
     let operators = port_of_operators(&service);
-    let mut asked: Vec<(String, String, Option<Face>)> = Vec::new();
+    let mut asked: Vec<(String, String, Option<Audience>)> = Vec::new();
     for route in routes() {
         let path = route.path.replace("{id}", "nobody").replace("{pool}", "nobody").replace("{file}", "base.js");
         asked.extend(route.needs.iter().map(|(method, _)| (method.to_string(), path.clone(), Some(route.face))));
@@ -149,7 +149,7 @@ fn no_page_but_the_services_own_gets_to_any_route() {
     }
     asked.extend(["GET", "POST"].map(|method| (method.to_owned(), "/no/such/path".to_owned(), None)));
     let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
-    for (port, other) in [(service.port, Face::Operator), (operators, Face::Public)] {
+    for (port, other) in [(service.port, Audience::Operator), (operators, Audience::Public)] {
         for (name, headers, wanted) in ways(port) {
             let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
             for (method, path, face) in &asked {

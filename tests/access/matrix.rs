@@ -1,7 +1,7 @@
 //! Every route, as the router has it, beside every kind of key.
 
 use orchestrator_core::service::keys::Scope;
-use orchestrator_core::service::routes::{Face, routes};
+use orchestrator_core::service::routes::{Audience, routes};
 
 use super::{bearer, guarded, key, keys, orchestratord, with_key};
 use crate::support::{alone_blocking, exchange, status_of};
@@ -31,7 +31,7 @@ fn every_route_lets_in_whom_it_means_to_and_nobody_else() {
     let (mut asked, mut denied) = (0, 0);
     for route in routes() {
         let path = concrete(route.path, "alices");
-        if route.face == Face::Open {
+        if route.face == Audience::Open {
             for (method, _) in &route.needs {
                 let (status, _, _) = exchange(port, method.as_str(), &path, &[], b"");
                 assert!([200, 303].contains(&status), "{method} {path} is open: {status}");

@@ -14,8 +14,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use orchestrator_core::Env;
-use orchestrator_core::cluster::door::Linked;
-use orchestrator_core::cluster::hello::{Chance, HelloError, Role, Side, introduce};
+use orchestrator_core::cluster::acceptor::Linked;
+use orchestrator_core::cluster::handshake::{HandshakeError, Nonces, Role, Side, introduce};
 use orchestrator_core::cluster::{Caller, Cookie, Found, Network, Pending, Roster};
 use orchestrator_core::core::node::{BootId, Evidence, Hello, NodeName, PROTOCOLS, judge};
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
@@ -44,7 +44,7 @@ impl Default for Salt {
 #[derive(Default)]
 struct State {
     salt: Salt,
-    doors: BTreeMap<NodeName, mpsc::UnboundedSender<Knock>>,
+    doors: BTreeMap<NodeName, mpsc::UnboundedSender<PendingHandshake>>,
     delays: BTreeMap<(NodeName, NodeName), Duration>,
     cuts: Vec<(NodeName, NodeName)>,
     pipes: Vec<(NodeName, NodeName, Weak<Pipe>)>,
@@ -52,7 +52,7 @@ struct State {
     listed: Vec<String>,
 }
 
-struct Knock {
+struct PendingHandshake {
     from: NodeName,
     stream: Duplex,
 }
@@ -120,7 +120,7 @@ impl Wires {
         state.pipes.push((from.clone(), to.clone(), Arc::downgrade(&out)));
         state.pipes.push((to.clone(), from.clone(), Arc::downgrade(&back)));
         let door = state.doors.get(to).ok_or(io::ErrorKind::ConnectionRefused)?;
-        let knock = Knock { from: from.clone(), stream: far };
+        let knock = PendingHandshake { from: from.clone(), stream: far };
         door.send(knock).map_err(|_| io::ErrorKind::ConnectionRefused)?;
         Ok(near)
     }
@@ -256,7 +256,7 @@ pub struct Port {
     cookie: Cookie,
     linked: Linked,
     roster: Roster,
-    knocks: tokio::sync::Mutex<mpsc::UnboundedReceiver<Knock>>,
+    knocks: tokio::sync::Mutex<mpsc::UnboundedReceiver<PendingHandshake>>,
 }
 
 impl Port {
@@ -286,13 +286,13 @@ impl Port {
         other: NodeName,
         role: Role,
         is_search: bool,
-    ) -> Result<Caller, HelloError> {
+    ) -> Result<Caller, HandshakeError> {
         let salt = self.wires.0.lock().unwrap().salt.0;
         let chance = |env: &Env| {
             let number = u128::from(env.random()) << 64 | u128::from(env.random());
             (number ^ salt).to_le_bytes()
         };
-        let chance = Chance { nonce: chance(&self.env), token: chance(&self.env) };
+        let chance = Nonces { nonce: chance(&self.env), token: chance(&self.env) };
         let side = Side { hello: &self.hello, cookie: &self.cookie, role, binding: [0; 32], chance };
         let wanted = (role == Role::Dialler && !is_search).then_some(&other);
         let membership = self.roster.membership();
@@ -305,7 +305,7 @@ impl Port {
             judge(&self.hello, theirs, evidence)
         };
         let introduced = timeout(INTRODUCTION, introduce(&mut stream, side, decide)).await;
-        let peer = introduced.map_err(|_| HelloError::Io(io::ErrorKind::TimedOut.into()))??;
+        let peer = introduced.map_err(|_| HandshakeError::Io(io::ErrorKind::TimedOut.into()))??;
         let (stream, address) = (Box::new(stream), other.to_string());
         Ok(Caller { peer, token: chance.token, role, stream, address, shown: None })
     }
@@ -337,7 +337,7 @@ impl Network for Port {
     fn accept(&self) -> Pending<'_, Option<Caller>> {
         Box::pin(async move {
             loop {
-                let Knock { from, stream } = self.knocks.lock().await.recv().await?;
+                let PendingHandshake { from, stream } = self.knocks.lock().await.recv().await?;
                 if let Ok(caller) = self.meet(stream, from, Role::Acceptor, false).await {
                     return Some(caller);
                 }

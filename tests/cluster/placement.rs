@@ -114,7 +114,7 @@ async fn a_conversation_does_not_wait_for_its_cache() {
 async fn no_task_runs_where_anti_affinity_forbids_it() {
     let wires = Arc::<Wires>::default();
     let names = ["aloof", "north", "south", "east", "west"];
-    let keeps_away = |node: &[&str], zone: &[&str]| {
+    let rejects_peer = |node: &[&str], zone: &[&str]| {
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         (list(node), list(zone))
     };
@@ -122,7 +122,7 @@ async fn no_task_runs_where_anti_affinity_forbids_it() {
     for (index, name) in names.into_iter().enumerate() {
         let mut pools = if ["east", "west"].contains(&name) { engine() } else { Vec::new() };
         for pool in &mut pools {
-            let law = if name == "east" { keeps_away(&["south"], &[]) } else { keeps_away(&[], &["cold"]) };
+            let law = if name == "east" { rejects_peer(&["south"], &[]) } else { rejects_peer(&[], &["cold"]) };
             (pool.anti_affinity.node, pool.anti_affinity.zone) = law;
         }
         let mut settings = config(name);

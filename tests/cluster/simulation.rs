@@ -17,7 +17,7 @@ use orchestrator_core::gpu::sim::undisturbed;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, Priority, TaskRequest};
 use tokio::time::Instant;
 
-use super::check::{Checker, Law};
+use super::check::{Checker, Spec};
 use super::network::Wires;
 use super::support::{client as client_id, is_idle, pool, read_whole, task_id};
 use super::tally::Tally;
@@ -32,9 +32,9 @@ const LEASE_END: Duration = Duration::from_millis(750);
 /// From the last word of a node to the end of its link: 3 s and a look, and what is on its way.
 const DEAD_END: Duration = Duration::from_millis(3_200);
 
-pub struct Dice(pub fastrand::Rng);
+pub struct Rng(pub fastrand::Rng);
 
-impl Dice {
+impl Rng {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0.u64(0..limit)
     }
@@ -80,7 +80,7 @@ pub fn run(seed: u64) -> Result<Run, String> {
         return Err(panic.replace('\n', ": "));
     }
     // What each node did, by the rules for one node. A life that was killed leaves its tasks as they were.
-    let law = Law { capacity: vec![u32::MAX; 64], attempts_max: u32::MAX, narrow: client_id("nobody") };
+    let law = Spec { capacity: vec![u32::MAX; 64], attempts_max: u32::MAX, narrow: client_id("nobody") };
     for ((was_killed, _), trace) in lives.iter().zip(&traces) {
         match Checker::check(&law, trace) {
             Err((step, what)) if step < trace.len() || !was_killed => return Err(format!("{what} (step {step})")),
@@ -92,7 +92,7 @@ pub fn run(seed: u64) -> Result<Run, String> {
     Ok(Run { traces, tally })
 }
 
-fn random_pool(dice: &mut Dice) -> PoolConfig {
+fn random_pool(dice: &mut Rng) -> PoolConfig {
     let faults = SimFaults { die_ppm: dice.one_of(&[0, 0, 500, 5_000]), ..SimFaults::default() };
     let token_us = dice.one_of(&[500, 2_000, 10_000]);
     let sim = SimConfig { first_token_us: token_us, token_us, preload_us: 5_000, faults, ..SimConfig::default() };
@@ -195,7 +195,7 @@ impl Cluster {
     }
 }
 
-async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice) -> Tally {
+async fn client(orchestrator: Orchestrator, number: u64, mut dice: Rng) -> Tally {
     let mut tally = Tally::default();
     tokio::time::sleep(Duration::from_micros(dice.below(3_000_000))).await;
     let max_tokens = dice.one_of(&[1, 10, 40, 400]);
@@ -241,7 +241,7 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice) -> Tall
 }
 
 /// Disturbs the cluster for some time.
-async fn disturb(cluster: &Cluster, mut dice: Dice, tally: &mut Tally) {
+async fn disturb(cluster: &Cluster, mut dice: Rng, tally: &mut Tally) {
     let nodes = cluster.names.len() as u64;
     let end = Instant::now() + Duration::from_secs(4);
     let mut mend_at: Option<Instant> = None;
@@ -296,7 +296,7 @@ async fn disturb(cluster: &Cluster, mut dice: Dice, tally: &mut Tally) {
 fn run_world(seed: u64) -> Tally {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut dice = Dice(fastrand::Rng::with_seed(seed));
+        let mut dice = Rng(fastrand::Rng::with_seed(seed));
         let count = 3 + dice.below(3) as usize;
         let names = NAMES[..count].to_vec();
         let mut pools: Vec<Vec<PoolConfig>> =
@@ -330,13 +330,13 @@ fn run_world(seed: u64) -> Tally {
             // Only the first node's tasks are followed: it lives.
             let at = if number % 2 == 0 { 0 } else { dice.below(count as u64) as usize };
             let orchestrator = cluster.orchestrator(at).expect("all live");
-            let one = tokio::spawn(client(orchestrator, number, Dice(dice.0.fork())));
+            let one = tokio::spawn(client(orchestrator, number, Rng(dice.0.fork())));
             if at == 0 {
                 clients.push(one);
             }
         }
         let mut tally = Tally::default();
-        disturb(&cluster, Dice(dice.0.fork()), &mut tally).await;
+        disturb(&cluster, Rng(dice.0.fork()), &mut tally).await;
         // Faults are over: everything that was accepted must come to its end.
         cluster.mend();
         let envs: Vec<Env> = ENVS.with_borrow(|envs| envs.iter().map(|(_, env)| env.clone()).collect());

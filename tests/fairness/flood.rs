@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use orchestrator_core::config::{QueueConfig, SimConfig};
-use orchestrator_core::core::queue::full::FullPolicy;
+use orchestrator_core::core::queue::overflow::FullPolicy;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, TaskRequest};
 
 use crate::support::{World, client, pool, read_whole, start};

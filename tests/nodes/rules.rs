@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 
 use orchestrator_core::cluster::identity::CertificateFiles;
-use orchestrator_core::cluster::{Cookie, Door, DoorError, HelloError, Identity, Network, Roster, TlsNetwork};
+use orchestrator_core::cluster::{
+    Acceptor, AcceptorError, Cookie, HandshakeError, Identity, Network, Roster, TlsNetwork,
+};
 use orchestrator_core::core::cluster::membership::{Denial, Membership, NamePattern};
 use orchestrator_core::core::node::PeerRefusal;
 use rcgen::{
@@ -65,9 +67,9 @@ fn listing(allow: &[&str], deny: &[&str]) -> Membership {
 }
 
 /// Why this node refuses whoever is there.
-async fn refusal(door: &Door, to: &str, at: std::net::SocketAddr) -> PeerRefusal {
+async fn refusal(door: &Acceptor, to: &str, at: std::net::SocketAddr) -> PeerRefusal {
     match dial(door, to, at).await.err() {
-        Some(DoorError::Hello(HelloError::Refused(refusal))) => refusal,
+        Some(AcceptorError::Hello(HandshakeError::Refused(refusal))) => refusal,
         other => panic!("it refuses nobody: {other:?}"),
     }
 }
@@ -130,8 +132,9 @@ async fn a_revoked_certificate_opens_nothing_and_its_link_does_not_stay() {
     let open_a = open(a.clone()).await;
     assert!(matches!(refusal(&b, "a", open_a.at).await, PeerRefusal::NotVouchedFor { .. }));
     let found = b.find(&open_a.at.to_string()).await.err();
-    let is_refused =
-        |error: &DoorError| matches!(error, DoorError::Hello(HelloError::Refused(PeerRefusal::NotVouchedFor { .. })));
+    let is_refused = |error: &AcceptorError| {
+        matches!(error, AcceptorError::Hello(HandshakeError::Refused(PeerRefusal::NotVouchedFor { .. })))
+    };
     assert!(found.as_ref().is_some_and(is_refused), "{found:?}");
     while open_b.counts.not_vouched_for.load(Relaxed) < 3 {
         tokio::task::yield_now().await;

@@ -5,7 +5,7 @@
 
 use orchestrator_core::Priority::{self, Batch, Interactive};
 use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size, price};
-use orchestrator_core::core::queue::full::{Bounds, FullPolicy};
+use orchestrator_core::core::queue::overflow::{Bounds, FullPolicy};
 use orchestrator_core::core::queue::{Arrival, Enqueued, Queue};
 use orchestrator_core::core::{ClientId, TaskSeq, Tokens};
 

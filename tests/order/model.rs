@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use orchestrator_core::core::fairness::{SCALE, Served, Size};
-use orchestrator_core::core::queue::full::{Bounds, FullPolicy};
+use orchestrator_core::core::queue::overflow::{Bounds, FullPolicy};
 
 /// A class by its number: 0 is interactive, 1 is batch.
 pub type Class = usize;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use orchestrator_core::Priority;
 use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size};
-use orchestrator_core::core::queue::full::{Bounds, FullPolicy};
+use orchestrator_core::core::queue::overflow::{Bounds, FullPolicy};
 use orchestrator_core::core::queue::{Arrival, Enqueued, Queue};
 use orchestrator_core::core::{ClientId, SessionId, TaskSeq, Tokens};
 

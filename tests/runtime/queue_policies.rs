@@ -1,7 +1,7 @@
 //! What happens when a queue is full, through the whole runtime (ORCH-3004, ORCH-3005, ORCH-2007).
 
 use orchestrator_core::config::QueueConfig;
-use orchestrator_core::core::queue::full::FullPolicy;
+use orchestrator_core::core::queue::overflow::FullPolicy;
 use orchestrator_core::{Env, ErrorCode, Event, Orchestrator, Priority, TaskError};
 
 use crate::support::{World, millisecond, pool, read_whole, request, start, task_id, until_idle};

@@ -120,7 +120,7 @@ async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against
                 let mut config = tested(pool("a", 1, slots, millisecond()));
                 config.determinism_class = stated;
                 let orchestrator = load_of_class(class, true, 0, config).await;
-                // One slot says nothing about a crowd.
+                // One slot says nothing about a backlog.
                 let is_true = stated.is_none_or(|stated| stated <= class || slots == 1 && class != Never);
                 let want = if is_true { PoolState::Ready } else { PoolState::Unready };
                 orchestrator.until_pool(&pool_id("a"), |state| state == want).await;

@@ -7,7 +7,7 @@ use orchestrator_core::core::trace::{TraceEvent, TraceKind};
 use orchestrator_core::core::{ClientId, Epoch, TaskSeq, Timestamp};
 
 /// What a run was told, as far as the rules need it.
-pub struct Law {
+pub struct Spec {
     /// Of each pool, most tasks that may wait.
     pub capacity: Vec<u32>,
     /// Most attempts of one task.
@@ -47,7 +47,7 @@ struct Task {
 
 /// Follows a trace, event by event.
 pub struct Checker<'a> {
-    law: &'a Law,
+    law: &'a Spec,
     tasks: BTreeMap<TaskSeq, Task>,
     arrivals: usize,
     /// Of each pool, how many may wait: its bound, or more while tasks have come back that were counted when they came.
@@ -71,7 +71,7 @@ struct Conduct {
 
 impl<'a> Checker<'a> {
     /// Checks a whole trace; the first event that breaks a rule comes back with what it breaks.
-    pub fn check(law: &'a Law, trace: &[TraceEvent]) -> Result<(), (usize, String)> {
+    pub fn check(law: &'a Spec, trace: &[TraceEvent]) -> Result<(), (usize, String)> {
         let room = law.capacity.iter().map(|capacity| *capacity as usize).collect();
         let served = (0..law.capacity.len() as u16).map(|pool| (0, pool, 0)).collect();
         let mut checker =

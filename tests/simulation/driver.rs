@@ -6,10 +6,10 @@ use orchestrator_core::core::DeviceId;
 use orchestrator_core::core::device::{DeviceSample, Observation};
 use orchestrator_core::gpu::SimDevices;
 
-use super::world::Dice;
+use super::world::Rng;
 
 /// Devices that fail, come back, and are reported to have done what they did not do.
-pub async fn driver(devices: SimDevices, ids: Vec<DeviceId>, mut dice: Dice) {
+pub async fn driver(devices: SimDevices, ids: Vec<DeviceId>, mut dice: Rng) {
     for _ in 0..dice.below(5) {
         tokio::time::sleep(Duration::from_millis(dice.below(400))).await;
         let id = &ids[dice.below(ids.len() as u64) as usize];

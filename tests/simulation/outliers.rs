@@ -9,9 +9,9 @@ use orchestrator_core::core::TaskSeq;
 use orchestrator_core::core::trace::{TraceEvent, TraceKind};
 use orchestrator_core::{Env, Event, TaskRequest};
 
-use super::check::{Checker, Law};
+use super::check::{Checker, Spec};
 use super::support::{World, client, millisecond, pool, read_whole, start, task_id};
-use super::world::Dice;
+use super::world::Rng;
 
 const REPLICAS: u32 = 4;
 const ALWAYS: u32 = 1_000_000;
@@ -50,7 +50,7 @@ pub struct Shown {
     pub wasted: usize,
 }
 
-fn config(way: Way, dice: &mut Dice, replicas: u32, token_us: u64) -> (PoolConfig, u16) {
+fn config(way: Way, dice: &mut Rng, replicas: u32, token_us: u64) -> (PoolConfig, u16) {
     let sick = dice.below(u64::from(replicas)) as u16;
     let sim = SimConfig { token_us, faults: way.faults(sick), ..millisecond() };
     let queue = QueueConfig { capacity: 1_000, ..QueueConfig::default() };
@@ -72,7 +72,7 @@ struct Load {
 fn run(seed: u64, way: Way, replicas: u32, load: &Load) -> Result<Shown, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut dice = Dice(fastrand::Rng::with_seed(seed));
+        let mut dice = Rng(fastrand::Rng::with_seed(seed));
         let (config, sick) = config(way, &mut dice, replicas, load.token_us);
         let attempts_max = config.resume.attempts_max;
         let env = Env::simulated(seed);
@@ -106,7 +106,7 @@ fn run(seed: u64, way: Way, replicas: u32, load: &Load) -> Result<Shown, String>
         let view = &orchestrator.pools()[0];
         let deaths: u64 = view.replicas.iter().map(|replica| replica.restarts).sum();
         let (trace, stalls) = (env.recorded(), view.stalls);
-        let law = Law { capacity: vec![1_000], attempts_max, narrow: client("nobody") };
+        let law = Spec { capacity: vec![1_000], attempts_max, narrow: client("nobody") };
         Checker::check(&law, &trace).map_err(|(step, broken)| format!("{broken} (step {step})"))?;
         if (deaths, stalls) != (0, 0) {
             return Err(format!("{deaths} engines were given up, {stalls} stalls"));

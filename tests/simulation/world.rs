@@ -11,7 +11,7 @@ use orchestrator_core::config::{
 use orchestrator_core::core::SessionId;
 use orchestrator_core::core::device::health::Condition;
 use orchestrator_core::core::lifecycle::{PoolState, ReplicaState};
-use orchestrator_core::core::queue::full::FullPolicy;
+use orchestrator_core::core::queue::overflow::FullPolicy;
 use orchestrator_core::core::resume::OnLoss;
 use orchestrator_core::core::task::{FinishReason, OnDisconnect};
 use orchestrator_core::core::trace::TraceEvent;
@@ -22,7 +22,7 @@ use orchestrator_core::{
     TaskRequest,
 };
 
-use super::check::{Checker, Law};
+use super::check::{Checker, Spec};
 use super::driver::driver;
 use super::support::{World, client as client_id, devices_of, is_idle, pool, pool_id, read_whole, start_on, task_id};
 use super::tally::Tally;
@@ -35,9 +35,9 @@ const EVENTS_MAX: usize = 100_000;
 /// Virtual time after which a task that has not ended never will: the wall timeout of all its attempts, and every wait.
 const LIVENESS: Duration = Duration::from_secs(3_600);
 
-pub struct Dice(pub fastrand::Rng);
+pub struct Rng(pub fastrand::Rng);
 
-impl Dice {
+impl Rng {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0.u64(0..limit)
     }
@@ -46,7 +46,7 @@ impl Dice {
     }
 }
 
-fn world(dice: &mut Dice, id: &str) -> PoolConfig {
+fn world(dice: &mut Rng, id: &str) -> PoolConfig {
     let faults = SimFaults {
         refuse_preloads: dice.one_of(&[0, 0, 1, 2]),
         // A self-test has a hundred tokens and more: what strikes one token in a hundred lets few of them pass.
@@ -93,7 +93,7 @@ fn world(dice: &mut Dice, id: &str) -> PoolConfig {
 /// Engines whose code panics, does not come back, and fakes its ends, in half of all worlds. By dice of their own, so that the other half
 /// is what it was without them.
 fn with_rough_code(mut pool: PoolConfig, seed: u64) -> PoolConfig {
-    let mut dice = Dice(fastrand::Rng::with_seed(seed ^ 0x9e37_79b9_7f4a_7c15));
+    let mut dice = Rng(fastrand::Rng::with_seed(seed ^ 0x9e37_79b9_7f4a_7c15));
     if let (0, Some(sim)) = (seed % 2, &mut pool.sim) {
         sim.faults.panic_ppm = dice.one_of(&[0, 500, 5_000, 50_000]);
         sim.faults.hang_call_ppm = dice.one_of(&[0, 0, 20_000]);
@@ -103,7 +103,7 @@ fn with_rough_code(mut pool: PoolConfig, seed: u64) -> PoolConfig {
 }
 
 /// One client is heavy, one is narrow, one may use only the first pool, one is like everybody.
-fn clients(dice: &mut Dice) -> Config {
+fn clients(dice: &mut Rng) -> Config {
     let heavy = ClientConfig { weight: 5, ..ClientConfig::default() };
     let quotas = QuotaConfig { running: Some(1), queued: Some(dice.one_of(&[1, 20])), ..QuotaConfig::default() };
     let narrow = ClientConfig { quotas, ..ClientConfig::default() };
@@ -114,7 +114,7 @@ fn clients(dice: &mut Dice) -> Config {
     Config { clients: named.into(), default_client, disconnect_grace_ms: 100, ..Config::default() }
 }
 
-async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon_ms: u64) -> Tally {
+async fn client(orchestrator: Orchestrator, number: u64, mut dice: Rng, horizon_ms: u64) -> Tally {
     let env = orchestrator.env().clone();
     let mut tally = Tally::default();
     tokio::time::sleep(Duration::from_millis(dice.below(horizon_ms))).await;
@@ -186,7 +186,7 @@ async fn client(orchestrator: Orchestrator, number: u64, mut dice: Dice, horizon
 }
 
 /// Reloads a pool at some moment, and waits for the end of it.
-async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Dice) {
+async fn operator(orchestrator: Orchestrator, pools: u64, mut dice: Rng) {
     tokio::time::sleep(Duration::from_millis(dice.below(2_000))).await;
     let pool = pool_id(["a", "b"][dice.below(pools) as usize]);
     let change = ModelChange { undo: dice.below(8) == 0, ..ModelChange::default() };
@@ -258,7 +258,7 @@ pub fn run(seed: u64) -> Result<Run, Box<Violation>> {
     };
     // The trace first: it says which step was the first that went wrong.
     let law = result.as_ref().ok().map(|(law, _)| law);
-    let anyway = Law { capacity: vec![u32::MAX; 2], attempts_max: u32::MAX, narrow: client_id("nobody") };
+    let anyway = Spec { capacity: vec![u32::MAX; 2], attempts_max: u32::MAX, narrow: client_id("nobody") };
     let broken = Checker::check(law.unwrap_or(&anyway), &trace).err();
     if let Some((step, what)) = broken.filter(|(step, _)| law.is_some() || *step < trace.len()) {
         return violation(what, step);
@@ -279,10 +279,10 @@ fn digest(pool: &PoolView) -> String {
     format!("{} {:?} used {} depth {:?} {replicas:?}", pool.pool_id, pool.state, pool.slots_used, pool.queue_depth)
 }
 
-fn run_world(seed: u64) -> (Law, Tally) {
+fn run_world(seed: u64) -> (Spec, Tally) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let mut dice = Dice(fastrand::Rng::with_seed(seed));
+        let mut dice = Rng(fastrand::Rng::with_seed(seed));
         let env = Env::simulated(seed);
         ENV.set(Some(env.clone()));
         let pools: Vec<PoolConfig> =
@@ -291,7 +291,7 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let pools_count = pools.len() as u64;
         let capacity = pools.iter().map(|pool| pool.queue.capacity).collect();
         let attempts_max = pools.iter().map(|pool| pool.resume.attempts_max).max().unwrap_or_default();
-        let law = Law { capacity, attempts_max, narrow: client_id("b") };
+        let law = Spec { capacity, attempts_max, narrow: client_id("b") };
         let drains_b = dice.below(4) == 0 && pools.len() == 2;
         let (devices, ids) = devices_of(&pools);
         let gpu = GpuConfig {
@@ -304,14 +304,14 @@ fn run_world(seed: u64) -> (Law, Tally) {
         let has_driver = dice.below(2) == 0;
         let probe = has_driver.then(|| devices.clone());
         let World { orchestrator, stats } = start_on(probe, env.clone(), config, pools).await;
-        let driving = has_driver.then(|| tokio::spawn(driver(devices, ids, Dice(dice.0.fork()))));
+        let driving = has_driver.then(|| tokio::spawn(driver(devices, ids, Rng(dice.0.fork()))));
         env.set_events_max(EVENTS_MAX);
         env.set_panic_ppm(dice.one_of(&[0, 3_000, 15_000]));
         let clients: Vec<_> = (0..TASKS)
-            .map(|number| tokio::spawn(client(orchestrator.clone(), number, Dice(dice.0.fork()), 2_000)))
+            .map(|number| tokio::spawn(client(orchestrator.clone(), number, Rng(dice.0.fork()), 2_000)))
             .collect();
         let operators: Vec<_> = (0..dice.below(6))
-            .map(|_| tokio::spawn(operator(orchestrator.clone(), pools_count, Dice(dice.0.fork()))))
+            .map(|_| tokio::spawn(operator(orchestrator.clone(), pools_count, Rng(dice.0.fork()))))
             .collect();
         let mut tally = Tally::default();
         // Faults go on while tasks come; then they stop, and everything that was accepted must come to its end.

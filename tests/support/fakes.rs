@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::misdeeds;
+use super::engine_faults;
 
 /// Which engine it speaks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,7 +345,7 @@ impl Server {
         let way = self.way.load(SeqCst);
         if way > 0 {
             let out = connection.get_mut();
-            misdeeds::misbehave(self, way, out).await?;
+            engine_faults::misbehave(self, way, out).await?;
             return Ok(false);
         }
         if let Some(complaint) = self.kind.complaint(&body) {

@@ -2,13 +2,13 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::disallowed_methods)] // Each program uses its part.
 
 #[cfg(feature = "engines-http")]
+pub mod engine_faults;
+#[cfg(feature = "engines-http")]
 pub mod fakes;
 #[cfg(feature = "engines-http")]
 pub mod fields;
 #[cfg(feature = "engines-http")]
 pub mod llama;
-#[cfg(feature = "engines-http")]
-pub mod misdeeds;
 #[cfg(feature = "nvml")]
 pub mod nvml;
 pub mod processes;

@@ -22,7 +22,7 @@ use crate::actors::quota::clients::Policy;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::route::Route;
-use crate::core::admission::limits::Take;
+use crate::core::admission::limits::Demand;
 use crate::core::admission::{PoolFacts, over_limit, route};
 use crate::core::id::SessionId;
 use crate::core::pool::lifecycle::PoolState;
@@ -110,15 +110,15 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
         return Err(TaskError::new(ErrorCode::InvalidParams, text));
     }
     let client = runtime.clients.get(&request.client_id);
-    let is_guest = record.is_guest();
-    let client = if is_guest { client.as_guest() } else { client };
+    let is_inbound = record.is_inbound();
+    let client = if is_inbound { client.as_guest() } else { client };
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();
     let aside = runtime.rollouts.set_aside(request, &policy, &table);
     let mut facts: Vec<PoolFacts<'_>> = table.serving.iter().map(|pool| facts_of(pool, request, &policy)).collect();
     facts.iter_mut().for_each(|facts| facts.aside = aside.contains(facts.id));
-    set_shadows_aside(&table.serving, is_guest, &mut facts);
+    exclude_remote_duplicates(&table.serving, is_inbound, &mut facts);
     let route = route(request, &facts)?;
     let (pool, prompt_tokens) = (table.serving[route.pool].clone(), route.prompt_tokens);
     let tokens = prompt_tokens + request.max_tokens;
@@ -126,20 +126,20 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     let memory_bytes =
         u64::from(tokens.0).saturating_mul(memory.kv_bytes_per_token).saturating_add(memory.scratch_bytes);
     let route = Route { pool: pool.clone(), prompt_tokens, client };
-    let claimed = record.set_route(route, runtime.env.now(), Take { tokens, memory_bytes });
+    let claimed = record.set_route(route, runtime.env.now(), Demand { tokens, memory_bytes });
     claimed.map_err(|exceeded| over_limit(request, exceeded, pool.advice(request.priority)))?;
     Ok(pool)
 }
 
 /// Tasks of a set that spans nodes stand in one order: that of its first pool that serves. The pools of other nodes lend their slots to it.
 /// What another node has sent here is run here.
-fn set_shadows_aside(pools: &[Arc<PoolShared>], is_guest: bool, facts: &mut [PoolFacts<'_>]) {
+fn exclude_remote_duplicates(pools: &[Arc<PoolShared>], is_inbound: bool, facts: &mut [PoolFacts<'_>]) {
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| pool.is_remote()) {
         let before = pools[..position].iter().zip(&*facts);
         let stands_for = |(other, facts): (&Arc<PoolShared>, &PoolFacts<'_>)| {
             facts.state == PoolState::Ready && facts.allowed && !facts.aside && other.is_same_set(pool)
         };
-        if is_guest || before.into_iter().any(stands_for) {
+        if is_inbound || before.into_iter().any(stands_for) {
             facts[position].aside = true;
         }
     }
@@ -152,7 +152,7 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
     PoolFacts {
         id: &pool.id,
         engine: &pool.config.engine,
-        spec: pool.edition().spec.clone(),
+        spec: pool.revision().spec.clone(),
         ctx: Tokens(pool.ctx.load(Relaxed)),
         workloads: &pool.config.workloads,
         bytes_per_token: pool.config.bytes_per_token,

@@ -56,7 +56,7 @@ impl Rollouts {
         for rollout in self.all().iter() {
             let find = |id: &PoolId| pools.serving.iter().find(|pool| pool.id == *id);
             let (Some(old), Some(new)) = (find(&rollout.spec.from), find(&rollout.spec.to)) else { continue };
-            let is_named = |pool: &PoolShared| request.model_ref.as_ref() == Some(&pool.edition().spec.model);
+            let is_named = |pool: &PoolShared| request.model_ref.as_ref() == Some(&pool.revision().spec.model);
             let asks =
                 |pool: &PoolShared| request.model_ref.as_ref().is_none_or(|name| pool.config.aliases.contains(name));
             let may_use = |pool: &PoolShared| request.may_use(&pool.id) && policy.allows(&pool.id);
@@ -102,7 +102,7 @@ impl RuntimeShared {
                 format!("pools {} and {} have no alias in common: give both one in the configuration", old.id, new.id);
             return Err(invalid(text));
         }
-        if old.edition().spec == new.edition().spec {
+        if old.revision().spec == new.revision().spec {
             return Err(invalid(format!("pools {} and {} serve the same model", old.id, new.id)));
         }
         if new.replicas_ready() == 0 {

@@ -60,7 +60,7 @@ pub(crate) enum SessionsMsg {
 /// A conversation that a replica has served.
 #[cfg(feature = "cluster")]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Warmed {
+pub(crate) struct SessionLocation {
     pub(crate) pool: PoolId,
     pub(crate) client: ClientId,
     pub(crate) session: SessionId,
@@ -69,10 +69,10 @@ pub(crate) struct Warmed {
 /// Conversations that replicas have served since somebody last asked; `None` while nobody asks. For other nodes.
 #[cfg(feature = "cluster")]
 #[derive(Default)]
-pub(crate) struct WarmedSet(parking_lot::Mutex<Option<BTreeSet<Warmed>>>);
+pub(crate) struct SessionLocations(parking_lot::Mutex<Option<BTreeSet<SessionLocation>>>);
 
 #[cfg(feature = "cluster")]
-impl WarmedSet {
+impl SessionLocations {
     /// Most that are kept. Nobody asks for them any more when there are so many.
     const MAX: usize = 16_384;
 
@@ -80,14 +80,14 @@ impl WarmedSet {
         let mut kept = self.0.lock();
         let Some(set) = &mut *kept else { return };
         let pool = identity.replica.pool.clone();
-        set.insert(Warmed { pool, client: client.clone(), session: session.clone() });
+        set.insert(SessionLocation { pool, client: client.clone(), session: session.clone() });
         if set.len() > Self::MAX {
             *kept = None;
         }
     }
 
     /// What has come since the last call. The first call begins to keep it.
-    pub(crate) fn take(&self) -> BTreeSet<Warmed> {
+    pub(crate) fn take(&self) -> BTreeSet<SessionLocation> {
         std::mem::take(self.0.lock().get_or_insert_default())
     }
 }

@@ -9,7 +9,7 @@ use crate::core::task::Terminal;
 use crate::core::units::Timestamp;
 
 /// Ends the waiting tasks whose deadlines have passed.
-pub(in crate::actors) fn on_deadline_due(state: &mut QueueState, books: &mut Accounts, at: Timestamp) {
+pub(in crate::actors) fn on_deadline_due(state: &mut QueueState, accounts: &mut Accounts, at: Timestamp) {
     // A timer that an earlier deadline has overtaken arms no other: there is one that counts.
     if state.armed == Some(at) {
         state.armed = None;
@@ -17,7 +17,7 @@ pub(in crate::actors) fn on_deadline_due(state: &mut QueueState, books: &mut Acc
     let now = state.pool.env.now();
     while let Some((_, seq)) = state.deadlines.first().copied().filter(|(deadline, _)| *deadline <= now) {
         state.deadlines.pop_first();
-        let Some(record) = state.queue.cancel(books, seq) else { continue };
+        let Some(record) = state.queue.cancel(accounts, seq) else { continue };
         let _ = state.runtime.ledger.seal(&record, None, Terminal::missed_deadline()); // Cancelled just now.
     }
 }

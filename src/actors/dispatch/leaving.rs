@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use crate::actors::dispatch::queue::{QueueMsg, QueueState};
-use crate::actors::kit::supervise::STOPPED;
+use crate::actors::kit::children::STOPPED;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
@@ -29,7 +29,7 @@ impl PoolShared {
         if let Some(successor) = successor {
             let _ = self.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
         }
-        self.leaves_before.store(before, SeqCst);
+        self.retired_before.store(before, SeqCst);
         self.is_leaving.store(true, SeqCst);
         self.advance_intent(Intent::Drain);
         self.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
@@ -44,14 +44,14 @@ impl PoolShared {
     /// Whether it could serve this task, for which the pool that it replaces was chosen.
     fn can_take_over(&self, record: &TaskRecord) -> bool {
         let request = &record.request;
-        let fits = self.edition().spec.fits(request, &self.config.aliases).is_ok()
+        let fits = self.revision().spec.fits(request, &self.config.aliases).is_ok()
             && self.config.workloads.contains(&request.workload);
         let engine = request.engine.as_ref().is_none_or(|engine| *engine == self.config.engine);
         fits && engine && record.kv_tokens() <= u64::from(self.ctx.load(Relaxed)) && record.may_use(self)
     }
 
     /// The pool that takes this task instead, if this one leaves.
-    pub(in crate::actors) fn heir_of(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
+    pub(in crate::actors) fn successor_for(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
         let mut heir = self.successor.get()?;
         // A successor that was replaced too has nobody left to run anything.
         while heir.is_leaving() {
@@ -63,18 +63,18 @@ impl PoolShared {
 
 /// Hands the waiting tasks over to the pool that takes this one's place. A conversation whose task is out here goes on here, as long as
 /// this pool runs anything.
-pub(in crate::actors) fn hand_over(state: &mut QueueState, books: &mut Accounts) {
+pub(in crate::actors) fn migrate_queue(state: &mut QueueState, accounts: &mut Accounts) {
     let pool = state.pool.clone();
     if pool.successor.get().is_none() {
         return;
     }
-    if !std::mem::replace(&mut state.handed_over, true) || pool.is_out() {
-        let busy: Vec<_> = books.busy_sessions().map(|(_, session)| session.clone()).collect();
+    if !std::mem::replace(&mut state.handed_over, true) || pool.is_unavailable() {
+        let busy: Vec<_> = accounts.busy_sessions().map(|(_, session)| session.clone()).collect();
         for seq in state.queue.numbers() {
             let Some(record) = state.queue.get(seq).cloned() else { continue };
-            let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_out();
-            let Some(heir) = pool.heir_of(&record).filter(|_| !stays) else { continue };
-            state.queue.cancel(books, seq);
+            let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_unavailable();
+            let Some(heir) = pool.successor_for(&record).filter(|_| !stays) else { continue };
+            state.queue.cancel(accounts, seq);
             state.forget_deadline(&record);
             send_on(&record, heir);
         }
@@ -82,10 +82,14 @@ pub(in crate::actors) fn hand_over(state: &mut QueueState, books: &mut Accounts)
 }
 
 /// A task that came back to a pool that leaves goes on in its successor's queue. Returns whether it does.
-pub(in crate::actors) fn pass_on(state: &mut QueueState, books: &mut Accounts, record: &Arc<TaskRecord>) -> bool {
+pub(in crate::actors) fn migrate_one(
+    state: &mut QueueState,
+    accounts: &mut Accounts,
+    record: &Arc<TaskRecord>,
+) -> bool {
     let pool = state.pool.clone();
-    let Some(heir) = pool.heir_of(record) else { return false };
-    state.queue.settle(books, record.seq, Served::Nothing);
+    let Some(heir) = pool.successor_for(record) else { return false };
+    state.queue.settle(accounts, record.seq, Served::Nothing);
     send_on(record, heir);
     true
 }
@@ -98,7 +102,7 @@ fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
 /// A pool has left. What came to it in its last moment goes on elsewhere, or ends.
 pub(in crate::actors) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
     for record in runtime.ledger.unfinished_in(pool.position) {
-        match pool.heir_of(&record) {
+        match pool.successor_for(&record) {
             _ if record.phase() == Phase::Submitted => {} // Its message is lost, and its caller sends it again.
             Some(heir) if record.phase() == Phase::Queued => send_on(&record, heir),
             _ => {
@@ -138,7 +142,7 @@ pub(in crate::actors) async fn until_devices_are_left(runtime: &RuntimeShared, p
         let table = runtime.pools.table();
         let shares = |other: &&Arc<PoolShared>| {
             other.position != pool.position
-                && other.leaves_before.load(SeqCst) <= u32::from(pool.position)
+                && other.retired_before.load(SeqCst) <= u32::from(pool.position)
                 && other.mask.devices().iter().any(|device| pool.mask.devices().contains(device))
         };
         let Some(other) = table.leaving.iter().find(shares) else { break };

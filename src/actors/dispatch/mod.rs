@@ -9,7 +9,7 @@ pub(in crate::actors) mod queue_views;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::dispatch::pool_manager::{Lent, PoolManagerMsg};
+use crate::actors::dispatch::pool_manager::{LoanReply, PoolManagerMsg};
 use crate::actors::dispatch::queue::QueueState;
 use crate::actors::pool::lease::Assignment;
 use crate::actors::pool::shared::PoolShared;
@@ -18,9 +18,9 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::task::trace::TraceKind;
 
 /// Sends tasks for the slots that were offered.
-pub(in crate::actors) fn dispatch(state: &mut QueueState, books: &mut Accounts) {
+pub(in crate::actors) fn dispatch(state: &mut QueueState, accounts: &mut Accounts) {
     let pool = state.pool.clone();
-    let batch = take(state, books, &pool, state.credit);
+    let batch = take(state, accounts, &pool, state.credit);
     if batch.is_empty() {
         return;
     }
@@ -32,22 +32,27 @@ pub(in crate::actors) fn dispatch(state: &mut QueueState, books: &mut Accounts) 
 }
 
 /// Sends tasks for slots of a sibling, which hears in any case how many of them were of no use.
-pub(in crate::actors) fn on_lend(state: &mut QueueState, books: &mut Accounts, lender: &Arc<PoolShared>, slots: u32) {
-    dispatch(state, books); // Our own slots come first.
+pub(in crate::actors) fn on_lend(
+    state: &mut QueueState,
+    accounts: &mut Accounts,
+    lender: &Arc<PoolShared>,
+    slots: u32,
+) {
+    dispatch(state, accounts); // Our own slots come first.
     // The lender's engine may have become another one since.
     let slots_of_use = if state.pool.is_same_set(lender) { slots } else { 0 };
-    let batch = take(state, books, lender, slots_of_use);
-    state.publish(books); // Before the answer: the lender looks at it when it hears.
+    let batch = take(state, accounts, lender, slots_of_use);
+    state.publish(accounts); // Before the answer: the lender looks at it when it hears.
     state.pool.env.fault_point("queue");
-    let lent = Some(Lent { by: state.pool.position, slots });
+    let lent = Some(LoanReply { by: state.pool.position, slots });
     lender.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
 }
 
 /// Takes up to `most` tasks, in order, to run in `runs_in`.
 ///
 /// One whose conversation is warm in another pool of the set that has a free slot goes there instead, which costs none of those at hand.
-fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
-    let (mut batch, mut barred, mut warm) = (Vec::new(), Vec::new(), Warm::default());
+fn take(state: &mut QueueState, accounts: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
+    let (mut batch, mut barred, mut warm) = (Vec::new(), Vec::new(), CacheRedirect::default());
     let home = state.pool.clone();
     while (batch.len() as u32) < most {
         let may_run = |record: &Arc<TaskRecord>| {
@@ -57,7 +62,7 @@ fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>,
             }
             allowed && record.may_run(&home)
         };
-        let Some((seq, record)) = state.queue.dispatch(books, may_run) else { break };
+        let Some((seq, record)) = state.queue.dispatch(accounts, may_run) else { break };
         state.forget_deadline(&record);
         let warm_pool = warm.pool_for(&record, &home, runs_in);
         match record.assign(warm_pool.as_ref().unwrap_or(runs_in)) {
@@ -70,11 +75,11 @@ fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>,
                 }
             }
             // Sealed a moment ago; it never was out.
-            Err(_) => drop(state.queue.settle(books, seq, Served::Nothing)),
+            Err(_) => drop(state.queue.settle(accounts, seq, Served::Nothing)),
         }
     }
     for client in barred {
-        state.queue.return_turn(books, &client);
+        state.queue.return_turn(accounts, &client);
     }
     warm.send(&home);
     batch
@@ -82,9 +87,9 @@ fn take(state: &mut QueueState, books: &mut Accounts, runs_in: &Arc<PoolShared>,
 
 /// Tasks that go where their conversations are warm, by pool.
 #[derive(Default)]
-struct Warm(Vec<(Arc<PoolShared>, Vec<Assignment>)>);
+struct CacheRedirect(Vec<(Arc<PoolShared>, Vec<Assignment>)>);
 
-impl Warm {
+impl CacheRedirect {
     /// The pool in which the task's conversation is warm, if that is neither its own nor the one at hand and has a slot that is free now. A
     /// task is sent there once: should the slot be taken when it comes, it goes back to its place, and then runs wherever it can.
     fn pool_for(
@@ -95,9 +100,9 @@ impl Warm {
     ) -> Option<Arc<PoolShared>> {
         record.session()?; // Without a lock for all others.
         let name = record.warm_pool().filter(|name| *name != home.id && *name != runs_in.id)?;
-        let pool = home.siblings().find(|sibling| sibling.id == name)?;
+        let pool = home.peers().find(|sibling| sibling.id == name)?;
         let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
-        let is_free = pool.is_idle() && pool.places_at_once() as usize > sent;
+        let is_free = pool.is_idle() && pool.immediate_slots() as usize > sent;
         (is_free && record.may_use(&pool) && record.send_to_warm()).then_some(pool)
     }
 
@@ -110,7 +115,7 @@ impl Warm {
 
     fn send(self, home: &PoolShared) {
         for (pool, batch) in self.0 {
-            let lent = Some(Lent { by: home.position, slots: 0 }); // It was not asked.
+            let lent = Some(LoanReply { by: home.position, slots: 0 }); // It was not asked.
             pool.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
         }
     }
@@ -119,7 +124,7 @@ impl Warm {
 /// Tells idle siblings that tasks wait here which they could run.
 pub(in crate::actors) fn call_siblings(state: &QueueState) {
     if state.credit == 0 && state.pool.wanted.load(Relaxed) > 0 {
-        for sibling in state.pool.siblings().filter(|sibling| sibling.is_idle()) {
+        for sibling in state.pool.peers().filter(|sibling| sibling.is_idle()) {
             sibling.nudge_manager();
         }
     }

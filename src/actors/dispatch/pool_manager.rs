@@ -22,17 +22,17 @@ use crate::actors::worker::messages::WorkerMsg;
 use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::placement::{Demand, Fit, fit, place};
 use crate::core::queue::predict::Mean;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum PoolManagerMsg {
     /// Tasks for slots that were offered, or lent to a sibling.
-    Assign { batch: Vec<Assignment>, lent: Option<Lent> },
+    Assign { batch: Vec<Assignment>, lent: Option<LoanReply> },
     /// It can be reached: offer everything anew.
     Begin,
     /// Slots, replicas or the operator's wish have changed.
-    LookAround,
+    Reconcile,
     /// A new queue: earlier offers are void.
     QueueReplaced,
     /// A sibling has a new queue: what was lent to the old one is ours again.
@@ -41,12 +41,12 @@ pub(crate) enum PoolManagerMsg {
     Reconsider,
     // ---- from itself
     /// A second has passed: is everything that could run on its way?
-    Pulse,
+    StallCheck,
 }
 
 /// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it sends by itself what is
 /// warm here.
-pub(crate) struct Lent {
+pub(crate) struct LoanReply {
     /// The sibling's position.
     pub(crate) by: u16,
     pub(crate) slots: u32,
@@ -63,7 +63,7 @@ pub(crate) struct PoolManagerState {
     /// Slots that siblings were lent and have not answered for, by their positions.
     lent: BTreeMap<u16, u32>,
     /// Siblings that had no use for what they were lent; they are not asked again before something changes.
-    content: BTreeSet<u16>,
+    declined_by: BTreeSet<u16>,
     hold: Mean,
     /// Slots of the replicas that were Ready when it last looked: each change of a replica makes it look.
     slots_ready: u32,
@@ -72,7 +72,7 @@ pub(crate) struct PoolManagerState {
     /// Tasks that came from the queue, in this life.
     assigned: u64,
     /// Tasks waited beside free slots at the last pulse, when so many had been assigned.
-    idle_beside: Option<u64>,
+    stall_suspected: Option<u64>,
     /// Tasks that wait at other nodes have been recalled, for which its slots are free.
     has_recalled: bool,
     /// Pulses until it may recall again.
@@ -96,18 +96,18 @@ impl Actor for PoolManager {
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.rate.lock().hold_mean);
-        let (lent, content) = (BTreeMap::new(), BTreeSet::new());
-        myself.send_after(PULSE, || PoolManagerMsg::Pulse);
+        let (lent, declined_by) = (BTreeMap::new(), BTreeSet::new());
+        myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
         Ok(PoolManagerState {
             pool,
             offered: 0,
             lent,
-            content,
+            declined_by,
             hold,
             slots_ready: 0,
             drained: false,
             assigned: 0,
-            idle_beside: None,
+            stall_suspected: None,
             has_recalled: false,
             recalls_in: 0,
         })
@@ -123,37 +123,37 @@ impl Actor for PoolManager {
         match message {
             PoolManagerMsg::Assign { batch, lent } => on_assign(state, batch, lent),
             PoolManagerMsg::Begin => on_begin(state),
-            PoolManagerMsg::LookAround => on_look_around(state),
+            PoolManagerMsg::Reconcile => on_look_around(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
             PoolManagerMsg::Reconsider => {} // Nothing has changed for those that had no use for its own places.
             PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
             // No offer behind it unless it finds a stall: else it would heal one without a word.
-            PoolManagerMsg::Pulse if !on_pulse(state, &myself) => {
-                state.content.clear();
+            PoolManagerMsg::StallCheck if !on_pulse(state, &myself) => {
+                state.declined_by.clear();
                 recall(state, state.usable());
                 return Ok(());
             }
-            PoolManagerMsg::Pulse => {}
+            PoolManagerMsg::StallCheck => {}
         }
         offer(state);
         lend(state);
-        state.pool.release_kept_places(!state.content.is_empty());
+        state.pool.release_withheld_slots(!state.declined_by.is_empty());
         report_drained(state);
         Ok(())
     }
 }
 
-fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<Lent>) {
+fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<LoanReply>) {
     state.assigned += batch.len() as u64;
     match lent {
         None => state.offered = state.offered.saturating_sub(batch.len() as u32),
-        Some(Lent { by, slots }) => {
+        Some(LoanReply { by, slots }) => {
             let left = state.lent.remove(&by).unwrap_or(0).saturating_sub(slots);
             if left > 0 {
                 state.lent.insert(by, left);
             }
             if batch.is_empty() {
-                state.content.insert(by);
+                state.declined_by.insert(by);
                 state.recalls_in = if state.has_recalled { RECALL_PULSES } else { state.recalls_in };
             }
             state.has_recalled = false;
@@ -171,7 +171,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
         let Some(lease) = SlotLease::take(&state.pool, index, kv_tokens) else { continue };
         // Undelivered, or out of service since it was chosen: the lease and the task come back by themselves.
         let place = &state.pool.replicas[index as usize];
-        if !place.state().is_ready() && !planted!(PlaceUnready) {
+        if !place.state().is_ready() && !seeded_bug!(PlaceUnready) {
             continue; // A reload that took it out before the lease was there may not have seen the lease.
         }
         place.worker.cast(WorkerMsg::Run { assignment, lease });
@@ -181,7 +181,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
 fn choose(pool: &PoolShared, (affinity, avoid): (Option<u16>, Option<u16>), kv_tokens: u64) -> Option<u16> {
     let demand = Demand { mask: &pool.mask, affinity, avoid, kv_tokens };
     let candidates = pool.replicas.iter().map(ReplicaShared::candidate).map(|mut candidate| {
-        candidate.ready |= planted!(PlaceUnready);
+        candidate.ready |= seeded_bug!(PlaceUnready);
         candidate
     });
     let chosen = place(candidates, &demand);
@@ -210,7 +210,7 @@ fn on_begin(state: &mut PoolManagerState) {
 
 fn on_look_around(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
-    state.content.clear();
+    state.declined_by.clear();
     state.lent.retain(|borrower, _| state.pool.others().any(|other| other.position == *borrower));
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
     state.slots_ready = ready.map(|replica| replica.slots.usable()).sum();
@@ -220,12 +220,12 @@ fn on_look_around(state: &mut PoolManagerState) {
 /// Tasks that could run wait, slots are free, and for a whole second nothing was dispatched: that is a bug of ours. It is
 /// counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns whether.
 fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
-    myself.send_after(PULSE, || PoolManagerMsg::Pulse);
+    myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
     state.recalls_in = state.recalls_in.saturating_sub(1);
     state.has_recalled = false;
-    let idle_beside = state.pool.wanted.load(Relaxed) > 0 && state.usable() > 0;
-    let before = std::mem::replace(&mut state.idle_beside, idle_beside.then_some(state.assigned));
-    let stalls = idle_beside && before == Some(state.assigned);
+    let stall_suspected = state.pool.wanted.load(Relaxed) > 0 && state.usable() > 0;
+    let before = std::mem::replace(&mut state.stall_suspected, stall_suspected.then_some(state.assigned));
+    let stalls = stall_suspected && before == Some(state.assigned);
     if stalls {
         state.pool.counters.stalls.fetch_add(1, Relaxed);
         let (wanted, free) = (state.pool.wanted.load(Relaxed), state.usable());
@@ -272,9 +272,9 @@ fn lend(state: &mut PoolManagerState) {
         return;
     }
     let mut spare = state.usable();
-    for sibling in state.pool.clone().siblings() {
+    for sibling in state.pool.clone().peers() {
         let slots = spare.min(sibling.wanted.load(Relaxed));
-        if slots == 0 || state.lent.contains_key(&sibling.position) || state.content.contains(&sibling.position) {
+        if slots == 0 || state.lent.contains_key(&sibling.position) || state.declined_by.contains(&sibling.position) {
             continue;
         }
         revoke(state, slots.min(state.offered));
@@ -298,12 +298,12 @@ fn revoke(state: &mut PoolManagerState, slots: u32) {
 /// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. No more are recalled before any of these has
 /// come here, or a second has passed; and for some time, when their queues then have no use for the places.
 fn recall(state: &mut PoolManagerState, spare: u32) {
-    let mut places = spare.min(state.pool.places_at_once());
-    let is_of_use = state.pool.is_idle() && state.content.is_empty(); // Else they are for its own tasks, or for nobody.
+    let mut places = spare.min(state.pool.immediate_slots());
+    let is_of_use = state.pool.is_idle() && state.declined_by.is_empty(); // Else they are for its own tasks, or for nobody.
     if places == 0 || !is_of_use || state.has_recalled || state.recalls_in > 0 {
         return;
     }
-    for sibling in state.pool.clone().siblings().filter(|sibling| sibling.is_remote()) {
+    for sibling in state.pool.clone().peers().filter(|sibling| sibling.is_remote()) {
         let recalled = sibling.recall(places);
         state.has_recalled |= recalled > 0;
         places -= recalled;

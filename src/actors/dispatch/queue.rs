@@ -16,7 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::actors::admission::submission::{Accepted, Submission, Verdict};
 use crate::actors::dispatch::deadlines::{arm, on_deadline_due};
-use crate::actors::dispatch::leaving::{hand_over, pass_on};
+use crate::actors::dispatch::leaving::{migrate_one, migrate_queue};
 use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
@@ -25,8 +25,8 @@ use crate::core::admission::too_late;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::id::{ClientId, TaskSeq};
 use crate::core::pool::lifecycle::Intent;
-use crate::core::queue::full::FullPolicy;
-use crate::core::queue::standing::{Picture, Standing};
+use crate::core::queue::overflow::FullPolicy;
+use crate::core::queue::position::{Picture, QueuePosition};
 use crate::core::queue::{Arrival, Enqueued, Queue};
 #[cfg(feature = "cluster")]
 use crate::core::task::Priority;
@@ -34,7 +34,7 @@ use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::trace::TraceKind;
 use crate::core::task::{Phase, Terminal};
 use crate::core::units::Timestamp;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// All that the actor needs.
 pub(crate) struct QueueArgs {
@@ -45,12 +45,12 @@ pub(crate) struct QueueArgs {
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum QueueMsg {
-    /// Take a new task in, or refuse it.
+    /// Demand a new task in, or refuse it.
     Enqueue(Submission),
     /// Forget a task whose log has been sealed.
     Withdraw { seq: TaskSeq },
     /// Say where a task stands.
-    Explain { seq: TaskSeq, reply: RpcReplyPort<Option<Standing>> },
+    Explain { seq: TaskSeq, reply: RpcReplyPort<Option<QueuePosition>> },
     // ---- the pool's own actors, its siblings' pool managers, the ledger
     /// A task comes back to be run again, for its old place.
     Return { record: Arc<TaskRecord> },
@@ -72,7 +72,7 @@ pub(crate) enum QueueMsg {
     /// It can be reached: look at the ledger once more.
     Refill,
     /// The pool has stopped, or every breaker is open.
-    PoolOut,
+    PoolUnavailable,
     // ---- from itself
     /// The deadline of a waiting task has passed, which was the earliest at some time.
     DeadlineDue { at: Timestamp },
@@ -109,8 +109,8 @@ impl Actor for QueueActor {
         let QueueArgs { runtime, pool } = args;
         let generation = pool.queue_generation.load(SeqCst);
         let shared = pool.clone();
-        let mut books = shared.books.lock();
-        let queue = Queue::new(pool.config.queue.bounds(), &mut books);
+        let mut accounts = shared.accounts.lock();
+        let queue = Queue::new(pool.config.queue.bounds(), &mut accounts);
         let (deadlines, armed) = (BTreeSet::new(), None);
         let mut state = QueueState {
             runtime,
@@ -123,9 +123,9 @@ impl Actor for QueueActor {
             handed_over: false,
             picture: None,
         };
-        on_refill(&mut state, &mut books);
-        state.publish(&books);
-        drop(books);
+        on_refill(&mut state, &mut accounts);
+        state.publish(&accounts);
+        drop(accounts);
         Ok(state)
     }
 
@@ -139,47 +139,47 @@ impl Actor for QueueActor {
         let pool = state.pool.clone();
         // Whoever lends has looked just now: to call it again would go on for ever, where its slots are of no use.
         let calls = !matches!(message, QueueMsg::Lend { .. });
-        let mut books = pool.books.lock();
+        let mut accounts = pool.accounts.lock();
         if state.generation != pool.queue_generation.load(SeqCst) {
-            // Killed, and a newer queue has the books already. What this message says is found in the ledger, or said again.
+            // Killed, and a newer queue has the accounts already. What this message says is found in the ledger, or said again.
             return Ok(());
         }
-        settle(state, &mut books);
+        settle(state, &mut accounts);
         let (wanted_before, depth_before) = (pool.wanted.load(Relaxed), state.queue.len());
         match message {
-            QueueMsg::Enqueue(submission) => on_enqueue(state, &mut books, submission),
-            QueueMsg::Withdraw { seq } => on_withdraw(state, &mut books, seq),
+            QueueMsg::Enqueue(submission) => on_enqueue(state, &mut accounts, submission),
+            QueueMsg::Withdraw { seq } => on_withdraw(state, &mut accounts, seq),
             QueueMsg::Explain { seq, reply } => {
-                let _ = reply.send(state.explain(&books, seq));
+                let _ = reply.send(state.explain(&accounts, seq));
             }
-            QueueMsg::Return { record } => on_return(state, &mut books, record),
+            QueueMsg::Return { record } => on_return(state, &mut accounts, record),
             QueueMsg::Offer { slots } => state.credit += slots,
             QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
-            QueueMsg::Lend { lender, slots } => on_lend(state, &mut books, &lender, slots),
+            QueueMsg::Lend { lender, slots } => on_lend(state, &mut accounts, &lender, slots),
             QueueMsg::Settle => {}
-            QueueMsg::Release { client } => state.queue.release(&mut books, &client),
+            QueueMsg::Release { client } => state.queue.release(&mut accounts, &client),
             #[cfg(feature = "cluster")]
             QueueMsg::ServedElsewhere(served) => {
                 for (client, class, cost) in &*served {
-                    state.queue.serve_elsewhere(&mut books, client, *class, *cost);
+                    state.queue.serve_elsewhere(&mut accounts, client, *class, *cost);
                 }
             }
             QueueMsg::ManagerReplaced => state.credit = 0,
-            QueueMsg::Refill => on_refill(state, &mut books),
-            QueueMsg::PoolOut => {}
-            QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut books, at),
+            QueueMsg::Refill => on_refill(state, &mut accounts),
+            QueueMsg::PoolUnavailable => {}
+            QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut accounts, at),
         }
-        hand_over(state, &mut books);
-        if state.pool.is_out() {
-            turn_everybody_out(state, &mut books);
+        migrate_queue(state, &mut accounts);
+        if state.pool.is_unavailable() {
+            fail_all_queued(state, &mut accounts);
         }
-        dispatch(state, &mut books);
+        dispatch(state, &mut accounts);
         arm(state, &myself);
-        state.publish(&books);
+        state.publish(&accounts);
         if cfg!(debug_assertions) && state.queue.len() < 64 {
-            state.queue.invariants(&books);
+            state.queue.invariants(&accounts);
         }
-        drop(books);
+        drop(accounts);
         if state.queue.len() < depth_before {
             state.runtime.gate.room.free();
         }
@@ -187,7 +187,7 @@ impl Actor for QueueActor {
             call_siblings(state);
         }
         let idles =
-            wanted_before > 0 && pool.wanted.load(Relaxed) == 0 && state.credit > 0 && pool.is_wanted_by_siblings();
+            wanted_before > 0 && pool.wanted.load(Relaxed) == 0 && state.credit > 0 && pool.is_wanted_by_peers();
         let drains = state.queue.is_empty() && pool.intent() != Intent::Serve;
         if idles || drains {
             pool.nudge_manager(); // It may lend what is of no use here; or the drain may be complete.
@@ -197,15 +197,15 @@ impl Actor for QueueActor {
 }
 
 /// Corrects what ended tasks were charged.
-fn settle(state: &mut QueueState, books: &mut Accounts) {
+fn settle(state: &mut QueueState, accounts: &mut Accounts) {
     // One short lock for each message; each pass is one task, so that none is lost to a panic between two.
     loop {
         let Some((seq, served)) = state.pool.settlements.lock().pop_front() else { return };
-        state.queue.settle(books, seq, served);
+        state.queue.settle(accounts, seq, served);
     }
 }
 
-fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record, reply }: Submission) {
+fn on_enqueue(state: &mut QueueState, accounts: &mut Accounts, Submission { record, reply }: Submission) {
     match record.phase() {
         Phase::Submitted => {}
         Phase::Terminal => return, // Cancelled on its way; the reply drops, and the caller sees the log.
@@ -216,17 +216,17 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
             return;
         }
     }
-    if let Some(heir) = state.pool.heir_of(&record).cloned() {
+    if let Some(heir) = state.pool.successor_for(&record).cloned() {
         record.reroute(heir.clone());
         heir.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
         return;
     }
-    if state.pool.is_out() {
+    if state.pool.is_unavailable() {
         let _ = reply.send(Err(out(state)));
         return;
     }
     let arrival = record.arrival();
-    let ahead = ahead_of(state, books, &arrival);
+    let ahead = ahead_of(state, accounts, &arrival);
     let idle = ahead == 0 && state.credit > 0;
     let rate = *state.pool.rate.lock();
     let predicted_start = if idle { Duration::ZERO } else { rate.predicted(ahead) };
@@ -238,32 +238,32 @@ fn on_enqueue(state: &mut QueueState, books: &mut Accounts, Submission { record,
     }
     if idle && state.pool.config.queue.capacity == 0 && record.session().is_none() && record.may_run(&state.pool) {
         // Nobody may wait, and it need not: it has a slot as soon as this message has been handled.
-        state.queue.pass_through(books, arrival, record.clone());
-        accept(state, books, &record, reply, Accepted { queue_position: 0, predicted_start });
+        state.queue.pass_through(accounts, arrival, record.clone());
+        accept(state, accounts, &record, reply, Accepted { queue_position: 0, predicted_start });
         return;
     }
-    match state.queue.enqueue(books, arrival, record.clone()) {
-        Enqueued::Refused { .. } => refuse(state, books, &record, ahead, reply),
+    match state.queue.enqueue(accounts, arrival, record.clone()) {
+        Enqueued::Refused { .. } => refuse(state, accounts, &record, ahead, reply),
         outcome => {
             if let Enqueued::Evicted { item, .. } = outcome {
                 state.forget_deadline(&item);
-                evict(state, books, &item);
+                evict(state, accounts, &item);
             }
-            accept(state, books, &record, reply, Accepted { queue_position: ahead, predicted_start });
+            accept(state, accounts, &record, reply, Accepted { queue_position: ahead, predicted_start });
         }
     }
 }
 
 fn accept(
     state: &mut QueueState,
-    books: &mut Accounts,
+    accounts: &mut Accounts,
     record: &Arc<TaskRecord>,
     reply: RpcReplyPort<Verdict>,
     accepted: Accepted,
 ) {
     if record.admit(accepted.queue_position, accepted.predicted_start).is_err() {
         // Its caller gave up in between; the log is sealed.
-        state.queue.cancel(books, record.seq);
+        state.queue.cancel(accounts, record.seq);
         return;
     }
     state.trace_queued(record);
@@ -277,29 +277,29 @@ fn accept(
     let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
 }
 
-fn refuse(state: &QueueState, books: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
+fn refuse(state: &QueueState, accounts: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
     let pool = &state.pool;
     pool.counters.refused_full.fetch_add(1, Relaxed);
-    let text = state.no_room(books, record);
+    let text = state.no_room(accounts, record);
     let _ = reply.send(Err(full(state, ahead, ErrorCode::AdmissionReject, text)));
 }
 
-fn evict(state: &QueueState, books: &Accounts, victim: &TaskRecord) {
+fn evict(state: &QueueState, accounts: &Accounts, victim: &TaskRecord) {
     state.pool.counters.evicted.fetch_add(1, Relaxed);
     let code = match state.pool.config.queue.full_policy {
         FullPolicy::DropLru => ErrorCode::QueueFullDropLru,
         FullPolicy::Reject | FullPolicy::ShedLowPriority => ErrorCode::AdmissionReject,
     };
     let text = format!("the task made room for another in the full queue of pool {}", state.pool.id);
-    let ahead = ahead_of(state, books, &victim.arrival());
+    let ahead = ahead_of(state, accounts, &victim.arrival());
     let error = full(state, ahead, code, text);
     let _ = state.runtime.ledger.seal(victim, None, Terminal::Error(error)); // Already sealed: cancelled just now.
 }
 
 /// Expected dispatches before a task that would come now.
-fn ahead_of(state: &QueueState, books: &Accounts, arrival: &Arrival<'_>) -> u64 {
-    let own = books.waiting(arrival.client, arrival.class);
-    state.queue.crowd(books).ahead(own, own, arrival.weight, arrival.class)
+fn ahead_of(state: &QueueState, accounts: &Accounts, arrival: &Arrival<'_>) -> u64 {
+    let own = accounts.waiting(arrival.client, arrival.class);
+    state.queue.backlog(accounts).ahead(own, own, arrival.weight, arrival.class)
 }
 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
@@ -311,67 +311,67 @@ fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskEr
     TaskError { queue_position: Some(ahead), ..error }
 }
 
-fn on_withdraw(state: &mut QueueState, books: &mut Accounts, seq: TaskSeq) {
+fn on_withdraw(state: &mut QueueState, accounts: &mut Accounts, seq: TaskSeq) {
     // Not here: it was dispatched just now, and whoever has it finds the seal.
-    if let Some(record) = state.queue.cancel(books, seq) {
+    if let Some(record) = state.queue.cancel(accounts, seq) {
         state.forget_deadline(&record);
     }
 }
 
-fn on_return(state: &mut QueueState, books: &mut Accounts, record: Arc<TaskRecord>) {
+fn on_return(state: &mut QueueState, accounts: &mut Accounts, record: Arc<TaskRecord>) {
     match record.phase() {
-        Phase::Queued if planted!(LoseReturned) => {}
-        Phase::Queued if planted!(ReturnedGoLast) => {
-            state.queue.settle(books, record.seq, Served::Nothing);
+        Phase::Queued if seeded_bug!(LoseReturned) => {}
+        Phase::Queued if seeded_bug!(ReturnedGoLast) => {
+            state.queue.settle(accounts, record.seq, Served::Nothing);
             state.note_deadline(&record);
-            state.queue.enqueue(books, record.arrival(), record.clone());
+            state.queue.enqueue(accounts, record.arrival(), record.clone());
             state.trace_queued(&record);
         }
-        Phase::Queued if pass_on(state, books, &record) => {}
+        Phase::Queued if migrate_one(state, accounts, &record) => {}
         Phase::Queued => {
             state.note_deadline(&record);
-            if state.queue.put_back(books, record.arrival(), record.clone()) {
+            if state.queue.put_back(accounts, record.arrival(), record.clone()) {
                 state.trace_queued(&record);
             }
         }
         // Sealed while it came back, when it was no longer out: nobody else tells the accounts.
-        Phase::Terminal => drop(state.queue.settle(books, record.seq, Served::Nothing)),
+        Phase::Terminal => drop(state.queue.settle(accounts, record.seq, Served::Nothing)),
         // Taken from the ledger meanwhile, and sent out again: what is charged is for that.
         Phase::Submitted | Phase::Assigned | Phase::Running => {}
     }
 }
 
 /// Takes what waits from the ledger, which knows it all; what is here already is there too.
-fn on_refill(state: &mut QueueState, books: &mut Accounts) {
-    if planted!(LoseQueue) {
+fn on_refill(state: &mut QueueState, accounts: &mut Accounts) {
+    if seeded_bug!(LoseQueue) {
         return;
     }
     for seq in state.queue.numbers() {
-        state.queue.cancel(books, seq);
+        state.queue.cancel(accounts, seq);
     }
     state.deadlines.clear();
-    settle(state, books);
+    settle(state, accounts);
     let mut out = BTreeSet::new();
     for record in state.runtime.ledger.unfinished_in(state.pool.position) {
         match record.phase() {
-            Phase::Queued => on_return(state, books, record),
+            Phase::Queued => on_return(state, accounts, record),
             Phase::Assigned | Phase::Running => drop(out.insert(record.seq)),
             Phase::Submitted | Phase::Terminal => {}
         }
     }
-    settle(state, books); // What ended during the scan.
+    settle(state, accounts); // What ended during the scan.
     // What is charged and not out came back to nobody: the message died with the last queue.
-    for seq in books.unsettled() {
+    for seq in accounts.unsettled() {
         if !out.contains(&seq) {
-            state.queue.settle(books, seq, Served::Nothing);
+            state.queue.settle(accounts, seq, Served::Nothing);
         }
     }
 }
 
 /// Ends every waiting task: the pool will not run it (ORCH-3018).
-fn turn_everybody_out(state: &mut QueueState, books: &mut Accounts) {
+fn fail_all_queued(state: &mut QueueState, accounts: &mut Accounts) {
     for seq in state.queue.numbers() {
-        let Some(record) = state.queue.cancel(books, seq) else { continue };
+        let Some(record) = state.queue.cancel(accounts, seq) else { continue };
         let _ = state.runtime.ledger.seal(&record, None, Terminal::Error(out(state))); // Cancelled just now.
     }
     state.deadlines.clear();

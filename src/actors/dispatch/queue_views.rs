@@ -8,7 +8,7 @@ use crate::actors::dispatch::queue::QueueState;
 use crate::actors::task::record::TaskRecord;
 use crate::core::fairness::Accounts;
 use crate::core::id::TaskSeq;
-use crate::core::queue::standing::{Picture, Standing};
+use crate::core::queue::position::{Picture, QueuePosition};
 use crate::core::task::Priority;
 use crate::core::units::Timestamp;
 
@@ -18,19 +18,19 @@ const PICTURE_AGE: Duration = Duration::from_millis(100);
 
 impl QueueState {
     /// Shows the depth to admission and to metrics, as of now.
-    pub(in crate::actors) fn publish(&self, books: &Accounts) {
+    pub(in crate::actors) fn publish(&self, accounts: &Accounts) {
         for class in Priority::ALL {
             self.pool.depth[class.index()].store(self.queue.len_of(class), Relaxed);
         }
-        *self.pool.crowd.lock() = self.queue.crowd(books);
+        *self.pool.backlog.lock() = self.queue.backlog(accounts);
         let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
         self.pool.wanted.store(wanted, Relaxed);
     }
 
     /// Why this task was not taken in.
-    pub(in crate::actors) fn no_room(&self, books: &Accounts, record: &TaskRecord) -> String {
+    pub(in crate::actors) fn no_room(&self, accounts: &Accounts, record: &TaskRecord) -> String {
         let (pool, client, depth) = (&self.pool, &record.request.client_id, self.queue.len());
-        let (own, bounds) = (books.waiting(client, record.priority()), &pool.config.queue);
+        let (own, bounds) = (accounts.waiting(client, record.priority()), &pool.config.queue);
         let mut text = format!(
             "the queue of pool {} has no room for client {client}: {depth} tasks wait, {own} of its own; its capacity is {}",
             pool.id, bounds.capacity
@@ -43,12 +43,12 @@ impl QueueState {
     }
 
     /// Where a task stands.
-    pub(in crate::actors) fn explain(&mut self, books: &Accounts, seq: TaskSeq) -> Option<Standing> {
+    pub(in crate::actors) fn explain(&mut self, accounts: &Accounts, seq: TaskSeq) -> Option<QueuePosition> {
         let now = self.pool.env.now();
         let is_good =
             |(at, picture): &(Timestamp, Picture)| picture.clients() > PICTURE_CLIENTS && now.since(*at) < PICTURE_AGE;
         let kept = self.picture.take().filter(is_good);
-        let (_, picture) = self.picture.insert(kept.unwrap_or_else(|| (now, self.queue.picture(books))));
-        self.queue.standing(books, picture, seq, |record| record.session().cloned())
+        let (_, picture) = self.picture.insert(kept.unwrap_or_else(|| (now, self.queue.picture(accounts))));
+        self.queue.standing(accounts, picture, seq, |record| record.session().cloned())
     }
 }

@@ -22,23 +22,23 @@ pub(crate) fn cancel(runtime: &RuntimeShared, record: &TaskRecord) -> bool {
 }
 
 /// One reader of a task. Dropped as the last one, it lets the task go after a while.
-pub(crate) struct Presence {
+pub(crate) struct ReaderGuard {
     record: Arc<TaskRecord>,
     runtime: Weak<RuntimeShared>,
 }
 
-impl Presence {
+impl ReaderGuard {
     /// Counts a reader in; `None` for a task that goes on without any.
     pub(crate) fn new(record: &Arc<TaskRecord>, runtime: &Arc<RuntimeShared>) -> Option<Self> {
         if record.request.on_disconnect == OnDisconnect::Keep {
             return None;
         }
         record.reader_comes();
-        Some(Presence { record: record.clone(), runtime: Arc::downgrade(runtime) })
+        Some(ReaderGuard { record: record.clone(), runtime: Arc::downgrade(runtime) })
     }
 }
 
-impl Drop for Presence {
+impl Drop for ReaderGuard {
     fn drop(&mut self) {
         let (Some(visits), Some(runtime)) = (self.record.reader_leaves(), self.runtime.upgrade()) else { return };
         // Outside of a tokio runtime nobody could wait: the task goes on, and ends as if it had been kept.
@@ -50,7 +50,7 @@ impl Drop for Presence {
             if !grace.is_zero() {
                 tokio::time::sleep(grace).await;
             }
-            if let (Some(runtime), true) = (runtime.upgrade(), record.desert_since(visits)) {
+            if let (Some(runtime), true) = (runtime.upgrade(), record.abandon_if_unread_since(visits)) {
                 cancel(&runtime, &record);
             }
         });

@@ -4,7 +4,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::actors::task::task_view::TaskView;
+use crate::actors::task::view::TaskView;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::failure::Cause;
 use crate::core::text::line::Message;

@@ -8,7 +8,7 @@ pub mod events;
 pub(crate) mod failures;
 pub(crate) mod gate;
 pub(crate) mod lingering;
-pub(crate) mod refusals;
+pub(crate) mod rejections;
 pub(in crate::actors) mod retained;
 
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::actors::ledger::failures::{FailedTask, Failures};
 use crate::actors::ledger::gate::Permit;
 use crate::actors::ledger::lingering::LingeringRoom;
 use crate::actors::ledger::retained::{Ended, Retained};
-use crate::actors::metrics::sample::note_end;
+use crate::actors::metrics::samples::note_end;
+use crate::actors::task::log;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_log;
-use crate::actors::task::task_view::SealedTask;
+use crate::actors::task::view::SealedTask;
 use crate::config::RetentionConfig;
 use crate::core::id::{ClientId, Epoch, TaskId, TaskSeq};
 use crate::core::pool::lifecycle::Intent;
 use crate::core::task::seed::effective_seed;
 use crate::core::task::trace::TraceKind;
-use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
+use crate::core::task::{FinishReason, Phase, TaskRequest, Terminal, TransitionError};
 use crate::core::units::Timestamp;
 use crate::env::Env;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// All tasks of one runtime.
 pub(crate) struct Ledger {
@@ -152,13 +152,13 @@ impl Ledger {
     /// Ends a task, and does all that follows from an end: counters, log, trace, memory. With `by`, only for that epoch.
     ///
     /// # Errors
-    /// [`Refusal`] when it has ended already, or that epoch is over; nothing happened.
+    /// [`TransitionError`] when it has ended already, or that epoch is over; nothing happened.
     pub(crate) fn seal(
         &self,
         record: &TaskRecord,
         by: Option<Epoch>,
         terminal: Terminal,
-    ) -> Result<SealedTask, Refusal> {
+    ) -> Result<SealedTask, TransitionError> {
         let now = self.env.now();
         let kind = match &terminal {
             Terminal::End { reason, .. } => TraceKind::Ended { seq: record.seq, reason: *reason },
@@ -169,7 +169,7 @@ impl Ledger {
         settle(record, &sealed);
         count_end(&sealed, &kind);
         note_end(record, &sealed, &kind);
-        task_log::ended(record, &sealed, &kind, self.logs_tasks);
+        log::ended(record, &sealed, &kind, self.logs_tasks);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
             if let Some(error) = record.view().error {
@@ -246,7 +246,7 @@ impl Ledger {
 fn settle(record: &TaskRecord, sealed: &SealedTask) {
     let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
     let Some(pool) = sealed.pool.as_ref().filter(|_| is_out) else { return };
-    if planted!(ForgetSettlement) {
+    if seeded_bug!(ForgetSettlement) {
         return;
     }
     pool.settlements.lock().push_back((record.seq, sealed.served));
@@ -270,8 +270,8 @@ fn count_end(sealed: &SealedTask, kind: &TraceKind) {
     }
     match kind {
         _ if !sealed.was.is_accepted() => 0, // Counted as a refusal, if at all.
-        TraceKind::Ended { reason: FinishReason::Canceled, .. } if sealed.deserted => {
-            counters.deserted.fetch_add(1, Relaxed)
+        TraceKind::Ended { reason: FinishReason::Canceled, .. } if sealed.abandoned => {
+            counters.abandoned.fetch_add(1, Relaxed)
         }
         TraceKind::Ended { reason: FinishReason::Canceled, .. } => counters.canceled.fetch_add(1, Relaxed),
         TraceKind::Ended { .. } => counters.completed.fetch_add(1, Relaxed),

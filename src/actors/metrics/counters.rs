@@ -20,7 +20,7 @@ pub(crate) struct Counters {
     /// Tasks of siblings' queues that were sent here because this pool was idle.
     pub(crate) taken_over: AtomicU64,
     /// Tasks that were cancelled because their readers were gone. Not counted in `canceled`.
-    pub(crate) deserted: AtomicU64,
+    pub(crate) abandoned: AtomicU64,
     /// Times that tasks waited beside free slots for a second. Each is a bug of ours.
     pub(crate) stalls: AtomicU64,
     /// Reloads that were completed, and that were undone.

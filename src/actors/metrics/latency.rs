@@ -1,6 +1,6 @@
 //! The latency actor: owns a pool's histograms, its tally of objectives and its clients' shares, and computes its percentiles.
 //!
-//! Whoever seals a task puts a sample into [`Samples`](crate::actors::metrics::sample::Samples) and knocks once; the actor takes all that are there. So
+//! Whoever seals a task puts a sample into [`Samples`](crate::actors::metrics::samples::Samples) and knocks once; the actor takes all that are there. So
 //! at most one message is under way however many tasks end, and what is not collected yet is bounded. Percentiles walk through whole
 //! histograms, so they are computed a few times a second at most, whatever the rate of tasks. While something is in a window the actor
 //! looks every ten seconds whether it has left; an idle pool costs nothing. A restart begins with empty histograms.
@@ -15,9 +15,9 @@ use histogram::{Histogram, Quantile, SampleQuantiles};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 
-use crate::actors::metrics::sample::{Run, Sample};
+use crate::actors::metrics::samples::{Run, Sample};
 use crate::actors::pool::shared::PoolShared;
-use crate::core::fairness::shares::{Given, Shares};
+use crate::core::fairness::usage::{Shares, UsageWindow};
 use crate::core::slo::objectives::{Tallies, Tally, Window};
 use crate::core::slo::rolling::{BUCKETS, Rolling, VALUE_US_MAX, middle_us};
 use crate::core::task::Priority;
@@ -120,7 +120,7 @@ pub struct LatencyView {
     /// How objectives were met, by class, in each of [`Window::ALL`].
     pub tallies: [[Tally; 2]; 2],
     /// What was given to whom in the last minute.
-    pub given: Given,
+    pub given: UsageWindow,
     /// Tokens a second that were generated over the last minute.
     pub tokens_per_s: f64,
 }
@@ -180,7 +180,7 @@ impl Actor for Latency {
         pool: Arc<PoolShared>,
     ) -> Result<LatencyState, ActorProcessingErr> {
         let rows = [rows(), rows()];
-        myself.cast(LatencyMsg::Collect)?; // Whoever knocked at a dead actor is heard now.
+        myself.cast(LatencyMsg::Collect)?; // Whoever collect_requested at a dead actor is heard now.
         let (tallies, shares, began_at) = (Default::default(), Shares::default(), pool.env.now());
         Ok(LatencyState { pool, rows, tallies, shares, began_at, armed: false, ages: false })
     }
@@ -208,7 +208,7 @@ fn rows() -> Vec<Row> {
 
 fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
     state.pool.env.fault_point("latency");
-    state.pool.samples.knocked.store(false, SeqCst); // First: a sample that comes now knocks again.
+    state.pool.samples.collect_requested.store(false, SeqCst); // First: a sample that comes now knocks again.
     let samples = std::mem::take(&mut *state.pool.samples.waiting.lock());
     if samples.is_empty() {
         return;

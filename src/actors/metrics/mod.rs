@@ -2,4 +2,4 @@
 
 pub(crate) mod counters;
 pub(crate) mod latency;
-pub(in crate::actors) mod sample;
+pub(in crate::actors) mod samples;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::core::device::health::{Change, Condition, Failure, Health};
 use crate::core::device::{DeviceInfo, DeviceSample, Inventory, Mig, Observation, Origin};
 use crate::core::id::{DeviceId, DeviceMask};
-use crate::core::pool::headroom::Need;
+use crate::core::pool::memory::Need;
 use crate::core::pool::restart::RestartPolicy;
 use crate::core::units::Timestamp;
 use crate::env::Env;

@@ -14,7 +14,7 @@ use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
 use crate::core::id::Epoch;
 use crate::core::task::trace::TraceKind;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// The slots of one worker. Numbers are the engine's own, from 0.
 pub(crate) struct SlotTable {
@@ -97,7 +97,7 @@ impl SlotTable {
 
 /// The KV cache of one worker, in tokens: what its tasks may come to need is set aside while they run.
 #[derive(Default)]
-pub(crate) struct KvBook {
+pub(crate) struct KvReservations {
     /// Tokens that it holds; 0 when unknown.
     capacity: AtomicU64,
     reserved: AtomicU64,
@@ -105,7 +105,7 @@ pub(crate) struct KvBook {
     is_full: AtomicBool,
 }
 
-impl KvBook {
+impl KvReservations {
     /// Tokens that it holds, when that is known.
     pub(crate) fn capacity(&self) -> Option<u64> {
         Some(self.capacity.load(Relaxed)).filter(|tokens| *tokens > 0)
@@ -135,12 +135,12 @@ impl KvBook {
         self.is_full.load(SeqCst)
     }
 
-    /// A task did not fit. Call [`KvBook::look_again`] behind it.
+    /// A task did not fit. Call [`KvReservations::look_again`] behind it.
     pub(crate) fn set_full(&self) {
         self.is_full.store(true, SeqCst);
     }
 
-    /// Whoever ended between the look that found no room and [`KvBook::set_full`] is not missed.
+    /// Whoever ended between the look that found no room and [`KvReservations::set_full`] is not missed.
     pub(crate) fn look_again(&self, fits_now: bool) {
         if fits_now {
             self.is_full.store(false, SeqCst);
@@ -169,7 +169,7 @@ impl SlotLease {
 
 impl Drop for SlotLease {
     fn drop(&mut self) {
-        if planted!(SlotTwice) {
+        if seeded_bug!(SlotTwice) {
             self.pool.replicas[self.replica as usize].slots.release(self.slot);
         }
         let place = &self.pool.replicas[self.replica as usize];

@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 
 use crate::actors::pool::replica::ReplicaShared;
 use crate::core::id::TaskSeq;
-use crate::core::pool::headroom::SETTLE;
+use crate::core::pool::memory::SETTLE;
 use crate::core::pool::outlier::{Outlier, OutlierPolicy, Verdict};
 use crate::core::units::Timestamp;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// What is known of a replica's conduct. Outlives its workers.
 pub(crate) struct OutlierDetection {
@@ -81,7 +81,7 @@ impl ReplicaShared {
     pub(crate) fn note_busy(&self, now: Timestamp, asked: Option<Duration>) -> Timestamp {
         let beside = self.slots.used().saturating_sub(1);
         let mut record = self.outlier.record.lock();
-        let asked = asked.filter(|_| !planted!(IgnoreRetryAfter));
+        let asked = asked.filter(|_| !seeded_bug!(IgnoreRetryAfter));
         let until = record.on_busy(now, asked, beside);
         self.outlier.ejections.fetch_add(1, Relaxed);
         self.apply(&record, now);
@@ -116,11 +116,11 @@ impl ReplicaShared {
 
     fn apply(&self, record: &Outlier, now: Timestamp) {
         self.outlier.is_in_trouble.store(!record.is_clean(), Relaxed);
-        if planted!(NeverEject) {
+        if seeded_bug!(NeverEject) {
             return;
         }
         let allowance = record.allowance(now, self.slots.total());
-        self.slots.set_ceiling(if planted!(NoSlowStart) && allowance > 0 { self.slots.total() } else { allowance });
+        self.slots.set_ceiling(if seeded_bug!(NoSlowStart) && allowance > 0 { self.slots.total() } else { allowance });
     }
 
     /// The context that its runs share was full for this task. Returns whether that was so a moment ago for another one: a whole batch is

@@ -19,20 +19,20 @@ use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::trace::TraceKind;
 use crate::core::text::line::{Message, Name};
 use crate::core::units::{Timestamp, millis_ceil};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// A model as a pool has it. Each reload makes a new one, with a number of its own.
-pub(crate) struct Edition {
+pub(crate) struct Revision {
     pub(crate) generation: u64,
     pub(crate) spec: Arc<ModelSpec>,
     /// The pool's configuration with this model, for its engines.
     pub(crate) config: Arc<PoolConfig>,
 }
 
-impl Edition {
+impl Revision {
     /// The one that the configuration names.
     pub(crate) fn first(config: &Arc<PoolConfig>) -> Arc<Self> {
-        Arc::new(Edition { generation: 0, spec: Arc::new(config.model_spec()), config: config.clone() })
+        Arc::new(Revision { generation: 0, spec: Arc::new(config.model_spec()), config: config.clone() })
     }
 
     /// The same for all that give the same tokens, as far as configurations can know.
@@ -51,7 +51,7 @@ pub enum ReloadState {
     /// Replicas are being replaced.
     Rolling,
     /// It failed, and the replicas get their old model back.
-    WalkingBack,
+    RollingBack,
     /// All replicas have the new model.
     Done,
     /// It failed, and all replicas have their old model.
@@ -79,8 +79,8 @@ pub struct ReloadView {
 
 /// What a pool serves, and its reload if one is under way.
 pub(crate) struct Reloads {
-    serving: Arc<Edition>,
-    roll: Option<Roll>,
+    serving: Arc<Revision>,
+    roll: Option<ReloadProgress>,
     /// What the last completed reload replaced.
     before: Option<Arc<ModelSpec>>,
     /// The last that ended.
@@ -88,17 +88,17 @@ pub(crate) struct Reloads {
     newest: u64,
 }
 
-struct Roll {
-    from: Arc<Edition>,
-    to: Arc<Edition>,
+struct ReloadProgress {
+    from: Arc<Revision>,
+    to: Arc<Revision>,
     failed: Option<Message>,
     began_at: Timestamp,
     /// When it last came a step further.
     progress_at: Timestamp,
 }
 
-impl Roll {
-    fn goal(&self) -> &Arc<Edition> {
+impl ReloadProgress {
+    fn goal(&self) -> &Arc<Revision> {
         if self.failed.is_some() { &self.from } else { &self.to }
     }
 
@@ -115,7 +115,7 @@ impl Roll {
 }
 
 impl Reloads {
-    pub(crate) fn new(serving: Arc<Edition>) -> Self {
+    pub(crate) fn new(serving: Arc<Revision>) -> Self {
         Reloads { serving, roll: None, before: None, last: None, newest: 0 }
     }
 }
@@ -123,26 +123,26 @@ impl Reloads {
 /// A worker's part in a reload. Written by the pool's supervisor.
 pub(crate) struct Part {
     /// The model that it has, or is to load.
-    pub(crate) edition: parking_lot::Mutex<Arc<Edition>>,
+    pub(crate) revision: parking_lot::Mutex<Arc<Revision>>,
     /// Whether it may be given tasks.
     pub(crate) in_service: AtomicBool,
 }
 
 impl Part {
-    pub(crate) fn new(edition: Arc<Edition>) -> Self {
-        Part { edition: parking_lot::Mutex::new(edition), in_service: AtomicBool::new(true) }
+    pub(crate) fn new(revision: Arc<Revision>) -> Self {
+        Part { revision: parking_lot::Mutex::new(revision), in_service: AtomicBool::new(true) }
     }
 }
 
 impl ReplicaShared {
     /// The model that it has, or is loading.
-    pub(crate) fn edition(&self) -> Arc<Edition> {
-        self.part.edition.lock().clone()
+    pub(crate) fn revision(&self) -> Arc<Revision> {
+        self.part.revision.lock().clone()
     }
 
     fn seen(&self) -> Seen {
         Seen {
-            generation: self.edition().generation,
+            generation: self.revision().generation,
             is_loaded: self.is_loaded(),
             in_service: self.part.in_service.load(SeqCst),
             is_busy: self.slots.used() > 0,
@@ -153,7 +153,7 @@ impl ReplicaShared {
 /// What the supervisor is to do for a reload.
 pub(crate) struct Plan {
     pub(crate) step: Step,
-    pub(crate) goal: Arc<Edition>,
+    pub(crate) goal: Arc<Revision>,
     /// The reload's number: should another have begun since, this plan is void.
     pub(crate) of: u64,
     pub(crate) is_way_back: bool,
@@ -163,7 +163,7 @@ pub(crate) struct Plan {
 
 impl PoolShared {
     /// What the pool serves now. A short lock, taken once for each task at admission; the supervisor holds it for moments.
-    pub(crate) fn edition(&self) -> Arc<Edition> {
+    pub(crate) fn revision(&self) -> Arc<Revision> {
         self.reloads.lock().serving.clone()
     }
 
@@ -171,7 +171,7 @@ impl PoolShared {
     pub(crate) fn serves_the_same_as(&self, identity: &ReplicaIdentity) -> bool {
         let pinned = self.pinned.lock().clone();
         let same = |pinned: &(Name, Name)| pinned.0 == identity.engine_version && pinned.1 == identity.model_digest;
-        pinned.is_none_or(|pinned| same(&pinned)) && self.edition().spec == identity.spec
+        pinned.is_none_or(|pinned| same(&pinned)) && self.revision().spec == identity.spec
     }
 
     /// Begins a reload.
@@ -207,17 +207,18 @@ impl PoolShared {
             reloads.last = Some(roll.view(ReloadState::Undone, self.env.now()));
         }
         reloads.newest += 1;
-        let to = Edition { generation: reloads.newest, spec: Arc::new(spec), config: Arc::new(config) };
+        let to = Revision { generation: reloads.newest, spec: Arc::new(spec), config: Arc::new(config) };
         let now = self.env.now();
         tracing::info!(pool_id = %self.id, from = %from.spec.model, to = %to.spec.model, "a reload begins");
-        reloads.roll = Some(Roll { from, to: Arc::new(to), failed: None, began_at: now, progress_at: now });
+        reloads.roll = Some(ReloadProgress { from, to: Arc::new(to), failed: None, began_at: now, progress_at: now });
         Ok(())
     }
 
     /// The reload that is under way, else the last that ended.
     pub(crate) fn reload_view(&self) -> Option<ReloadView> {
         let reloads = self.reloads.lock();
-        let state = |roll: &Roll| if roll.failed.is_some() { ReloadState::WalkingBack } else { ReloadState::Rolling };
+        let state =
+            |roll: &ReloadProgress| if roll.failed.is_some() { ReloadState::RollingBack } else { ReloadState::Rolling };
         let under_way = reloads.roll.as_ref().map(|roll| roll.view(state(roll), self.env.now()));
         under_way.or_else(|| reloads.last.clone())
     }
@@ -252,7 +253,7 @@ impl PoolShared {
             (step, _) => step,
         };
         let is_served = serving == goal.generation;
-        let step = if planted!(HalfReload) && is_served { Step::Done } else { step };
+        let step = if seeded_bug!(HalfReload) && is_served { Step::Done } else { step };
         Some(Plan { step, goal, of, is_way_back, is_served })
     }
 
@@ -319,11 +320,11 @@ impl PoolShared {
     }
 
     /// From here on the pool serves `goal`. No two replicas with different models are in service at any moment.
-    pub(crate) fn change_over(&self, goal: &Arc<Edition>) {
-        let has_goal = |replica: &&ReplicaShared| replica.edition().generation == goal.generation;
+    pub(crate) fn change_over(&self, goal: &Arc<Revision>) {
+        let has_goal = |replica: &&ReplicaShared| replica.revision().generation == goal.generation;
         let identity = self.replicas.iter().filter(has_goal).find_map(|replica| replica.identity.lock().clone());
         *self.pinned.lock() = None; // Siblings lend nothing until it is known what they would lend to.
-        for replica in self.replicas.iter().filter(|replica| !has_goal(replica) && !planted!(TwoModels)) {
+        for replica in self.replicas.iter().filter(|replica| !has_goal(replica) && !seeded_bug!(TwoModels)) {
             replica.part.in_service.store(false, SeqCst);
         }
         self.reloads.lock().serving = goal.clone();

@@ -7,21 +7,21 @@ use parking_lot::Mutex;
 
 use crate::actors::kit::address::Address;
 use crate::actors::ledger::events::RuntimeEvent;
-use crate::actors::pool::lease::{KvBook, SlotTable};
+use crate::actors::pool::lease::{KvReservations, SlotTable};
 use crate::actors::pool::outlier::OutlierDetection;
-use crate::actors::pool::reload::{Edition, Part};
+use crate::actors::pool::reload::{Part, Revision};
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::worker::messages::WorkerMsg;
 use crate::actors::worker::self_test::SelfTest;
 use crate::core::id::{DeviceMask, ReplicaId};
-use crate::core::pool::headroom::SlotEstimate;
 use crate::core::pool::lifecycle::ReplicaState;
+use crate::core::pool::memory::SlotEstimate;
 use crate::core::pool::placement::Candidate;
 use crate::core::task::failure::Cause;
 use crate::core::text::line::Message;
 use crate::core::units::{Timestamp, VramBytes};
 use crate::gpu::dyn_engine::DynEngine;
-use crate::gpu::engine::{EngineError, EngineSite, Telemetry};
+use crate::gpu::engine::{EngineError, Teardown, Telemetry};
 
 /// One worker's place. Its slots and its engine outlive the actors around them.
 pub(crate) struct ReplicaShared {
@@ -33,7 +33,7 @@ pub(crate) struct ReplicaShared {
     /// Why it cannot be served on these devices, if so.
     pub(crate) fault: Option<String>,
     pub(crate) slots: SlotTable,
-    pub(crate) kv: KvBook,
+    pub(crate) kv: KvReservations,
     /// Slots that it is good for. Written by whoever learns that its device ran out of memory, and by its worker as time goes by.
     pub(crate) estimate: Mutex<SlotEstimate>,
     /// Slots that its engine was started for.
@@ -49,7 +49,7 @@ pub(crate) struct ReplicaShared {
     /// and the next workers adopt them; a worker that dies by itself has its engine discarded by its supervisor.
     pub(crate) engine: Mutex<Option<Arc<dyn DynEngine>>>,
     /// What earlier engines have left that is still ending.
-    pub(crate) site: EngineSite,
+    pub(crate) site: Teardown,
     /// Since when the worker has been Ready in its current life. Written by it, taken by its supervisor.
     pub(crate) ready_since: Mutex<Option<Timestamp>>,
     /// What the engine said of itself when it was loaded.
@@ -86,23 +86,23 @@ pub(crate) struct ReplicaShared {
 }
 
 impl ReplicaShared {
-    pub(in crate::actors) fn new(id: ReplicaId, mask: DeviceMask, slots: u32, edition: Arc<Edition>) -> Self {
-        let policy = edition.config.resume.outlier_policy();
+    pub(in crate::actors) fn new(id: ReplicaId, mask: DeviceMask, slots: u32, revision: Arc<Revision>) -> Self {
+        let policy = revision.config.resume.outlier_policy();
         ReplicaShared {
             id,
             mask,
             cpus: Arc::default(),
             fault: None,
             slots: SlotTable::new(slots),
-            kv: KvBook::default(),
+            kv: KvReservations::default(),
             estimate: Mutex::new(SlotEstimate::new(slots)),
             slots_started: AtomicU32::new(slots),
             last_processes: Mutex::default(),
             worker: Address::default(),
             state: Mutex::new(ReplicaState::Preloading),
-            part: Part::new(edition),
+            part: Part::new(revision),
             engine: Mutex::new(None),
-            site: EngineSite::default(),
+            site: Teardown::default(),
             ready_since: Mutex::new(None),
             identity: Mutex::new(None),
             telemetry: Mutex::default(),

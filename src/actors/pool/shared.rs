@@ -17,33 +17,33 @@ use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
 use crate::actors::metrics::latency::{LatencyMsg, LatencyView};
-use crate::actors::metrics::sample::Samples;
-use crate::actors::pool::abroad::{Abroad, Better};
+use crate::actors::metrics::samples::Samples;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Table;
-use crate::actors::pool::reload::{Edition, Reloads};
+use crate::actors::pool::reload::{Reloads, Revision};
+use crate::actors::pool::remote::{LocalPreference, RemotePool};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
 use crate::config::{CTX_DEFAULT, ConfigError, PoolConfig, Resolved};
 use crate::core::fairness::{Accounts, Served};
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::pool::lifecycle::{Intent, PoolState, ReplicaState, next_try};
-use crate::core::queue::full::FullPolicy;
-use crate::core::queue::predict::{Crowd, ServiceRate};
+use crate::core::queue::overflow::FullPolicy;
+use crate::core::queue::predict::{Backlog, ServiceRate};
 use crate::core::slo::objectives::Objectives;
 use crate::core::task::resume::{DeterminismClass, LossRule};
 use crate::core::task::{Priority, TaskRequest};
 use crate::core::text::line::Name;
 use crate::env::Env;
 use crate::gpu::dyn_engine::EngineFactory;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// One pool.
 pub(crate) struct PoolShared {
     /// Its number. Of those that a runtime starts with, the place in the configuration.
     pub(crate) position: u16,
     pub(crate) id: PoolId,
-    /// As it was configured. What a reload may change is in its edition.
+    /// As it was configured. What a reload may change is in its revision.
     pub(crate) config: Arc<PoolConfig>,
     /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which carries it out.
     pub(crate) reloads: Mutex<Reloads>,
@@ -74,9 +74,9 @@ pub(crate) struct PoolShared {
     /// Tasks that could use a slot now: all that wait, while any of them may run. Written by the queue.
     pub(crate) wanted: AtomicU32,
     /// Who waits, in numbers. Written by the queue.
-    pub(crate) crowd: Mutex<Crowd>,
+    pub(crate) backlog: Mutex<Backlog>,
     /// Who has been served how much. Written by the queue, which it outlives; locked once for each of its messages.
-    pub(crate) books: Mutex<Accounts>,
+    pub(crate) accounts: Mutex<Accounts>,
     /// Tasks that have ended since the queue last looked, and what was computed for them. Never more than were out.
     pub(crate) settlements: Mutex<VecDeque<(TaskSeq, Served)>>,
     /// What the pool lately delivered. Written by the pool manager.
@@ -98,12 +98,12 @@ pub(crate) struct PoolShared {
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     others: RwLock<Arc<[Weak<PoolShared>]>>,
     /// The other node's pool that its engine is, if it is one. Written once, before it serves.
-    pub(in crate::actors) abroad: OnceLock<Abroad>,
-    pub(in crate::actors) better: Better,
+    pub(in crate::actors) remote: OnceLock<RemotePool>,
+    pub(in crate::actors) local_preference: LocalPreference,
     /// It has left the configuration, and ends when it is through with its tasks.
     pub(in crate::actors) is_leaving: AtomicBool,
     /// The first pool that is younger than its leaving; those from there on wait for its devices.
-    pub(in crate::actors) leaves_before: AtomicU32,
+    pub(in crate::actors) retired_before: AtomicU32,
     /// The pool that takes its place, if one does.
     pub(in crate::actors) successor: OnceLock<Arc<PoolShared>>,
 }
@@ -119,13 +119,13 @@ impl PoolShared {
         let id = PoolId::parse(&config.id)
             .map_err(|error| ConfigError { path: format!("pools[{row}].id"), message: error.to_string() })?;
         let config = Arc::new(config);
-        let edition = Edition::first(&config);
+        let revision = Revision::first(&config);
         let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
             let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
             let fault = resolved.fault_of(row, index).map(ToString::to_string);
             let mask = replica.mask()?;
             let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
-            let place = ReplicaShared::new(replica_id, mask, config.slots, edition.clone());
+            let place = ReplicaShared::new(replica_id, mask, config.slots, revision.clone());
             if let Some(tokens) = config.memory.kv_tokens {
                 place.kv.set_capacity(tokens);
             }
@@ -135,14 +135,14 @@ impl PoolShared {
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
         let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
         let slots = config.slots.saturating_mul(config.replicas.len() as u32);
-        let books = Mutex::new(Accounts::new(config.cost.weights(), config.queue.class_weights()));
+        let accounts = Mutex::new(Accounts::new(config.cost.weights(), config.queue.class_weights()));
         Ok(Arc::new(PoolShared {
             position,
             mask: config.mask()?,
             id,
             config,
-            family: AtomicU64::new(edition.family()),
-            reloads: Mutex::new(Reloads::new(edition)),
+            family: AtomicU64::new(revision.family()),
+            reloads: Mutex::new(Reloads::new(revision)),
             env,
             devices,
             factory,
@@ -157,14 +157,14 @@ impl PoolShared {
             intent: AtomicU8::new(0),
             depth: Default::default(),
             wanted: AtomicU32::new(0),
-            crowd: Mutex::default(),
+            backlog: Mutex::default(),
             others: RwLock::default(),
-            abroad: OnceLock::new(),
-            better: Better::default(),
+            remote: OnceLock::new(),
+            local_preference: LocalPreference::default(),
             is_leaving: AtomicBool::new(false),
-            leaves_before: AtomicU32::new(u32::MAX),
+            retired_before: AtomicU32::new(u32::MAX),
             successor: OnceLock::new(),
-            books,
+            accounts,
             settlements: Mutex::default(),
             rate: Mutex::new(ServiceRate { slots_ready: 0, slots, hold_mean, measured: false }),
             held: Mutex::default(),
@@ -201,10 +201,10 @@ impl PoolShared {
 
     /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that
     /// is gone may run in a pool of the same set.
-    pub(crate) fn is_out(&self) -> bool {
+    pub(crate) fn is_unavailable(&self) -> bool {
         match self.state() {
             PoolState::Stopped => true,
-            PoolState::Broken => !(self.is_remote() && self.siblings().any(|other| other.replicas_ready() > 0)),
+            PoolState::Broken => !(self.is_remote() && self.peers().any(|other| other.replicas_ready() > 0)),
             _ => false,
         }
     }
@@ -217,11 +217,12 @@ impl PoolShared {
     /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back if it is refused;
     /// `None` is a client of whom nothing waits.
     pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> (Duration, Duration) {
-        let crowd = *self.crowd.lock();
-        // The books are locked only when somebody waits.
-        let own =
-            client.filter(|_| crowd.count != [0; 2]).map_or(0, |(client, _)| self.books.lock().waiting(client, class));
-        let ahead = crowd.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
+        let backlog = *self.backlog.lock();
+        // The accounts are locked only when somebody waits.
+        let own = client
+            .filter(|_| backlog.count != [0; 2])
+            .map_or(0, |(client, _)| self.accounts.lock().waiting(client, class));
+        let ahead = backlog.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
         let rate = *self.rate.lock();
         let is_free = ahead == 0 && self.slots_free() > 0;
         if is_free { Default::default() } else { (rate.wait(ahead), rate.advice(ahead)) }
@@ -240,8 +241,8 @@ impl PoolShared {
     /// The determinism class of its engines: what is stated, `none` where one does not even repeat itself alone, else what all have shown,
     /// if they have shown any.
     pub(crate) fn told_class(&self) -> Option<DeterminismClass> {
-        let served = self.edition().generation;
-        let serve = self.replicas.iter().filter(|replica| replica.edition().generation == served);
+        let served = self.revision().generation;
+        let serve = self.replicas.iter().filter(|replica| replica.revision().generation == served);
         let shown = || serve.filter_map(|replica| *replica.self_test.lock());
         self.config.determinism_class.or_else(|| {
             let worst = shown().map(|shown| (shown.repeats_alone, shown.determinism_class)).min()?;
@@ -261,8 +262,8 @@ impl PoolShared {
     }
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
-    pub(crate) fn siblings(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
-        self.relatives().filter(|other| self.is_same_set(other))
+    pub(crate) fn peers(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+        self.same_spec().filter(|other| self.is_same_set(other))
     }
 
     /// Every other pool with its engine, whatever it serves now.
@@ -272,14 +273,14 @@ impl PoolShared {
     }
 
     /// Every pool that is one set with this one as far as what they are to serve goes.
-    pub(crate) fn relatives(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
+    pub(crate) fn same_spec(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
         let family = self.family.load(Relaxed);
         self.others().filter(move |other| other.family.load(Relaxed) == family)
     }
 
     /// Whether tasks wait in a sibling's queue that could use a slot.
-    pub(crate) fn is_wanted_by_siblings(&self) -> bool {
-        self.relatives().any(|other| other.wanted.load(Relaxed) > 0)
+    pub(crate) fn is_wanted_by_peers(&self) -> bool {
+        self.same_spec().any(|other| other.wanted.load(Relaxed) > 0)
     }
 
     /// Whether the two pools are one replica set (ORCH-3007), by all that is known of them so far.
@@ -312,16 +313,16 @@ impl PoolShared {
 
     /// Tasks that are charged and have not ended.
     pub(crate) fn unsettled(&self) -> usize {
-        let books = self.books.lock(); // Held over both: the queue takes a settlement and its charge away under it.
-        let ended = self.settlements.lock().iter().filter(|(seq, _)| books.is_charged(*seq)).count();
-        books.charged() - ended
+        let accounts = self.accounts.lock(); // Held over both: the queue takes a settlement and its charge away under it.
+        let ended = self.settlements.lock().iter().filter(|(seq, _)| accounts.is_charged(*seq)).count();
+        accounts.charged() - ended
     }
 
     /// Clients with tasks that wait or run: name, weight, tasks that wait in each class, tasks that run.
     pub(crate) fn busy_clients(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
-        let books = self.books.lock(); // Held over both, as above.
+        let accounts = self.accounts.lock(); // Held over both, as above.
         let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
-        books.busy(&ended)
+        accounts.busy(&ended)
     }
 
     /// Free slots of the replicas that are Ready.
@@ -352,7 +353,7 @@ impl PoolShared {
 
     /// Tells the pool manager that slots, replicas or the queue have changed, unless it is about to look anyway.
     pub(crate) fn nudge_manager(&self) {
-        if !self.nudged.swap(true, SeqCst) && !self.manager.cast(PoolManagerMsg::LookAround) {
+        if !self.nudged.swap(true, SeqCst) && !self.manager.cast(PoolManagerMsg::Reconcile) {
             self.nudged.store(false, SeqCst); // Nobody there: the next pool manager looks when it has its address.
         }
     }
@@ -370,11 +371,11 @@ impl PoolShared {
     /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it hears
     /// from the next task anyway.
     pub(crate) fn nudge_manager_if_starving(&self) {
-        if planted!(LostNudge) {
+        if seeded_bug!(LostNudge) {
             return;
         }
         fence(SeqCst);
-        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_siblings() {
+        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_peers() {
             self.nudge_manager();
         }
     }

@@ -16,7 +16,7 @@ use crate::actors::pool::shared::PoolShared;
 use crate::config::{ClientConfig, Config};
 #[cfg(feature = "cluster")]
 use crate::core::admission::limits::Held;
-use crate::core::admission::limits::{Exceeded, Limits, Quotas, Take, Usage};
+use crate::core::admission::limits::{Demand, Exceeded, Limits, Quotas, Usage};
 use crate::core::id::{ClientId, PoolId};
 use crate::core::units::{Timestamp, Tokens};
 
@@ -57,7 +57,7 @@ impl Policy {
 }
 
 /// One client. What it uses is counted only where something limits it: only then a record has a
-/// [`Claim`](crate::actors::quota::claim::Claim).
+/// [`Reservation`](crate::actors::quota::reservation::Reservation).
 pub(crate) struct ClientShared {
     /// Written when the configuration changes.
     policy: RwLock<Arc<Policy>>,
@@ -116,7 +116,7 @@ impl ClientShared {
     }
 
     /// Takes a new task in, to wait.
-    pub(crate) fn admit(&self, now: Timestamp, take: Take) -> Result<(), Exceeded> {
+    pub(crate) fn admit(&self, now: Timestamp, take: Demand) -> Result<(), Exceeded> {
         let policy = self.policy();
         #[cfg(not(feature = "cluster"))]
         let limits = policy.limits;
@@ -164,7 +164,7 @@ impl ClientShared {
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
-    pub(crate) fn start(&self, take: Take, pool: &Arc<PoolShared>) -> bool {
+    pub(crate) fn start(&self, take: Demand, pool: &Arc<PoolShared>) -> bool {
         let policy = self.policy();
         let mut state = self.state.lock();
         #[cfg(not(feature = "cluster"))]
@@ -179,7 +179,7 @@ impl ClientShared {
     }
 
     /// A task was not accepted after all.
-    pub(crate) fn undo(&self, take: Take) {
+    pub(crate) fn undo(&self, take: Demand) {
         self.change(|usage| usage.undo(take), None);
     }
 
@@ -189,12 +189,12 @@ impl ClientShared {
     }
 
     /// A running task waits again.
-    pub(crate) fn give_back(&self, client: &ClientId, take: Take) {
+    pub(crate) fn give_back(&self, client: &ClientId, take: Demand) {
         self.change(|usage| usage.give_back(take), Some(client));
     }
 
     /// A running task ends.
-    pub(crate) fn end(&self, client: &ClientId, take: Take, unused: Tokens) {
+    pub(crate) fn end(&self, client: &ClientId, take: Demand, unused: Tokens) {
         self.change(|usage| usage.end(take, unused), Some(client));
     }
 
@@ -220,7 +220,7 @@ pub(crate) struct Clients {
     /// Written when the configuration changes.
     listed: RwLock<Listed>,
     /// Clients that are not listed, each with its own limits. One short lock for each of their tasks.
-    strangers: Mutex<Strangers>,
+    strangers: Mutex<UnlistedClients>,
 }
 
 struct Listed {
@@ -231,7 +231,7 @@ struct Listed {
 }
 
 #[derive(Default)]
-struct Strangers {
+struct UnlistedClients {
     known: HashMap<ClientId, (u64, Arc<ClientShared>)>,
     /// The client seen longest ago first. Invariant: one entry for each of `known`, under its turn.
     by_use: BTreeMap<u64, ClientId>,
@@ -314,7 +314,7 @@ impl Clients {
     }
 }
 
-impl Strangers {
+impl UnlistedClients {
     /// Lets one go, who has come to be listed.
     fn take(&mut self, client: &ClientId) -> Option<Arc<ClientShared>> {
         let (turn, shared) = self.known.remove(client)?;

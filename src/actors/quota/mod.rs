@@ -1,4 +1,4 @@
 //! What a client may do, and what it uses of that now.
 
-pub(crate) mod claim;
 pub(crate) mod clients;
+pub(crate) mod reservation;

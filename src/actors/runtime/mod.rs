@@ -13,7 +13,7 @@ use crate::actors::admission::sessions::SessionsMsg;
 use crate::actors::kit::address::Address;
 use crate::actors::ledger::Ledger;
 use crate::actors::ledger::gate::IntakeGate;
-use crate::actors::ledger::refusals::Refusals;
+use crate::actors::ledger::rejections::RejectionCache;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Pools;
 use crate::actors::pool::shared::PoolShared;
@@ -46,12 +46,12 @@ pub(crate) struct RuntimeShared {
     pub(crate) sessions: Address<SessionsMsg>,
     /// Conversations that were served here, for other nodes.
     #[cfg(feature = "cluster")]
-    pub(crate) warmed: crate::actors::admission::sessions::WarmedSet,
-    /// Refusals before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
+    pub(crate) warmed: crate::actors::admission::sessions::SessionLocations,
+    /// RejectionCache before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
     pub(crate) rejected: [AtomicU64; 9],
-    /// Refusals by limits that are no queue's, by [`LIMITS`].
+    /// RejectionCache by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
-    pub(crate) refusals: Refusals,
+    pub(crate) refusals: RejectionCache,
     /// What the host program does with each request.
     pub(crate) hook: Option<Hook>,
     /// Models that are brought in by percentage.
@@ -96,7 +96,7 @@ impl RuntimeShared {
             warmed: Default::default(),
             rejected: Default::default(),
             limited: Default::default(),
-            refusals: Refusals::default(),
+            refusals: RejectionCache::default(),
             hook: None,
             rollouts: Rollouts::default(),
             rollouts_watch: Address::default(),

@@ -36,7 +36,7 @@ pub struct ReplicaIdentity {
     pub spec: Arc<ModelSpec>,
     /// Longest context of one task by the engine's word, in tokens.
     pub ctx: Option<u32>,
-    /// The pool's edition that it has.
+    /// The pool's revision that it has.
     pub(crate) generation: u64,
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::actors::task::record::TaskRecord;
 use crate::core::id::Epoch;
 use crate::core::units::Timestamp;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 impl TaskRecord {
     /// The attempt of this epoch was none: nothing of it has run. Returns whether it is the newest.
@@ -53,7 +53,7 @@ impl TaskRecord {
     /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a sibling.
     pub(crate) fn runs_again(&self) -> bool {
         let (attempts, tokens) = self.progress();
-        let attempts = if planted!(NoAttemptBound) { 0 } else { attempts };
+        let attempts = if seeded_bug!(NoAttemptBound) { 0 } else { attempts };
         self.pool().map(|home| home.loss_rule(&self.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
     }
 

@@ -140,7 +140,7 @@ fn no_order_of_cancel_end_failover_and_drain_breaks_a_promise() {
     let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let replica = ReplicaId { pool: PoolId::parse("p").expect("valid"), index: 0 };
     let (engine, engine_version, model_digest) = (String::new(), Name::default(), Name::default());
-    let (process_id, spec, ctx, generation) = (None, pool.edition().spec.clone(), None, 0);
+    let (process_id, spec, ctx, generation) = (None, pool.revision().spec.clone(), None, 0);
     let identity =
         Arc::new(ReplicaIdentity { replica, engine, engine_version, model_digest, process_id, spec, ctx, generation });
     let (mut ended_by, mut resumed) = (std::collections::BTreeMap::<&str, u64>::new(), 0_u64);

@@ -14,15 +14,15 @@ use crate::actors::kit::host_span::{self, HostSpan};
 use crate::actors::ledger::gate::Permit;
 use crate::actors::ledger::lingering::Readership;
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::quota::claim::Claim;
+use crate::actors::quota::reservation::Reservation;
 use crate::actors::task::event_log::{EventLog, ReplicaIdentity, Started};
+use crate::actors::task::log;
 use crate::actors::task::replay::{Repeated, Replay};
 use crate::actors::task::route::Route;
-use crate::actors::task::task_log;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
-use crate::core::task::{Phase, Priority, Refusal, Step, TaskRequest};
+use crate::core::task::{Phase, Priority, Step, TaskRequest, TransitionError};
 use crate::core::units::{Timestamp, Tokens, millis_ceil};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// One task.
 pub(crate) struct TaskRecord {
@@ -59,13 +59,13 @@ pub(in crate::actors) struct State {
     /// Pieces that are the rest of one that an earlier attempt had cut elsewhere: no tokens of their own.
     rests: u32,
     /// It is an attempt of another node's: its limits are counted there.
-    pub(in crate::actors) is_guest: bool,
+    pub(in crate::actors) is_inbound: bool,
     /// Where the task was routed to; `None` before that.
     pub(in crate::actors) route: Option<Route>,
     /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
     pub(in crate::actors) runs_in: Option<Arc<PoolShared>>,
     /// Its part of its client's limits; settled when the log is sealed.
-    pub(in crate::actors) claim: Option<Claim>,
+    pub(in crate::actors) claim: Option<Reservation>,
     /// The replica that served the task's session last.
     pub(in crate::actors) affinity: Option<Arc<ReplicaIdentity>>,
     /// It was sent to that replica's pool unasked.
@@ -98,7 +98,7 @@ pub(in crate::actors) struct State {
     pub(in crate::actors) readers: u32,
     pub(in crate::actors) visits: u64,
     /// All readers have left for good.
-    pub(in crate::actors) deserted: bool,
+    pub(in crate::actors) abandoned: bool,
     /// The place at the intake gate; given back when the log is sealed.
     pub(in crate::actors) permit: Option<Permit>,
     pub(in crate::actors) host_span: HostSpan,
@@ -121,7 +121,7 @@ impl TaskRecord {
             log: EventLog::default(),
             replay: Replay::default(),
             rests: 0,
-            is_guest: false,
+            is_inbound: false,
             route: None,
             runs_in: None,
             claim: None,
@@ -144,7 +144,7 @@ impl TaskRecord {
             reader_waits: false,
             readers: 0,
             visits: 0,
-            deserted: false,
+            abandoned: false,
             permit: Some(permit),
             host_span: host_span::current(),
         };
@@ -169,13 +169,13 @@ impl TaskRecord {
     }
 
     /// The queue takes the task in: from here on it is promised an end.
-    pub(crate) fn admit(&self, position: u64, predicted: Duration) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, position: u64, predicted: Duration) -> Result<(), TransitionError> {
         let mut state = self.state.lock();
         state.step(Step::Admit)?;
         (state.queue_position, state.predicted_start, state.accepted) = (position, predicted, true);
         state.permit.iter_mut().for_each(|permit| permit.is_accepted = true);
         self.wake_readers(state); // Somebody may wait for the decision.
-        task_log::step(self, "accepted");
+        log::step(self, "accepted");
         Ok(())
     }
 
@@ -218,7 +218,7 @@ impl TaskRecord {
     }
 
     /// The queue hands the task towards a worker; a new epoch begins.
-    pub(crate) fn assign(&self, runs_in: &Arc<PoolShared>) -> Result<Epoch, Refusal> {
+    pub(crate) fn assign(&self, runs_in: &Arc<PoolShared>) -> Result<Epoch, TransitionError> {
         let mut state = self.state.lock();
         state.step(Step::Assign)?;
         state.epoch.0 += 1;
@@ -227,7 +227,7 @@ impl TaskRecord {
     }
 
     /// The task comes back to be run again; this epoch is over.
-    pub(crate) fn give_back(&self, epoch: Epoch) -> Result<(), Refusal> {
+    pub(crate) fn give_back(&self, epoch: Epoch) -> Result<(), TransitionError> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
         state.step(Step::Return)?;
@@ -239,7 +239,7 @@ impl TaskRecord {
             claim.give_back(&self.request.client_id);
         }
         self.wake_readers(state); // The attempt may have died between a token and its word.
-        task_log::step(self, "returned");
+        log::step(self, "returned");
         Ok(())
     }
 
@@ -249,21 +249,21 @@ impl TaskRecord {
         epoch: Epoch,
         now: Timestamp,
         identity: &Arc<ReplicaIdentity>,
-    ) -> Result<Option<TaskRequest>, Refusal> {
+    ) -> Result<Option<TaskRequest>, TransitionError> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
         let home = state.route.as_ref().map(|route| &route.pool);
         let lent = home.filter(|home| state.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
         if lent.is_some_and(|home| !home.serves_the_same_as(identity)) {
-            return Err(Refusal::OtherModel);
+            return Err(TransitionError::OtherModel);
         }
         let aliases = state.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config.aliases);
-        if identity.spec.fits(&self.request, aliases).is_err() && !planted!(RunMisfits) {
-            return Err(Refusal::Misfit);
+        if identity.spec.fits(&self.request, aliases).is_err() && !seeded_bug!(RunMisfits) {
+            return Err(TransitionError::Misfit);
         }
         let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);
-        if before.is_some_and(|before| !before.is_same_source(identity)) && !planted!(ResumeAnywhere) {
-            return Err(Refusal::OtherSource);
+        if before.is_some_and(|before| !before.is_same_source(identity)) && !seeded_bug!(ResumeAnywhere) {
+            return Err(TransitionError::OtherSource);
         }
         state.step(Step::Begin)?;
         state.attempts += 1;
@@ -287,34 +287,34 @@ impl TaskRecord {
         };
         let _ = state.log.append_started(started); // A sealed log is Terminal, which the step above refuses.
         self.wake_readers(state);
-        task_log::step(self, "started");
+        log::step(self, "started");
         Ok(rest)
     }
 
     /// Takes a token of this epoch and returns its index. What an earlier attempt gave is compared; what is new is
     /// appended. Readers hear of it with [`TaskRecord::tell_readers`].
-    pub(crate) fn append(&self, epoch: Epoch, now: Timestamp, text: &str) -> Result<u32, Refusal> {
+    pub(crate) fn append(&self, epoch: Epoch, now: Timestamp, text: &str) -> Result<u32, TransitionError> {
         let mut guard = self.state.lock();
         #[cfg(feature = "planted-bugs")]
-        if planted!(AppendAfterSeal) && guard.phase == Phase::Terminal {
-            return guard.log.append_behind_end(text).map_err(|_| Refusal::Sealed);
+        if seeded_bug!(AppendAfterSeal) && guard.phase == Phase::Terminal {
+            return guard.log.append_behind_end(text).map_err(|_| TransitionError::Sealed);
         }
-        guard.fence(epoch).or_else(|refusal| if planted!(StaleEpoch) { Ok(()) } else { Err(refusal) })?;
+        guard.fence(epoch).or_else(|refusal| if seeded_bug!(StaleEpoch) { Ok(()) } else { Err(refusal) })?;
         let state = &mut *guard;
         let repeated = state.log.repeat(&mut state.replay, text);
-        let known = match if planted!(SpliceReplay) { Repeated::New(0) } else { repeated } {
+        let known = match if seeded_bug!(SpliceReplay) { Repeated::New(0) } else { repeated } {
             Repeated::Same(index) => {
                 state.progress_at = now;
                 return Ok(index);
             }
-            Repeated::Differs(index) => return Err(Refusal::Diverged(index)),
+            Repeated::Differs(index) => return Err(TransitionError::Diverged(index)),
             Repeated::New(known) => known,
         };
         if known == 0 && state.pieces() >= self.request.max_tokens.0 {
-            return Err(Refusal::Budget(self.request.max_tokens));
+            return Err(TransitionError::Budget(self.request.max_tokens));
         }
         state.rests += u32::from(known > 0);
-        let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| Refusal::Sealed)?;
+        let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| TransitionError::Sealed)?;
         state.progress_at = now;
         state.first_token_at.get_or_insert(now);
         if let Some(since) = state.silent_since.take() {
@@ -342,7 +342,7 @@ impl TaskRecord {
     pub(in crate::actors) fn wake_readers(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let waits = std::mem::take(&mut state.reader_waits);
         drop(state);
-        let waits = waits && !planted!(LostWake);
+        let waits = waits && !seeded_bug!(LostWake);
         if waits {
             self.changed.notify_waiters();
         }
@@ -380,21 +380,21 @@ impl State {
         })
     }
 
-    pub(in crate::actors) fn step(&mut self, step: Step) -> Result<(), Refusal> {
+    pub(in crate::actors) fn step(&mut self, step: Step) -> Result<(), TransitionError> {
         if self.phase == Phase::Terminal {
-            return Err(Refusal::Sealed);
+            return Err(TransitionError::Sealed);
         }
         self.phase = self.phase.next(step)?;
         Ok(())
     }
 
     /// Refuses what does not come from the newest epoch.
-    pub(in crate::actors) fn fence(&self, theirs: Epoch) -> Result<(), Refusal> {
+    pub(in crate::actors) fn fence(&self, theirs: Epoch) -> Result<(), TransitionError> {
         if self.phase == Phase::Terminal {
-            return Err(Refusal::Sealed);
+            return Err(TransitionError::Sealed);
         }
         let current = self.epoch;
-        if theirs == current { Ok(()) } else { Err(Refusal::StaleEpoch { theirs, current }) }
+        if theirs == current { Ok(()) } else { Err(TransitionError::StaleEpoch { theirs, current }) }
     }
 }
 
@@ -436,7 +436,7 @@ mod tests {
         let old = record.assign(&pool()).expect("queued");
         record.give_back(old).expect("assigned");
         let new = record.assign(&pool()).expect("queued again");
-        let stale = Refusal::StaleEpoch { theirs: old, current: new };
+        let stale = TransitionError::StaleEpoch { theirs: old, current: new };
         assert_eq!(record.begin(old, now, &identity()), Err(stale));
         record.begin(new, now, &identity()).expect("assigned");
         assert_eq!(record.append(old, now, "late"), Err(stale));
@@ -445,7 +445,7 @@ mod tests {
         assert_eq!(record.seal(Some(old), now, end.clone()).err(), Some(stale));
         assert_eq!(record.append(new, now, "in time"), Ok(0));
         record.seal(Some(new), now, end).expect("running");
-        assert_eq!(record.append(new, now, "after the end"), Err(Refusal::Sealed));
+        assert_eq!(record.append(new, now, "after the end"), Err(TransitionError::Sealed));
     }
 
     #[test]
@@ -460,7 +460,7 @@ mod tests {
         for index in 0..2 {
             assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Ok(index));
         }
-        assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Err(Refusal::Budget(Tokens(2))));
+        assert_eq!(record.append(epoch, Timestamp::from_micros(2), "a"), Err(TransitionError::Budget(Tokens(2))));
         assert!(gate.try_enter().is_none());
         record.seal(None, Timestamp::from_micros(3), Terminal::CANCELED).expect("running");
         assert!(gate.try_enter().is_some(), "the end gives the place back");

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::quota::claim::Claim;
 use crate::actors::quota::clients::ClientShared;
+use crate::actors::quota::reservation::Reservation;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::task::record::TaskRecord;
-use crate::core::admission::limits::{Exceeded, Take};
+use crate::core::admission::limits::{Demand, Exceeded};
 use crate::core::fairness::Size;
 use crate::core::id::{PoolId, SessionId};
 use crate::core::queue::Arrival;
 use crate::core::task::Phase;
 use crate::core::units::{Timestamp, Tokens};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Where a task goes.
 pub(crate) struct Route {
@@ -27,10 +27,10 @@ pub(crate) struct Route {
 
 impl TaskRecord {
     /// Notes where the task goes, and takes its part of its client's limits. A task that is sent again keeps its part.
-    pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Take) -> Result<(), Exceeded> {
+    pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Demand) -> Result<(), Exceeded> {
         let mut state = self.state.lock();
         if state.phase == Phase::Submitted && state.claim.is_none() && !route.client.policy().is_unlimited() {
-            state.claim = Some(Claim::new(route.client.clone(), now, take)?);
+            state.claim = Some(Reservation::new(route.client.clone(), now, take)?);
         }
         state.route = Some(route);
         Ok(())
@@ -38,13 +38,13 @@ impl TaskRecord {
 
     /// It is an attempt of another node's: nothing of it is counted against its client here.
     #[cfg(feature = "cluster")]
-    pub(crate) fn set_guest(&self) {
-        self.state.lock().is_guest = true;
+    pub(crate) fn set_inbound(&self) {
+        self.state.lock().is_inbound = true;
     }
 
     /// Whether it is an attempt of another node's.
-    pub(crate) fn is_guest(&self) -> bool {
-        self.state.lock().is_guest
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.state.lock().is_inbound
     }
 
     /// Sends the task to another pool of the same replica set instead.
@@ -119,7 +119,7 @@ impl TaskRecord {
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();
         let name = pool.allowed_as();
-        let goes_on = state.is_guest && pool.is_remote(); // It was sent here to be run here.
+        let goes_on = state.is_inbound && pool.is_remote(); // It was sent here to be run here.
         !goes_on
             && self.request.may_use(name)
             && state.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
@@ -128,7 +128,7 @@ impl TaskRecord {
     /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they may.
     /// A task that has ended may always leave its queue.
     pub(crate) fn may_run(&self, pool: &Arc<PoolShared>) -> bool {
-        if planted!(IgnoreQuota) {
+        if seeded_bug!(IgnoreQuota) {
             return true;
         }
         self.state.lock().claim.as_mut().is_none_or(|claim| claim.start(pool))

@@ -15,7 +15,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 use crate::actors::dispatch::leaving::look_whether_left;
 use crate::actors::dispatch::pool_manager::{PoolManager, PoolManagerMsg};
 use crate::actors::dispatch::queue::{QueueActor, QueueArgs, QueueMsg};
-use crate::actors::kit::supervise::{BOOKKEEPERS, Children, KillInOrder, Next, STOPPED, Supervisor, death};
+use crate::actors::kit::children::{Children, KillInOrder, Next, PERMANENT_CHILDREN, STOPPED, Supervisor, death};
 use crate::actors::metrics::latency::Latency;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
@@ -37,12 +37,12 @@ pub(crate) struct PoolSupervisorArgs {
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum PoolSupervisorMsg {
-    /// Take nothing new, finish what is there, then stop the workers.
+    /// Demand nothing new, finish what is there, then stop the workers.
     Drain,
     /// A reload has begun.
     Reload,
     /// Its address is known now: what was wished between its first look and this moment has reached nobody.
-    CatchUp,
+    Reconcile,
     /// Do nothing: the trace shows that it lives, or a planned fault strikes.
     Ping,
     // ---- from its own tree
@@ -99,7 +99,7 @@ impl Actor for PoolSupervisor {
         args: PoolSupervisorArgs,
     ) -> Result<PoolSupervisorState, ActorProcessingErr> {
         let PoolSupervisorArgs { runtime, pool } = args;
-        let mut children = Children::new(pool.env.clone(), BOOKKEEPERS);
+        let mut children = Children::new(pool.env.clone(), PERMANENT_CHILDREN);
         let name = |role: &str| format!("{role}/{}", pool.position);
         children.declare(PoolChild::Latency, name("latency"));
         children.declare(PoolChild::Queue, name("queue"));
@@ -137,7 +137,7 @@ impl Actor for PoolSupervisor {
             }
             PoolSupervisorMsg::Ping => {}
             PoolSupervisorMsg::Reload => walk(state).await?,
-            PoolSupervisorMsg::CatchUp => {
+            PoolSupervisorMsg::Reconcile => {
                 if state.pool.intent() == Intent::Drain {
                     on_drain(state);
                 }
@@ -153,7 +153,7 @@ impl Actor for PoolSupervisor {
             PoolSupervisorMsg::LookWhetherLeft => look_whether_left(state),
             PoolSupervisorMsg::StartChild { child, generation } => {
                 if state.children.is_due(child, generation) && is_wanted(state.pool.intent(), child) {
-                    state.bring_back(Next::Start(child)).await?;
+                    state.restart_child(Next::Start(child)).await?;
                 }
             }
         }
@@ -185,7 +185,7 @@ impl Actor for PoolSupervisor {
             PoolChild::Worker(index) => on_worker_died(state, index, death(&event).map(|(_, cause)| cause)).await,
             _ => {
                 let next = state.children.after_death(child);
-                state.bring_back(next).await
+                state.restart_child(next).await
             }
         };
         if outcome.is_err() {
@@ -249,7 +249,7 @@ impl Supervisor for PoolSupervisorState {
             };
             self.pool.set_replica_state(index, state);
             if self.pool.state() == PoolState::Broken {
-                self.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
+                self.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
             }
         }
         self.myself.send_after(after, move || PoolSupervisorMsg::StartChild { child, generation });
@@ -266,7 +266,7 @@ async fn on_worker_died(
     let cause = cause.unwrap_or_default();
     place.note_death(state.pool.env.now(), cause.clone());
     state.runtime.ledger.events.tell(|| place.death_event());
-    let generation = place.edition().generation;
+    let generation = place.revision().generation;
     if state.pool.intent() == Intent::Serve && state.pool.is_being_tried(generation) {
         let said = place.last_death.lock().as_ref().map(|(_, _, message)| format!("replica {}: {message}", place.id));
         let reason = format!("replica {}: {cause}", place.id);
@@ -275,7 +275,7 @@ async fn on_worker_died(
         return walk(state).await;
     }
     let next = state.children.after_death(PoolChild::Worker(index));
-    state.bring_back(next).await
+    state.restart_child(next).await
 }
 
 fn on_drain(state: &PoolSupervisorState) {
@@ -292,7 +292,8 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
         return;
     }
     // What runs and can go on elsewhere does so when its worker stops.
-    let accepted = |record: &Arc<TaskRecord>| record.phase().is_accepted() && state.pool.heir_of(record).is_none();
+    let accepted =
+        |record: &Arc<TaskRecord>| record.phase().is_accepted() && state.pool.successor_for(record).is_none();
     for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(accepted) {
         let text = format!("pool {} was drained before the task could end", state.pool.id);
         let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
@@ -309,7 +310,7 @@ fn stop_workers(state: &mut PoolSupervisorState) {
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
         worker.stop(Some(STOPPED.into()));
     }
-    state.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
+    state.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
     state.let_engines_go();
     look_whether_left(state);
 }

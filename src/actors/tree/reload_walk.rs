@@ -10,8 +10,8 @@ use std::time::Duration;
 use ractor::ActorProcessingErr;
 
 use crate::actors::dispatch::queue::QueueMsg;
-use crate::actors::kit::supervise::{Next, STOPPED, Supervisor};
-use crate::actors::pool::reload::{Edition, Plan};
+use crate::actors::kit::children::{Next, STOPPED, Supervisor};
+use crate::actors::pool::reload::{Plan, Revision};
 use crate::actors::task::record::TaskRecord;
 use crate::actors::tree::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
 use crate::core::pool::lifecycle::{Intent, ReplicaState};
@@ -20,7 +20,7 @@ use crate::core::task::error::ErrorCode;
 use crate::core::task::{Phase, Terminal};
 use crate::core::units::Timestamp;
 use crate::gpu::dyn_engine::DynEngine;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Time between two looks at a reload that waits for something.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
@@ -92,7 +92,7 @@ fn look_again(state: &mut PoolSupervisorState) {
 /// Ends a worker that has no task, so that its next life loads the goal's model. One that is down is started at once.
 async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Result<(), ActorProcessingErr> {
     let (place, child) = (&state.pool.replicas[index as usize], PoolChild::Worker(index));
-    *place.part.edition.lock() = plan.goal.clone();
+    *place.part.revision.lock() = plan.goal.clone();
     *place.self_test.lock() = None; // It was of the model before.
     if state.ending.contains_key(&index) {
         return Ok(()); // Its next life loads the goal's model, whatever it was told to end for.
@@ -110,7 +110,7 @@ async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Re
         }
         None => {
             place.discard_engine();
-            state.bring_back(Next::Start(child)).await
+            state.restart_child(Next::Start(child)).await
         }
     }
 }
@@ -147,11 +147,11 @@ async fn start_after_ends(state: &mut PoolSupervisorState) -> Result<(), ActorPr
     for index in over {
         state.ending.remove(&index);
         let place = &state.pool.replicas[index as usize];
-        let is_served = place.edition().generation == state.pool.edition().generation;
+        let is_served = place.revision().generation == state.pool.revision().generation;
         place.part.in_service.store(is_served, SeqCst);
         state.children.renew(PoolChild::Worker(index));
         if state.pool.intent() != Intent::Stop {
-            state.bring_back(Next::Start(PoolChild::Worker(index))).await?;
+            state.restart_child(Next::Start(PoolChild::Worker(index))).await?;
         }
     }
     if !state.ending.is_empty() {
@@ -161,8 +161,8 @@ async fn start_after_ends(state: &mut PoolSupervisorState) -> Result<(), ActorPr
 }
 
 /// Ends the waiting tasks that name something which the pool does not serve any more. All others keep their places.
-fn turn_out_misfits(state: &PoolSupervisorState, goal: &Edition) {
-    let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued && !planted!(RunMisfits);
+fn turn_out_misfits(state: &PoolSupervisorState, goal: &Revision) {
+    let waits = |record: &Arc<TaskRecord>| record.phase() == Phase::Queued && !seeded_bug!(RunMisfits);
     for record in state.runtime.ledger.unfinished_in(state.pool.position).into_iter().filter(waits) {
         let Err(why) = goal.spec.fits(&record.request, &state.pool.config.aliases) else { continue };
         let text = format!("pool {} was reloaded: {why}", state.pool.id);

@@ -12,7 +12,7 @@ use crate::actors::admission::Admission;
 use crate::actors::admission::rollouts::RolloutsWatch;
 use crate::actors::admission::sessions::Sessions;
 use crate::actors::dispatch::leaving::sweep;
-use crate::actors::kit::supervise::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
+use crate::actors::kit::children::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::tree::gpu_monitor::GpuMonitor;
 use crate::actors::tree::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
@@ -87,7 +87,7 @@ impl Actor for Root {
         state.runtime.env.fault_point("root");
         match message {
             RootMsg::StartChild { child, generation } if state.children.is_due(child, generation) => {
-                state.bring_back(Next::Start(child)).await
+                state.restart_child(Next::Start(child)).await
             }
             RootMsg::StartChild { .. } | RootMsg::Ping => Ok(()),
             RootMsg::PoolsChanged => on_pools_changed(state).await,
@@ -111,7 +111,7 @@ impl Actor for Root {
             return Ok(());
         }
         let next = state.children.after_death(child);
-        let outcome = state.bring_back(next).await;
+        let outcome = state.restart_child(next).await;
         if outcome.is_err() {
             KillInOrder(state.descendants()).kill();
         }
@@ -126,7 +126,7 @@ async fn on_pools_changed(state: &mut RootState) -> Result<(), ActorProcessingEr
         let child = RootChild::Pool(pool.position);
         if !state.children.knows(child) {
             state.children.declare(child, format!("pool_supervisor/{}", pool.position));
-            state.bring_back(Next::Start(child)).await?;
+            state.restart_child(Next::Start(child)).await?;
         }
     }
     Ok(())
@@ -178,7 +178,7 @@ impl Supervisor for RootState {
                 let (actor, _) = Actor::spawn_linked(None, PoolSupervisor, args, parent).await?;
                 pool.supervisor.publish(actor.clone());
                 // What an earlier life left half done, and what was wished while nobody could be reached.
-                actor.cast(PoolSupervisorMsg::CatchUp).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
+                actor.cast(PoolSupervisorMsg::Reconcile).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 Ok(actor.get_cell())
             }
             RootChild::Admission => {

@@ -21,7 +21,7 @@ use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_view::SealedTask;
+use crate::actors::task::view::SealedTask;
 use crate::actors::worker::messages::WorkerMsg;
 use crate::actors::worker::output::LogOutput;
 use crate::actors::worker::quarantine::confirm_stopped;
@@ -29,14 +29,14 @@ use crate::core::id::Epoch;
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::failure::Cause;
 use crate::core::task::trace::TraceKind;
-use crate::core::task::{FinishReason, Phase, Refusal, TaskRequest, Terminal};
+use crate::core::task::{FinishReason, Phase, TaskRequest, Terminal, TransitionError};
 use crate::core::text::line::Message;
 use crate::core::units::{Timestamp, Tokens};
 use crate::env::STOOD_STILL;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, Finish, Job};
 #[cfg(feature = "planted-bugs")]
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// What an attempt has of its worker.
 pub(crate) struct Attempt {
@@ -99,7 +99,7 @@ pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
     let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
     let (outcome, left_running) = drive(&attempt, &record, rest, epoch).await;
     #[cfg(feature = "planted-bugs")]
-    let leaks = planted!(LeakSlot) && matches!(&outcome, Outcome::SealedElsewhere);
+    let leaks = seeded_bug!(LeakSlot) && matches!(&outcome, Outcome::SealedElsewhere);
     settle(&attempt, &record, epoch, outcome);
     guard.armed = false; // `settle` has ended the task or given it back, whatever the outcome.
     if left_running {
@@ -113,19 +113,19 @@ pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
 }
 
 /// Ends a task that cannot begin here, or gives it back to its own pool.
-fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Refusal) {
+fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: TransitionError) {
     let error = match refusal {
-        Refusal::OtherModel => {
+        TransitionError::OtherModel => {
             return_to_queue(record, epoch);
             return;
         }
         // Accepted for what was served then, and sent here behind a reload.
-        Refusal::Misfit => {
+        TransitionError::Misfit => {
             let why =
                 attempt.identity.spec.fits(&record.request, &attempt.pool.config.aliases).err().unwrap_or_default();
             attempt.error(ErrorCode::PoolUnavailable, format!("pool {} was reloaded: {why}", attempt.pool.id))
         }
-        Refusal::OtherSource => attempt.error(ErrorCode::WorkerReset, refusal.to_string()),
+        TransitionError::OtherSource => attempt.error(ErrorCode::WorkerReset, refusal.to_string()),
         _ => return, // Cancelled on its way.
     };
     let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::Error(error));

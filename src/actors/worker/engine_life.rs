@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use crate::actors::pool::shared::PoolShared;
 use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::{BoxedCall, DynEngine, catch};
-use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, EngineSite, Finish, Job, Telemetry, TokenOutput};
+use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, Job, Teardown, Telemetry, TokenOutput};
 use crate::gpu::threads;
 
 /// Makes an engine within the pool's `preload_ms`.
@@ -70,7 +70,7 @@ impl Drop for Husk {
 struct Owned {
     husk: Husk,
     /// Where it is dropped, and who waits for that; `None` is in place.
-    apart: Option<(Handle, EngineSite)>,
+    apart: Option<(Handle, Teardown)>,
 }
 
 impl Drop for Owned {

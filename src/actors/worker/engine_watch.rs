@@ -12,7 +12,7 @@ use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, Telemetry};
 use crate::gpu::process::host::memory_of;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// How often a Ready engine is measured.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl Attempts {
 
 impl Drop for Attempts {
     fn drop(&mut self) {
-        if !planted!(OrphanAttempts) {
+        if !seeded_bug!(OrphanAttempts) {
             self.0.iter().flatten().for_each(AbortHandle::abort);
         }
     }
@@ -79,7 +79,7 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngin
                 let _ = worker.cast(WorkerMsg::EngineFailed(cause));
                 return;
             }
-            Err(cause) if place.outlier.was_alive_since(begun) && !planted!(LateProbeKills) => {
+            Err(cause) if place.outlier.was_alive_since(begun) && !seeded_bug!(LateProbeKills) => {
                 if missed == 0 {
                     tracing::warn!(replica_id = %place.id, %cause, "an engine gives tokens, and does not answer beside them");
                 }

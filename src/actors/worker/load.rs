@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use crate::actors::pool::reload::Edition;
+use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::worker::self_test::self_test;
-use crate::core::pool::headroom::Need;
+use crate::core::pool::memory::Need;
 use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, EngineInfo};
@@ -23,7 +23,7 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Load<'a> {
     pub(crate) pool: &'a PoolShared,
     pub(crate) index: u16,
-    pub(crate) edition: &'a Edition,
+    pub(crate) revision: &'a Revision,
     pub(crate) engine: &'a dyn DynEngine,
 }
 
@@ -43,7 +43,7 @@ impl Load<'_> {
             return Err(EngineError::Preload(fault.clone().into()));
         }
         // A large file takes its time, which is none of the engine's.
-        let digest = host::digest(&self.edition.config.model_files, &place.id).await?;
+        let digest = host::digest(&self.revision.config.model_files, &place.id).await?;
         let limit = Duration::from_millis(self.pool.config.timeouts.preload_ms);
         let late = || EngineError::Preload(format!("the engine was not ready within {limit:?}").into());
         timeout_awake(limit, self.load(digest)).await.unwrap_or_else(|| Err(late()))
@@ -65,7 +65,7 @@ impl Load<'_> {
             info.model_digest = digest.into();
         }
         // A reload goes by the self-test, whether or not the pool asks for one at its start.
-        if self.pool.config.self_test || self.edition.generation > 0 {
+        if self.pool.config.self_test || self.revision.generation > 0 {
             let shown = self_test(self.engine, &self.pool.env, &self.pool.config, info.repeats).await?;
             if !shown.repeats_alone {
                 let replica_id = &place.id;
@@ -80,7 +80,7 @@ impl Load<'_> {
 
     /// Host and device memory, before anything is started (ORCH-3003).
     async fn check_room(&self) -> Result<(), EngineError> {
-        let (config, place) = (&self.edition.config, self.place());
+        let (config, place) = (&self.revision.config, self.place());
         if let Some(wanted) = config.memory.host_bytes {
             host::check_memory(wanted)?;
         }
@@ -91,7 +91,7 @@ impl Load<'_> {
 
     /// What the load needs, for as many slots as its devices are good for.
     fn need(&self) -> Option<Need> {
-        let config = &self.edition.config;
+        let config = &self.revision.config;
         let mut sized = (**config).clone();
         sized.slots = self.place().slots.limit();
         sized.memory.model_bytes = config.memory.model_bytes.or_else(|| host::size(&config.model_files));

@@ -15,7 +15,7 @@ use crate::core::task::failure::Cause;
 use crate::core::task::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::gpu::engine::EngineError;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Failures in a row, the last of them a panic and not all of one task, behind which an engine is broken and started anew.
 const PANICS_MAX: u32 = 3;
@@ -33,7 +33,7 @@ impl Attempt {
                 if let Some(terminal) = self.turned_away(record, *retry_after, said) {
                     return Some(terminal);
                 }
-                !planted!(BusyCosts)
+                !seeded_bug!(BusyCosts)
             }
             EngineError::ContextFull { tokens, .. } => self.crowded_out(record, *tokens),
             // Another node has not begun it: nothing of it has run.

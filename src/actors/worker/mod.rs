@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use crate::actors::dispatch::leaving::until_devices_are_left;
 use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::pool::lease::{Assignment, SlotLease};
-use crate::actors::pool::reload::Edition;
+use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
@@ -48,7 +48,7 @@ use crate::core::units::Timestamp;
 use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::{DynEngine, text_of};
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Repeats};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
 /// It gets no task meanwhile.
@@ -74,7 +74,7 @@ pub(crate) struct WorkerState {
     pub(in crate::actors) index: u16,
     pub(in crate::actors) engine: Option<Arc<dyn DynEngine>>,
     /// What the engine was started with.
-    pub(in crate::actors) edition: Option<Arc<Edition>>,
+    pub(in crate::actors) revision: Option<Arc<Revision>>,
     /// Set while tasks may be run.
     pub(in crate::actors) identity: Option<Arc<ReplicaIdentity>>,
     /// What is known of its determinism; `None` when it was taken over from an earlier worker.
@@ -106,7 +106,7 @@ impl Actor for Worker {
             pool,
             index,
             engine: None,
-            edition: None,
+            revision: None,
             identity: None,
             repeats: None,
             suspected: false,
@@ -169,7 +169,7 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<()
     }
     state.set(ReplicaState::Preloading);
     let left_over = state.place().engine.lock().clone();
-    let generation = state.place().edition().generation;
+    let generation = state.place().revision().generation;
     let was_loaded = state.place().identity.lock().as_ref().is_some_and(|identity| identity.generation == generation);
     if let (Some(engine), true) = (left_over, was_loaded) {
         state.engine = Some(engine.clone());
@@ -194,7 +194,7 @@ fn wait_for_device(
     until: Timestamp,
 ) -> Result<(), ActorProcessingErr> {
     state.place().discard_engine();
-    if state.pool.is_being_tried(state.place().edition().generation) {
+    if state.pool.is_being_tried(state.place().revision().generation) {
         return state.fail(EngineError::DeviceLost(why.into()));
     }
     tracing::warn!(replica_id = %state.place().id, %why, "a worker waits for its device");
@@ -220,24 +220,24 @@ fn wait_for_device(
 fn on_device_stays_down(state: &WorkerState) {
     state.set(ReplicaState::Broken { until: state.pool.env.now().after(DEVICE_PATIENCE) });
     if state.pool.state() == PoolState::Broken {
-        state.pool.queue.cast(QueueMsg::PoolOut); // Lost: a new queue looks by itself.
+        state.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
     }
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
-    let edition = state.place().edition();
+    let revision = state.place().revision();
     let slots = state.place().estimate.lock().get();
     state.place().slots_started.store(slots, Relaxed);
     state.place().slots.set_limit(slots);
     *state.place().self_test.lock() = None;
-    state.place().kv.set_capacity(edition.config.memory.kv_tokens.unwrap_or(0)); // What an earlier one said of itself is not its own.
-    state.place().forget_conduct(edition.config.resume.outlier_policy());
+    state.place().kv.set_capacity(revision.config.memory.kv_tokens.unwrap_or(0)); // What an earlier one said of itself is not its own.
+    state.place().forget_conduct(revision.config.resume.outlier_policy());
     state.pool.env.trace(|| TraceKind::Renewed { pool: state.pool.position, replica: state.index });
-    state.edition = Some(edition.clone());
+    state.revision = Some(revision.clone());
     let context = EngineContext {
         replica: state.place().id.clone(),
         mask: state.place().mask.clone(),
-        pool: edition.config.clone(),
+        pool: revision.config.clone(),
         env: state.pool.env.clone(),
         site: state.place().site.clone(),
         cpus: state.place().cpus.clone(),
@@ -255,8 +255,8 @@ fn on_made(
     result: Result<Arc<dyn DynEngine>, EngineError>,
 ) -> Result<(), ActorProcessingErr> {
     state.place().discard_engine();
-    let (engine, edition) = match (result, state.edition.clone()) {
-        (Ok(engine), Some(edition)) => (engine, edition),
+    let (engine, revision) = match (result, state.revision.clone()) {
+        (Ok(engine), Some(revision)) => (engine, revision),
         (Ok(_), None) => return Ok(()),
         (Err(error), _) => {
             state.place().preload_failures.fetch_add(1, Relaxed);
@@ -268,7 +268,7 @@ fn on_made(
     let (runtime, pool, index) = (state.runtime.clone(), state.pool.clone(), state.index);
     state.beside(&myself.clone(), async move {
         until_devices_are_left(&runtime, &pool).await;
-        let result = Load { pool: &pool, index, edition: &edition, engine: &*engine }.run().await;
+        let result = Load { pool: &pool, index, revision: &revision, engine: &*engine }.run().await;
         let _ = myself.cast(WorkerMsg::Preloaded(result));
     });
     Ok(())
@@ -280,7 +280,7 @@ fn on_preloaded(
     result: Result<EngineInfo, EngineError>,
 ) -> Result<(), ActorProcessingErr> {
     state.repeats = result.as_ref().ok().map(|info| info.repeats);
-    let checked = result.and_then(|info| check_identity(&state.pool, state.place(), state.edition.as_ref(), info));
+    let checked = result.and_then(|info| check_identity(&state.pool, state.place(), state.revision.as_ref(), info));
     let identity = match checked {
         Ok(identity) => identity,
         Err(error) => {
@@ -354,7 +354,7 @@ impl WorkerState {
         let worker = myself.clone();
         self.tasks.spawn(async move {
             if let Err(payload) = AssertUnwindSafe(work).catch_unwind().await
-                && !planted!(LosePanic)
+                && !seeded_bug!(LosePanic)
             {
                 let _ = worker.cast(WorkerMsg::SidePanicked(text_of(&*payload))); // Gone: nothing is left to fail.
             }

@@ -5,9 +5,9 @@ use crate::actors::task::record::TaskRecord;
 use crate::actors::worker::attempt::Attempt;
 use crate::core::id::Epoch;
 use crate::core::task::trace::TraceKind;
-use crate::core::task::{FinishReason, Refusal};
+use crate::core::task::{FinishReason, TransitionError};
 use crate::gpu::engine::{EngineError, Finish, Stopped, TokenOutput};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Where an engine's tokens go: into the log, as long as it takes them.
 pub(in crate::actors) struct LogOutput<'a> {
@@ -18,7 +18,7 @@ pub(in crate::actors) struct LogOutput<'a> {
     /// Tokens of earlier attempts that this one goes on behind: its engine does not count them.
     behind: u32,
     /// Why the log took no more, if it has refused a token.
-    refused: Option<Refusal>,
+    refused: Option<TransitionError>,
     /// A call of ours is under way: a panic in it is none of the engine's.
     is_within: bool,
     /// It has given a token.
@@ -42,7 +42,7 @@ impl<'a> LogOutput<'a> {
 
     /// Whether the log has refused a token beyond the task's budget.
     pub(in crate::actors) fn is_full(&self) -> bool {
-        matches!(self.refused, Some(Refusal::Budget(_)))
+        matches!(self.refused, Some(TransitionError::Budget(_)))
     }
 
     /// How the run ended, by all that is known: an engine cannot say that it was stopped, that its budget is used up, or that its client has
@@ -59,11 +59,13 @@ impl<'a> LogOutput<'a> {
     ) -> Result<Result<Finish, EngineError>, u32> {
         match (&self.refused, result) {
             (_, Err(EngineError::Panicked { said, .. })) if self.is_within => panic!("in an output: {said}"),
-            (Some(Refusal::Diverged(index)), _) => Err(*index),
+            (Some(TransitionError::Diverged(index)), _) => Err(*index),
             // Whatever it says behind its last token.
-            (Some(Refusal::Budget(_)), Ok(finish)) => Ok(Ok(Finish { reason: FinishReason::Length, ..finish })),
-            (Some(Refusal::Budget(_)), Err(_)) => Ok(Ok(Finish { reason: FinishReason::Length, tokens_in: None })),
-            (None, Err(EngineError::Stopped(_))) if !planted!(TrustStop) => {
+            (Some(TransitionError::Budget(_)), Ok(finish)) => Ok(Ok(Finish { reason: FinishReason::Length, ..finish })),
+            (Some(TransitionError::Budget(_)), Err(_)) => {
+                Ok(Ok(Finish { reason: FinishReason::Length, tokens_in: None }))
+            }
+            (None, Err(EngineError::Stopped(_))) if !seeded_bug!(TrustStop) => {
                 Ok(Err(EngineError::Garbled("it stopped, and nobody had told it to".into())))
             }
             (_, Ok(Finish { reason: FinishReason::Canceled, .. })) => Ok(Err(EngineError::Garbled(
@@ -73,7 +75,7 @@ impl<'a> LogOutput<'a> {
         }
     }
 
-    fn take(&mut self, text: &str) -> Result<(), Refusal> {
+    fn take(&mut self, text: &str) -> Result<(), TransitionError> {
         let env = &self.attempt.pool.env;
         let now = env.now();
         self.place.outlier.note_alive(now);

@@ -11,7 +11,7 @@ use crate::actors::worker::{OWN_WORD_GRACE, WorkerState};
 use crate::core::pool::lifecycle::ReplicaState;
 use crate::core::units::Timestamp;
 use crate::gpu::engine::EngineError;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 pub(in crate::actors) fn on_suspected(state: &mut WorkerState, myself: ActorRef<WorkerMsg>, cause: &EngineError) {
     if state.identity.is_none() || std::mem::replace(&mut state.suspected, true) {
@@ -26,7 +26,7 @@ pub(in crate::actors) fn on_suspected(state: &mut WorkerState, myself: ActorRef<
             // Whoever gives tokens lives, however late it answers questions.
             Err(error) if !matches!(error, EngineError::Replaced(_) | EngineError::Panicked { .. }) => {
                 let is_alive = pool.replicas[index as usize].outlier.was_alive_since(begun);
-                if is_alive && !planted!(LateProbeKills) { Ok(()) } else { Err(error) }
+                if is_alive && !seeded_bug!(LateProbeKills) { Ok(()) } else { Err(error) }
             }
             result => result.map(drop),
         };

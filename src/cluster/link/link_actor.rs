@@ -16,12 +16,12 @@ use ractor_cluster::node::NodeSessionMessage;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::cluster::link::links::{Demand, Heard, LinkShared};
-use crate::cluster::link::words::{ENVELOPE_BYTES_FULL, Envelope, PoolCard, Word};
+use crate::cluster::link::links::{Demand, InboundEvent, LinkShared};
+use crate::cluster::link::protocol::{ENVELOPE_BYTES_FULL, Envelope, LinkMessage, PoolAdvertisement};
 use crate::cluster::membership::members::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::{Announced, announce, is_name};
-use crate::cluster::sharing::guests;
+use crate::cluster::sharing::inbound;
 use crate::cluster::sharing::served;
 use crate::cluster::sharing::warm;
 use crate::core::cluster::link::{Link, Liveness};
@@ -29,7 +29,7 @@ use crate::core::cluster::wire;
 use crate::core::fairness::hash::hex;
 use crate::core::units::Timestamp;
 use crate::env::STOOD_STILL;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Longest time from the hand-over of a connection until the peer's link actor is known.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ pub(crate) struct LinkState {
     pub(in crate::cluster) shared: Arc<ClusterShared>,
     pub(in crate::cluster) peer: Arc<PeerShared>,
     pub(in crate::cluster) link: Arc<LinkShared>,
-    line: Link<Vec<Word>>,
+    line: Link<Vec<LinkMessage>>,
     /// The peer's link actor, once it is known.
     remote: Option<ActorCell>,
     session: Option<ActorRef<NodeSessionMessage>>,
@@ -238,11 +238,11 @@ fn check_delay(state: &mut LinkState, now: Timestamp, envelope: &Envelope) -> Re
     Ok(())
 }
 
-fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
+fn on_word(state: &mut LinkState, word: LinkMessage) -> Result<(), String> {
     let (shared, link) = (&state.shared, &state.link);
     match word {
-        Word::Pools { cards, zone, draining } => {
-            if !cards.iter().all(PoolCard::is_plain) || !zone.iter().all(|zone| is_name(zone)) {
+        LinkMessage::Pools { cards, zone, draining } => {
+            if !cards.iter().all(PoolAdvertisement::is_plain) || !zone.iter().all(|zone| is_name(zone)) {
                 return Err(
                     "it announces a pool or a zone by a name that is none: too long, or with control characters".into(),
                 );
@@ -253,24 +253,24 @@ fn on_word(state: &mut LinkState, word: Word) -> Result<(), String> {
             link.changed.notify_waiters();
             shared.members.cast(MembersMsg::Announced(state.peer.name.clone())); // Nobody there: the next one starts anew.
         }
-        Word::Limits(limits) => {
+        LinkMessage::Capacity(limits) => {
             link.set_limits(limits);
             state.peer.apply_limits();
         }
-        Word::Ask { guest, task } => guests::take_in(shared, link, guest, *task)?,
-        Word::Waits(waiting) => {
+        LinkMessage::Run { guest, task } => inbound::take_in(shared, link, guest, *task)?,
+        LinkMessage::Queued(waiting) => {
             for guest in waiting {
-                link.hear(guest, Heard::Waits)?;
+                link.hear(guest, InboundEvent::Waits)?;
             }
         }
-        Word::Begun(guest) => link.hear(guest, Heard::Begun)?,
-        Word::Tokens { guest, texts } => link.hear(guest, Heard::Tokens(texts))?,
-        Word::End { guest, end } => link.hear(guest, Heard::End(end))?,
-        Word::Credit { guest, tokens, bytes } => guests::on_credit(link, guest, tokens, bytes),
-        Word::Stop(guest) => guests::stop(shared, link, guest),
-        Word::Served(served) => served::take_in(&state.peer, &served),
-        Word::Warm(warm) => warm::take_in(shared, &state.peer, warm)?,
-        Word::Demand { number, heard, asked } => {
+        LinkMessage::Started(guest) => link.hear(guest, InboundEvent::Begun)?,
+        LinkMessage::Tokens { guest, texts } => link.hear(guest, InboundEvent::Tokens(texts))?,
+        LinkMessage::End { guest, end } => link.hear(guest, InboundEvent::End(end))?,
+        LinkMessage::Credit { guest, tokens, bytes } => inbound::on_credit(link, guest, tokens, bytes),
+        LinkMessage::Cancel(guest) => inbound::stop(shared, link, guest),
+        LinkMessage::Served(served) => served::take_in(&state.peer, &served),
+        LinkMessage::Warm(warm) => warm::take_in(shared, &state.peer, warm)?,
+        LinkMessage::Demand { number, heard, asked } => {
             let asked = asked.into_iter().map(|asked| (asked.client.clone(), asked)).collect();
             *link.demand.lock() = Demand { number, heard, asked };
         }
@@ -316,7 +316,7 @@ fn beat(state: &mut LinkState) {
     let _ = post(state, now, 0, Vec::new()); // A beat can always be written.
 }
 
-fn post(state: &LinkState, now: Timestamp, seq: u64, words: Vec<Word>) -> Result<(), String> {
+fn post(state: &LinkState, now: Timestamp, seq: u64, words: Vec<LinkMessage>) -> Result<(), String> {
     let Some(remote) = &state.remote else { return Ok(()) };
     let held = now.since(state.last_stamp.1).as_micros() as u64;
     let envelope = Envelope {
@@ -350,27 +350,27 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         return if late { Err(format!("no link within {READY_TIMEOUT:?}")) } else { Ok(()) };
     }
     match state.line.liveness(now) {
-        Liveness::Dead if !planted!(KeepDeadLink) => {
+        Liveness::Dead if !seeded_bug!(KeepDeadLink) => {
             return Err(format!("not a word for {:?}", state.shared.policy.link.dead_after));
         }
         Liveness::Suspect if !state.link.figures.is_suspect.swap(true, Relaxed) => state.peer.apply_limits(),
         Liveness::Suspect | Liveness::Alive | Liveness::Dead => {}
     }
     if state.line.silence(now) >= state.shared.policy.lease && !std::mem::replace(&mut state.lease_is_over, true) {
-        guests::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");
+        inbound::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");
     }
     announce(state);
     let news = state.shared.served.news_for(&state.shared, &state.peer.name);
     if !news.is_empty() {
-        state.link.say(Word::Served(news));
+        state.link.say(LinkMessage::Served(news));
     }
     let warm = state.shared.warm.news_for(&state.shared, &state.peer.name);
     if !warm.is_empty() {
-        state.link.say(Word::Warm(warm));
+        state.link.say(LinkMessage::Warm(warm));
     }
     if now.since(state.waits_said_at) >= WAITS_PERIOD {
         let since = std::mem::replace(&mut state.waits_said_at, now);
-        guests::say_who_waits(&state.link, since);
+        inbound::say_who_waits(&state.link, since);
     }
     on_flush(state)?;
     if state.line.is_beat_due(now) {

@@ -13,14 +13,16 @@ use tokio::sync::Notify;
 use crate::actors::kit::address::Address;
 use crate::actors::task::record::TaskRecord;
 use crate::cluster::link::link_actor::LinkMsg;
-use crate::cluster::link::words::{Asked, CREDIT_BYTES, CREDIT_TOKENS, GuestEnd, GuestNo, PoolCard, Room, Word};
+use crate::cluster::link::protocol::{
+    Asked, AttemptEnd, AttemptId, CREDIT_BYTES, CREDIT_TOKENS, LinkMessage, PoolAdvertisement, PoolCapacity,
+};
 use crate::core::cluster::node::{BootId, NodeName};
 use crate::core::id::{ClientId, PoolId};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// What the gateway hears of a guest that it has sent.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Heard {
+pub(crate) enum InboundEvent {
     /// The owner has it, and it waits there.
     Waits,
     /// It has begun.
@@ -28,25 +30,25 @@ pub(crate) enum Heard {
     /// Its tokens.
     Tokens(Vec<String>),
     /// Its end.
-    End(GuestEnd),
+    End(AttemptEnd),
 }
 
 /// The gateway's side of a guest.
 #[derive(Default)]
-pub(crate) struct Port {
-    heard: Mutex<VecDeque<Heard>>,
+pub(crate) struct TokenReceiver {
+    heard: Mutex<VecDeque<InboundEvent>>,
     news: Notify,
     /// Tokens and bytes that are here and not taken up: more than the credit is a fault of the peer.
     unread: AtomicU64,
     unread_bytes: AtomicU64,
 }
 
-impl Port {
+impl TokenReceiver {
     /// What was heard next; `None` when the link is over. What was heard before that counts.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
-    pub(crate) async fn next(&self, link: &LinkShared) -> Option<Heard> {
+    pub(crate) async fn next(&self, link: &LinkShared) -> Option<InboundEvent> {
         loop {
             let news = self.news.notified();
             tokio::pin!(news);
@@ -67,8 +69,8 @@ impl Port {
         self.unread_bytes.fetch_sub(bytes.into(), Relaxed);
     }
 
-    fn put(&self, heard: Heard) -> Result<(), String> {
-        if let Heard::Tokens(texts) = &heard {
+    fn put(&self, heard: InboundEvent) -> Result<(), String> {
+        if let InboundEvent::Tokens(texts) = &heard {
             let bytes: usize = texts.iter().map(String::len).sum();
             let unread = self.unread.fetch_add(texts.len() as u64, Relaxed) + texts.len() as u64;
             let before = self.unread_bytes.fetch_add(bytes as u64, Relaxed);
@@ -83,7 +85,7 @@ impl Port {
 }
 
 /// The owner's side of a guest.
-pub(crate) struct Guest {
+pub(crate) struct InboundAttempt {
     pub(crate) pool: PoolId,
     /// Tokens and bytes that may still be sent.
     pub(crate) credit: Mutex<(u32, u32)>,
@@ -96,7 +98,7 @@ pub(crate) struct Guest {
 
 #[derive(Default)]
 struct Outbox {
-    words: VecDeque<Word>,
+    words: VecDeque<LinkMessage>,
     /// The link actor has been told that there is something.
     nudged: bool,
 }
@@ -127,7 +129,7 @@ pub(crate) struct Demand {
 
 /// What the peer takes of ours in one pool.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct AdvertisedCapacity {
     /// Places that were free when it said so, less those that ours have begun in since.
     free: u32,
     /// There was none: a place that one of ours leaves is another's.
@@ -149,18 +151,18 @@ pub(crate) struct LinkShared {
     pub(crate) actor: Address<LinkMsg>,
     outbox: Mutex<Outbox>,
     /// Attempts of ours that run there.
-    ports: Mutex<BTreeMap<GuestNo, Arc<Port>>>,
+    ports: Mutex<BTreeMap<AttemptId, Arc<TokenReceiver>>>,
     next_guest: AtomicU64,
     /// Attempts of the peer's that run here, in the order of their numbers.
-    pub(crate) guests: Mutex<BTreeMap<GuestNo, Arc<Guest>>>,
+    pub(crate) guests: Mutex<BTreeMap<AttemptId, Arc<InboundAttempt>>>,
     /// The pools that the peer has announced.
-    pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolCard>>>,
+    pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolAdvertisement>>>,
     /// Where the peer is; `None` before it has said so.
     pub(crate) zone: Mutex<Option<Option<String>>>,
     /// Attempts of ours that have begun there, by pool.
     begun: Mutex<BTreeMap<PoolId, u32>>,
     /// How many guests of ours its pools take, as far as it has said.
-    limits: Mutex<BTreeMap<PoolId, Told>>,
+    limits: Mutex<BTreeMap<PoolId, AdvertisedCapacity>>,
     /// What clients with limits asked of the peer in its last second.
     pub(crate) demand: Mutex<Demand>,
     pub(crate) is_draining: AtomicBool,
@@ -202,7 +204,7 @@ impl LinkShared {
     }
 
     /// Says something, as soon as the link actor comes to it. On a link that is over it is dropped.
-    pub(crate) fn say(&self, word: Word) {
+    pub(crate) fn say(&self, word: LinkMessage) {
         let mut outbox = self.outbox.lock();
         if self.is_over() {
             return;
@@ -216,7 +218,7 @@ impl LinkShared {
     }
 
     /// All that is to be said now.
-    pub(crate) fn take_words(&self) -> VecDeque<Word> {
+    pub(crate) fn take_words(&self) -> VecDeque<LinkMessage> {
         let mut outbox = self.outbox.lock();
         outbox.nudged = false;
         std::mem::take(&mut outbox.words)
@@ -241,8 +243,8 @@ impl LinkShared {
 
     /// A place for a guest that is about to be sent.
     pub(crate) fn lend(self: &Arc<Self>) -> Lent {
-        let guest = GuestNo(self.next_guest.fetch_add(1, Relaxed));
-        let port = Arc::<Port>::default();
+        let guest = AttemptId(self.next_guest.fetch_add(1, Relaxed));
+        let port = Arc::<TokenReceiver>::default();
         self.ports.lock().insert(guest, port.clone());
         Lent { link: self.clone(), guest, port, has_ended: false, begun_in: None }
     }
@@ -251,24 +253,24 @@ impl LinkShared {
     ///
     /// # Errors
     /// The peer says more than it may.
-    pub(crate) fn hear(&self, guest: GuestNo, heard: Heard) -> Result<(), String> {
+    pub(crate) fn hear(&self, guest: AttemptId, heard: InboundEvent) -> Result<(), String> {
         let ports = self.ports.lock();
-        let port = ports.get(&guest).or(if planted!(LateGuest) { ports.values().next() } else { None }).cloned();
+        let port = ports.get(&guest).or(if seeded_bug!(LateGuest) { ports.values().next() } else { None }).cloned();
         drop(ports);
         port.map_or(Ok(()), |port| port.put(heard))
     }
 
     /// The peer has said how many guests of ours its pools take now.
-    pub(crate) fn set_limits(&self, rooms: Vec<Room>) {
+    pub(crate) fn set_limits(&self, rooms: Vec<PoolCapacity>) {
         // Of the pools that it has announced: what a peer can make us remember has a bound.
         let cards = self.cards.lock().clone();
         let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
         let mut limits = self.limits.lock();
         limits.retain(|pool, _| cards.contains_key(pool));
-        limits.extend(known.map(|Room { pool, guests, is_full }| {
+        limits.extend(known.map(|PoolCapacity { pool, guests, is_full }| {
             let free = if is_full { 0 } else { guests };
             // A place that is left in a pool that takes nobody is nobody's.
-            (pool, Told { free, is_full: is_full || guests == 0, one_may_wait: guests > 0 })
+            (pool, AdvertisedCapacity { free, is_full: is_full || guests == 0, one_may_wait: guests > 0 })
         }));
     }
 
@@ -287,7 +289,7 @@ impl LinkShared {
     }
 
     /// What the peer says of this pool.
-    pub(crate) fn card(&self, pool: &PoolId) -> Option<PoolCard> {
+    pub(crate) fn card(&self, pool: &PoolId) -> Option<PoolAdvertisement> {
         self.cards.lock().get(pool).cloned()
     }
 }
@@ -295,8 +297,8 @@ impl LinkShared {
 /// An attempt of ours that runs at the peer. Dropped before its end, it is stopped there.
 pub(crate) struct Lent {
     pub(crate) link: Arc<LinkShared>,
-    pub(crate) guest: GuestNo,
-    pub(crate) port: Arc<Port>,
+    pub(crate) guest: AttemptId,
+    pub(crate) port: Arc<TokenReceiver>,
     pub(crate) has_ended: bool,
     /// The pool that has begun it.
     begun_in: Option<PoolId>,
@@ -328,7 +330,7 @@ impl Drop for Lent {
                 .for_each(|told| told.free = told.free.saturating_add(u32::from(!told.is_full)));
         }
         if !self.has_ended {
-            self.link.say(Word::Stop(self.guest));
+            self.link.say(LinkMessage::Cancel(self.guest));
         }
     }
 }

@@ -2,4 +2,4 @@
 
 pub(in crate::cluster) mod link_actor;
 pub(in crate::cluster) mod links;
-pub mod words;
+pub mod protocol;

@@ -17,14 +17,14 @@ use tokio::task::JoinSet;
 
 use crate::cluster::link::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
 use crate::cluster::link::links::LinkShared;
-use crate::cluster::link::words::ENVELOPE_BYTES_MAX;
+use crate::cluster::link::protocol::ENVELOPE_BYTES_MAX;
 use crate::cluster::membership::discovery::{self, Discovery};
 use crate::cluster::membership::roster::objection;
 use crate::cluster::shared::{Caller, ClusterShared, Found, PeerShared};
-use crate::cluster::sharing::demand::{DIVIDE_PERIOD, Dividing};
-use crate::cluster::sharing::guests;
-use crate::cluster::sharing::shadows;
-use crate::cluster::transport::hello::Role;
+use crate::cluster::sharing::demand::{DIVIDE_PERIOD, QuotaPartition};
+use crate::cluster::sharing::inbound;
+use crate::cluster::sharing::remote_pools;
+use crate::cluster::transport::handshake::Role;
 use crate::cluster::transport::sessions::{Labelled, Sessions};
 use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::node::{NodeName, dials_first};
@@ -96,7 +96,7 @@ pub(crate) struct MembersState {
     next_label: u64,
     /// The change of the roster by which every link has been judged.
     judged: u64,
-    dividing: Dividing,
+    dividing: QuotaPartition,
     pub(in crate::cluster) discovery: Discovery,
     /// Accepts and dials; aborted with the actor.
     tasks: JoinSet<()>,
@@ -157,7 +157,7 @@ impl Actor for Members {
         });
         let _ = myself.cast(MembersMsg::Search); // It is ourselves.
         let (links, waiting, failures) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut dividing = Dividing::default();
+        let mut dividing = QuotaPartition::default();
         dividing.look(&shared); // From the first moment on it has no more than its part.
         myself.send_after(DIVIDE_PERIOD, || MembersMsg::Divide);
         let discovery = Discovery::default();
@@ -194,7 +194,7 @@ impl Actor for Members {
             MembersMsg::Came(caller) => on_came(state, caller).await?,
             MembersMsg::DialFailed { peer, why } => on_dial_failed(state, peer, why),
             MembersMsg::Linked(peer) => drop(state.failures.remove(&peer)),
-            MembersMsg::Announced(peer) => shadows::follow(&state.shared, &peer),
+            MembersMsg::Announced(peer) => remote_pools::follow(&state.shared, &peer),
             MembersMsg::Search => discovery::on_search(state),
             MembersMsg::Listed(listed) => discovery::on_listed(state, listed),
             MembersMsg::FoundAt { address, found } => discovery::on_found(state, address, found).await?,
@@ -206,7 +206,7 @@ impl Actor for Members {
                 state.dividing.look(&state.shared);
                 // Pools of our own may have come that keep away from some of theirs.
                 for peer in state.shared.peers.all() {
-                    shadows::follow(&state.shared, &peer.name);
+                    remote_pools::follow(&state.shared, &peer.name);
                 }
                 discovery::forget(state);
                 judge_links(state);
@@ -343,7 +343,7 @@ async fn on_link_dead(state: &mut MembersState, dead: ActorId) -> Result<(), Act
         entry.actor = None;
         end(entry, "the link is over");
         let (peer, link) = (entry.peer.clone(), entry.link.clone());
-        guests::stop_all(&state.shared, &link, "the link with its gateway is over");
+        inbound::stop_all(&state.shared, &link, "the link with its gateway is over");
         peer.apply_limits();
         peer.changed.notify_waiters();
         if peer.address.lock().is_some() {

@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::link_actor::LinkState;
-use crate::cluster::link::words::{CardIdentity, POOLS_MAX, PoolCard, Room, Word};
+use crate::cluster::link::protocol::{AdvertisedIdentity, LinkMessage, POOLS_MAX, PoolAdvertisement, PoolCapacity};
 use crate::cluster::shared::ClusterShared;
-use crate::cluster::sharing::apart::keeps_away;
-use crate::cluster::sharing::guests;
+use crate::cluster::sharing::anti_affinity::rejects_peer;
+use crate::cluster::sharing::inbound;
 use crate::core::admission::offers::{Offer, guests_allowed, would_wait};
 use crate::core::id::PoolId;
 use crate::core::pool::lifecycle::Intent;
@@ -25,8 +25,8 @@ use crate::core::text::line::is_plain;
 /// What the peer has been told.
 #[derive(Default)]
 pub(crate) struct Announced {
-    cards: Option<(Vec<PoolCard>, bool)>,
-    limits: BTreeMap<PoolId, Room>,
+    cards: Option<(Vec<PoolAdvertisement>, bool)>,
+    limits: BTreeMap<PoolId, PoolCapacity>,
 }
 
 /// Says what has changed.
@@ -34,15 +34,15 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
     let (shared, link) = (&state.shared, &state.link);
     let mut pools = own_pools(shared);
     let announced = pools.len();
-    pools.retain(|pool| !keeps_away(shared, pool, link));
+    pools.retain(|pool| !rejects_peer(shared, pool, link));
     if pools.len() < announced {
-        guests::stop_closed(shared, link);
+        inbound::stop_closed(shared, link);
     }
     let draining = shared.is_draining();
-    let cards: Vec<PoolCard> = pools.iter().map(|pool| card(pool)).collect();
+    let cards: Vec<PoolAdvertisement> = pools.iter().map(|pool| card(pool)).collect();
     let said = (cards, draining);
     if state.announced.cards.as_ref() != Some(&said) {
-        link.say(Word::Pools { cards: said.0.clone(), zone: shared.zone.clone(), draining });
+        link.say(LinkMessage::Pools { cards: said.0.clone(), zone: shared.zone.clone(), draining });
         state.announced.cards = Some(said);
     }
     let room = |pool: &Arc<PoolShared>| {
@@ -55,16 +55,16 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
             has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
         };
         let guests = if is_open { guests_allowed(offer) } else { 0 };
-        Room { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
+        PoolCapacity { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
     };
     if link.must_say_limits.swap(false, Relaxed) {
         state.announced.limits.clear();
     }
-    let limits: BTreeMap<PoolId, Room> = pools.iter().map(|pool| (pool.id.clone(), room(pool))).collect();
-    let is_news = |room: &&Room| state.announced.limits.get(&room.pool) != Some(*room);
-    let news: Vec<Room> = limits.values().filter(is_news).cloned().collect();
+    let limits: BTreeMap<PoolId, PoolCapacity> = pools.iter().map(|pool| (pool.id.clone(), room(pool))).collect();
+    let is_news = |room: &&PoolCapacity| state.announced.limits.get(&room.pool) != Some(*room);
+    let news: Vec<PoolCapacity> = limits.values().filter(is_news).cloned().collect();
     if !news.is_empty() {
-        link.say(Word::Limits(news));
+        link.say(LinkMessage::Capacity(news));
         state.announced.limits = limits;
     }
 }
@@ -75,19 +75,19 @@ pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
     table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
 }
 
-fn card(pool: &PoolShared) -> PoolCard {
+fn card(pool: &PoolShared) -> PoolAdvertisement {
     let identity = pool.replicas.iter().filter(|replica| replica.state().is_ready()).find_map(|replica| {
         let identity = replica.identity.lock().clone()?;
-        Some(CardIdentity {
+        Some(AdvertisedIdentity {
             engine_version: identity.engine_version.clone(),
             model_digest: identity.model_digest.clone(),
             ctx: pool.ctx.load(Relaxed),
         })
     });
-    PoolCard {
+    PoolAdvertisement {
         pool: pool.id.clone(),
         engine: pool.config.engine.clone(),
-        spec: (*pool.edition().spec).clone(),
+        spec: (*pool.revision().spec).clone(),
         aliases: pool.config.aliases.clone(),
         workloads: pool.config.workloads.clone(),
         bytes_per_token: pool.config.bytes_per_token,
@@ -105,7 +105,7 @@ pub(crate) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.chars().all(is_plain)
 }
 
-impl PoolCard {
+impl PoolAdvertisement {
     /// Whether everything in it that is shown to people is a name.
     pub(crate) fn is_plain(&self) -> bool {
         let ModelSpec { model, quant, sampler_profile_version, .. } = &self.spec;

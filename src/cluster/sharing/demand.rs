@@ -1,6 +1,6 @@
 //! A client's limits over all nodes: each second the nodes tell each other what it asked of them, and each takes its part.
 //!
-//! What is divided, and why no two nodes have one part, is in [`core::dividing`](crate::core::admission::dividing).
+//! What is divided, and why no two nodes have one part, is in [`core::dividing`](crate::core::admission::partition).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use crate::actors::quota::clients::ClientShared;
 use crate::cluster::link::links::Demand;
-use crate::cluster::link::words::{Asked, Word};
+use crate::cluster::link::protocol::{Asked, LinkMessage};
 use crate::cluster::shared::ClusterShared;
-use crate::core::admission::dividing::{Share, even};
+use crate::core::admission::partition::{Share, even};
 use crate::core::cluster::node::NodeName;
 use crate::core::id::ClientId;
 
@@ -31,7 +31,7 @@ struct Shares {
 
 /// What is known from look to look. The members actor has it.
 #[derive(Default)]
-pub(crate) struct Dividing {
+pub(crate) struct QuotaPartition {
     shares: BTreeMap<ClientId, Shares>,
     linked: Vec<NodeName>,
     /// Looks so far.
@@ -40,7 +40,7 @@ pub(crate) struct Dividing {
     calm: u32,
 }
 
-impl Dividing {
+impl QuotaPartition {
     /// A second has passed.
     pub(crate) fn look(&mut self, shared: &ClusterShared) {
         let peers = shared.peers.all();
@@ -66,7 +66,7 @@ impl Dividing {
         let is_of_use = |asked: &&Asked| wants(asked) > 0;
         let asked: Vec<Asked> = own.iter().filter(is_of_use).take(CLIENTS_MAX).cloned().collect();
         for (link, their) in links.iter().zip(&theirs) {
-            link.say(Word::Demand { number: self.number, heard: their.number, asked: asked.clone() });
+            link.say(LinkMessage::Demand { number: self.number, heard: their.number, asked: asked.clone() });
         }
         self.shares.retain(|id, _| limited.contains_key(id));
         for ((id, client), own) in limited.iter().zip(&own) {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::cluster::link::links::{Heard, LinkShared};
-use crate::cluster::link::words::{CardIdentity, ENVELOPE_BYTES_MAX, GuestEnd, GuestTask, Word};
+use crate::cluster::link::links::{InboundEvent, LinkShared};
+use crate::cluster::link::protocol::{AdvertisedIdentity, AttemptEnd, AttemptTask, ENVELOPE_BYTES_MAX, LinkMessage};
 use crate::cluster::shared::PeerShared;
 use crate::core::id::PoolId;
 use crate::core::task::FinishReason;
@@ -29,7 +29,7 @@ pub(crate) struct RemoteEngine {
     /// The pool's name at its node.
     pool: PoolId,
     /// The link, and what the pool was when the engine was loaded.
-    on: Mutex<Option<(Arc<LinkShared>, CardIdentity)>>,
+    on: Mutex<Option<(Arc<LinkShared>, AdvertisedIdentity)>>,
 }
 
 impl RemoteEngine {
@@ -37,7 +37,7 @@ impl RemoteEngine {
         RemoteEngine { peer, pool, on: Mutex::new(None) }
     }
 
-    fn on(&self) -> Option<(Arc<LinkShared>, CardIdentity)> {
+    fn on(&self) -> Option<(Arc<LinkShared>, AdvertisedIdentity)> {
         self.on.lock().clone().filter(|(link, _)| !link.is_over())
     }
 
@@ -46,7 +46,7 @@ impl RemoteEngine {
     }
 
     /// Waits for a link on which the pool is announced with a Ready replica.
-    async fn until_there(&self) -> (Arc<LinkShared>, CardIdentity) {
+    async fn until_there(&self) -> (Arc<LinkShared>, AdvertisedIdentity) {
         loop {
             let linked = self.peer.changed.notified();
             tokio::pin!(linked);
@@ -81,7 +81,7 @@ impl Engine for RemoteEngine {
         let (link, identity) = self.until_there().await;
         *self.on.lock() = Some((link, identity.clone()));
         self.peer.apply_limits();
-        let CardIdentity { engine_version, model_digest, ctx } = identity;
+        let AdvertisedIdentity { engine_version, model_digest, ctx } = identity;
         Ok(EngineInfo { ctx: Some(Tokens(ctx)), ..EngineInfo::new(engine_version, model_digest) })
     }
 
@@ -95,8 +95,8 @@ impl Engine for RemoteEngine {
         }
         let _behind = ApplyLimits(&self.peer);
         let mut lent = link.lend();
-        let task = Box::new(GuestTask::new(self.pool.clone(), &job));
-        link.say(Word::Ask { guest: lent.guest, task });
+        let task = Box::new(AttemptTask::new(self.pool.clone(), &job));
+        link.say(LinkMessage::Run { guest: lent.guest, task });
         let mut given = 0_u32;
         let pool = self.peer.shadows.lock().get(&self.pool).map(|shadow| shadow.pool.clone());
         let mut heard = timeout(TAKEN_TIMEOUT, lent.port.next(&link)).await;
@@ -110,23 +110,23 @@ impl Engine for RemoteEngine {
                 Ok(None) => {
                     return Err(EngineError::Lost(format!("the link with node {} is over", self.peer.name).into()));
                 }
-                Ok(Some(Heard::Waits)) => out.is_alive(),
-                Ok(Some(Heard::Begun)) => {
+                Ok(Some(InboundEvent::Waits)) => out.is_alive(),
+                Ok(Some(InboundEvent::Begun)) => {
                     has_begun = true;
                     out.is_alive();
                     lent.begin(&self.pool);
                     self.peer.apply_limits();
                 }
-                Ok(Some(Heard::Tokens(texts))) => {
+                Ok(Some(InboundEvent::Tokens(texts))) => {
                     let (tokens, bytes) = (texts.len() as u32, texts.iter().map(String::len).sum::<usize>() as u32);
                     lent.port.take_up(tokens, bytes);
                     for text in texts {
                         out.push(&text)?;
                     }
                     given = given.saturating_add(tokens);
-                    link.say(Word::Credit { guest: lent.guest, tokens, bytes });
+                    link.say(LinkMessage::Credit { guest: lent.guest, tokens, bytes });
                 }
-                Ok(Some(Heard::End(end))) => {
+                Ok(Some(InboundEvent::End(end))) => {
                     lent.has_ended = true;
                     return finish(end);
                 }
@@ -166,14 +166,14 @@ impl Engine for RemoteEngine {
 }
 
 /// What an owner's end of a guest is for its gateway. Whatever is not the task's own fault may be tried elsewhere.
-fn finish(end: GuestEnd) -> Result<Finish, EngineError> {
+fn finish(end: AttemptEnd) -> Result<Finish, EngineError> {
     match end {
         // We did not stop it: somebody there did, who knows of the guest only.
-        GuestEnd::Done { reason: FinishReason::Canceled, .. } => {
+        AttemptEnd::Done { reason: FinishReason::Canceled, .. } => {
             Err(EngineError::Lost("it was cancelled at its owner".into()))
         }
-        GuestEnd::Done { reason, tokens_in } => Ok(Finish { reason, tokens_in: Some(Tokens(tokens_in)) }),
-        GuestEnd::Failed { code, message } => Err(match code {
+        AttemptEnd::Done { reason, tokens_in } => Ok(Finish { reason, tokens_in: Some(Tokens(tokens_in)) }),
+        AttemptEnd::Failed { code, message } => Err(match code {
             ErrorCode::InvalidParams => EngineError::Refused(message.as_str().into()),
             ErrorCode::DecodeTimeout => EngineError::Hung(message.as_str().into()),
             ErrorCode::WorkerReset | ErrorCode::Internal => EngineError::Lost(message.as_str().into()),

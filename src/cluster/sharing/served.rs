@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use crate::actors::dispatch::queue::QueueMsg;
-use crate::cluster::link::words::ServedBy;
+use crate::cluster::link::protocol::ServedBy;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::own_pools;
-use crate::cluster::sharing::apart::keeps_away;
+use crate::cluster::sharing::anti_affinity::rejects_peer;
 use crate::core::cluster::node::NodeName;
 use crate::core::id::{ClientId, PoolId, TaskSeq};
 use crate::core::task::Priority;
@@ -50,8 +50,8 @@ impl ServedNews {
         let mut news = self.0.lock();
         news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         for pool in own_pools(shared) {
-            let hear: Vec<_> = linked.iter().filter(|link| !keeps_away(shared, &pool, link)).collect();
-            let journal = pool.books.lock().take_journal();
+            let hear: Vec<_> = linked.iter().filter(|link| !rejects_peer(shared, &pool, link)).collect();
+            let journal = pool.accounts.lock().take_journal();
             for entry in journal {
                 let gateway = news.gateways.get(&entry.seq).cloned();
                 for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {
@@ -79,7 +79,7 @@ pub(crate) fn take_in(peer: &PeerShared, served: &[ServedBy]) {
             continue;
         }
         let list: std::sync::Arc<[_]> = list.into();
-        for pool in shadow.pool.siblings().chain([shadow.pool.clone()]) {
+        for pool in shadow.pool.peers().chain([shadow.pool.clone()]) {
             pool.queue.cast(QueueMsg::ServedElsewhere(list.clone())); // Nobody there: some service is forgotten.
         }
     }

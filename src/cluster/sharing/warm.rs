@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
-use crate::actors::admission::sessions::{SessionsMsg, Warmed};
-use crate::cluster::link::words::WarmSession;
+use crate::actors::admission::sessions::{SessionLocation, SessionsMsg};
+use crate::cluster::link::protocol::WarmSession;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::own_pools;
-use crate::cluster::sharing::apart::keeps_away;
+use crate::cluster::sharing::anti_affinity::rejects_peer;
 use crate::core::cluster::node::NodeName;
 use crate::core::id::{ClientId, PoolId, SessionId};
 
@@ -20,7 +20,7 @@ const WARM_MAX: usize = 4_096;
 
 /// What each linked node is to be told.
 #[derive(Default)]
-pub(crate) struct WarmNews(Mutex<BTreeMap<NodeName, BTreeSet<Warmed>>>);
+pub(crate) struct WarmNews(Mutex<BTreeMap<NodeName, BTreeSet<SessionLocation>>>);
 
 impl WarmNews {
     /// What this node is to be told now.
@@ -32,7 +32,7 @@ impl WarmNews {
         if !warmed.is_empty() {
             let own = own_pools(shared);
             for link in &linked {
-                let hears = own.iter().filter(|pool| !keeps_away(shared, pool, link)).map(|pool| &pool.id);
+                let hears = own.iter().filter(|pool| !rejects_peer(shared, pool, link)).map(|pool| &pool.id);
                 let hears: BTreeSet<&PoolId> = hears.collect();
                 let news = due.entry(link.peer.clone()).or_default();
                 let warmed = warmed.iter().filter(|warmed| hears.contains(&warmed.pool));
@@ -40,7 +40,9 @@ impl WarmNews {
             }
         }
         let news = due.remove(peer).unwrap_or_default();
-        news.into_iter().map(|Warmed { pool, client, session }| WarmSession { pool, client, session }).collect()
+        news.into_iter()
+            .map(|SessionLocation { pool, client, session }| WarmSession { pool, client, session })
+            .collect()
     }
 }
 

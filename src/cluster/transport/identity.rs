@@ -18,7 +18,7 @@ use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::certificates::{certificates, private_key, revocation_lists, roots};
-use crate::cluster::transport::hello::Role;
+use crate::cluster::transport::handshake::Role;
 use crate::cluster::transport::x509::{CertificateFacts, Shown};
 use crate::core::cluster::node::NodeName;
 use crate::core::text::line::Line;

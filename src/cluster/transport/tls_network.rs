@@ -8,21 +8,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
 use crate::cluster::shared::{Caller, Found, Network, Pending};
-use crate::cluster::transport::door::{Arrived, Door, DoorError};
+use crate::cluster::transport::acceptor::{Acceptor, AcceptorError, AuthenticatedPeer};
 use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::node::NodeName;
 
 /// Nodes that are reached over TCP and TLS.
 pub struct TlsNetwork {
-    door: Door,
+    door: Acceptor,
     /// One waits at a time; a lock across the wait, so that a second would queue behind it.
-    arrived: Mutex<mpsc::Receiver<Arrived>>,
+    arrived: Mutex<mpsc::Receiver<AuthenticatedPeer>>,
     serving: JoinHandle<()>,
 }
 
 impl TlsNetwork {
     /// Opens the door on this listener.
-    pub fn open(door: Door, listener: TcpListener) -> Self {
+    pub fn open(door: Acceptor, listener: TcpListener) -> Self {
         let (arrived, serve) = door.open(listener);
         let serving = tokio::spawn(serve);
         TlsNetwork { door, arrived: Mutex::new(arrived), serving }
@@ -51,7 +51,7 @@ impl Network for TlsNetwork {
         Box::pin(async move {
             match self.door.find(address).await {
                 Ok(arrived) => Found::Node(caller(arrived)),
-                Err(DoorError::Hello(error)) => Found::of(Err(error)),
+                Err(AcceptorError::Hello(error)) => Found::of(Err(error)),
                 Err(error) => Found::Nobody(error.to_string()),
             }
         })
@@ -66,8 +66,8 @@ impl Network for TlsNetwork {
     }
 }
 
-fn caller(arrived: Arrived) -> Caller {
-    let Arrived { peer, token, role, stream, address, shown } = arrived;
+fn caller(arrived: AuthenticatedPeer) -> Caller {
+    let AuthenticatedPeer { peer, token, role, stream, address, shown } = arrived;
     Caller { peer, token, role, stream: Box::new(Encrypted(stream)), address: address.to_string(), shown }
 }
 

@@ -7,7 +7,7 @@
 use rustls::pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 
-use crate::cluster::transport::hello::Role;
+use crate::cluster::transport::handshake::Role;
 use crate::core::cluster::membership::CertificateId;
 use crate::core::fairness::hash::hex;
 

@@ -128,7 +128,7 @@ impl Quotas {
     /// The part with which this task may be begun: alone at its node it may have what is left of the whole, so that a large one is not kept
     /// waiting for ever.
     #[must_use]
-    pub fn part_for(self, take: Take, millionths: u32, elsewhere: Held) -> Self {
+    pub fn part_for(self, take: Demand, millionths: u32, elsewhere: Held) -> Self {
         let left = self.memory_bytes.map(|whole| whole.saturating_sub(elsewhere.memory_bytes));
         let part = self.part(millionths, elsewhere);
         let memory_bytes = part.memory_bytes.zip(left).map(|(part, left)| part.max(take.memory_bytes).min(left));
@@ -159,7 +159,7 @@ impl std::iter::Sum for Held {
 
 /// What one task takes from its client's limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Take {
+pub struct Demand {
     /// Its whole budget: prompt and most output.
     pub tokens: Tokens,
     /// Device memory while it runs.
@@ -196,7 +196,7 @@ impl Usage {
     ///
     /// # Errors
     /// The first limit that it would exceed; nothing was taken.
-    pub fn admit(&mut self, limits: &Limits, quotas: &Quotas, now: Timestamp, take: Take) -> Result<(), Exceeded> {
+    pub fn admit(&mut self, limits: &Limits, quotas: &Quotas, now: Timestamp, take: Demand) -> Result<(), Exceeded> {
         if let Some(most) = quotas.memory_bytes.filter(|most| take.memory_bytes > *most) {
             return Err(Exceeded::Memory(most));
         }
@@ -221,7 +221,7 @@ impl Usage {
     }
 
     /// A task was not accepted after all: everything is given back.
-    pub fn undo(&mut self, take: Take) {
+    pub fn undo(&mut self, take: Demand) {
         self.requests.put_back(1);
         self.leave_queue(take.tokens);
     }
@@ -234,7 +234,7 @@ impl Usage {
     }
 
     /// Begins to run a waiting task, if the quotas leave room beside those that run. Returns whether it does.
-    pub fn start(&mut self, quotas: &Quotas, take: Take) -> bool {
+    pub fn start(&mut self, quotas: &Quotas, take: Demand) -> bool {
         let too_many = quotas.running.is_some_and(|most| self.running >= most);
         let too_much =
             quotas.memory_bytes.is_some_and(|most| self.memory_bytes.saturating_add(take.memory_bytes) > most);
@@ -248,13 +248,13 @@ impl Usage {
     }
 
     /// A running task waits again.
-    pub fn give_back(&mut self, take: Take) {
+    pub fn give_back(&mut self, take: Demand) {
         self.end(take, Tokens(0));
         self.queued += 1;
     }
 
     /// A running task ends; tokens that it did not generate come back.
-    pub fn end(&mut self, take: Take, unused: Tokens) {
+    pub fn end(&mut self, take: Demand, unused: Tokens) {
         debug_assert!(self.running > 0, "only a task that runs ends");
         self.running -= 1;
         self.memory_bytes -= take.memory_bytes;
@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn admit(usage: &mut Usage, limits: &Limits, millis: u64, tokens: u32) -> Result<(), Exceeded> {
-        usage.admit(limits, &Quotas::default(), at(millis), Take { tokens: Tokens(tokens), memory_bytes: 0 })
+        usage.admit(limits, &Quotas::default(), at(millis), Demand { tokens: Tokens(tokens), memory_bytes: 0 })
     }
 
     #[test]
@@ -300,8 +300,8 @@ mod tests {
         let mut usage = Usage::default();
         assert_eq!(admit(&mut usage, &limits, 0, 90), Ok(()));
         assert_eq!(admit(&mut usage, &limits, 0, 20), Err(Exceeded::Tokens(Duration::from_secs(1))));
-        assert!(usage.start(&Quotas::default(), Take { tokens: Tokens(90), memory_bytes: 0 }));
-        usage.end(Take { tokens: Tokens(90), memory_bytes: 0 }, Tokens(60));
+        assert!(usage.start(&Quotas::default(), Demand { tokens: Tokens(90), memory_bytes: 0 }));
+        usage.end(Demand { tokens: Tokens(90), memory_bytes: 0 }, Tokens(60));
         assert_eq!(admit(&mut usage, &limits, 0, 70), Ok(()));
     }
 
@@ -317,7 +317,7 @@ mod tests {
     fn a_task_that_ends_while_it_waits_leaves_its_place_and_its_tokens() {
         let limits = Limits { requests: None, tokens: Some(Rate::new(1.0, 100)) };
         let quotas = Quotas { queued: Some(2), memory_bytes: Some(100), ..Quotas::default() };
-        let take = Take { tokens: Tokens(50), memory_bytes: 100 };
+        let take = Demand { tokens: Tokens(50), memory_bytes: 100 };
         let mut usage = Usage::default();
         for _ in 0..5 {
             assert_eq!(usage.admit(&limits, &quotas, at(0), take), Ok(()), "all of the memory is not too much");
@@ -333,14 +333,14 @@ mod tests {
         let limits = Limits { requests: Some(Rate::new(1.0, 1)), tokens: Some(Rate::new(1.0, 1)) };
         let mut usage = Usage::default();
         assert_eq!(admit(&mut usage, &limits, 0, 1), Ok(()));
-        usage.undo(Take { tokens: Tokens(1), memory_bytes: 0 });
+        usage.undo(Demand { tokens: Tokens(1), memory_bytes: 0 });
         assert_eq!(admit(&mut usage, &limits, 0, 1), Ok(()), "undone, as if it had never been");
     }
 
     #[test]
     fn quotas_hold_back_what_runs_and_refuse_what_waits() {
         let quotas = Quotas { running: Some(2), queued: Some(1), memory_bytes: Some(100) };
-        let take = |memory_bytes| Take { tokens: Tokens(1), memory_bytes };
+        let take = |memory_bytes| Demand { tokens: Tokens(1), memory_bytes };
         let mut usage = Usage::default();
         let admit = |usage: &mut Usage, bytes| usage.admit(&Limits::default(), &quotas, at(0), take(bytes));
         assert_eq!(admit(&mut usage, 101), Err(Exceeded::Memory(100)));
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(part(333_333, elsewhere(8, 90)), (Some(2), None, Some(10)));
         assert_eq!(part(333_333, elsewhere(12, 200)), (Some(0), None, Some(0)));
         let begins = |memory_bytes, held| {
-            let take = Take { tokens: Tokens(1), memory_bytes };
+            let take = Demand { tokens: Tokens(1), memory_bytes };
             let mut usage = Usage { queued: 2, ..Usage::default() };
             usage.start(&quotas.part_for(take, 333_333, held), take)
         };

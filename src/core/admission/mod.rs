@@ -3,8 +3,6 @@
 //! Every refusal says what is wrong, where, and what would be right.
 
 #[doc(hidden)]
-pub mod dividing;
-#[doc(hidden)]
 pub mod kept;
 #[doc(hidden)]
 pub mod limits;
@@ -12,6 +10,8 @@ pub mod limits;
 pub mod line_budget;
 #[doc(hidden)]
 pub mod offers;
+#[doc(hidden)]
+pub mod partition;
 #[doc(hidden)]
 pub mod rate_limiter;
 #[doc(hidden)]

@@ -11,23 +11,23 @@
 //! The accounts know nothing of what waits; [`Queue`](crate::core::queue::Queue) does. They outlive it, so that a queue that is
 //! built anew goes on where the last one stood.
 
+#[doc(hidden)]
+pub mod charge_feed;
 pub(in crate::core) mod cost;
 #[doc(hidden)]
 pub mod hash;
-#[doc(hidden)]
-pub mod journal;
 pub(in crate::core) mod ranks;
 #[doc(hidden)]
-pub mod shares;
+pub mod usage;
 
 use std::collections::HashMap;
 
 use slab::Slab;
 
+use crate::core::fairness::charge_feed::ChargeFeed;
 use crate::core::fairness::cost::UsualOutput;
 pub use crate::core::fairness::cost::{CostWeights, SCALE, Served, Size, Virtual, WEIGHT_MAX, price};
 use crate::core::fairness::hash::SeqMap;
-use crate::core::fairness::journal::Journal;
 use crate::core::fairness::ranks::Ranks;
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::task::Priority;
@@ -111,7 +111,7 @@ pub struct Accounts {
     /// The conversations that are kept busy by tasks of `charges`.
     sessions: SeqMap<SessionId>,
     /// What has been charged and corrected since somebody last asked.
-    pub(in crate::core) journal: Journal,
+    pub(in crate::core) journal: ChargeFeed,
 }
 
 impl Accounts {
@@ -133,7 +133,7 @@ impl Accounts {
             idle: Idle::default(),
             charges: SeqMap::default(),
             sessions: SeqMap::default(),
-            journal: Journal::default(),
+            journal: ChargeFeed::default(),
         }
     }
 
@@ -343,7 +343,7 @@ impl Accounts {
     ///
     /// It joins in at the start of what was dispatched last (start-time fair queueing) and not behind that one's charge, so
     /// that beside a flood its first task is next; and no later than `least`, the least time of those who wait.
-    pub(crate) fn lift(&mut self, slot: u32, class: Priority, least: Option<Virtual>) {
+    pub(crate) fn catch_up(&mut self, slot: u32, class: Priority, least: Option<Virtual>) {
         let time = &mut self.accounts[slot as usize].time[class.index()];
         let start = self.start[class.index()];
         *time = (*time).max(least.map_or(start, |least| least.min(start)));
@@ -416,7 +416,7 @@ mod tests {
     fn what_is_estimated_is_replaced_by_what_was_computed() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
         let slot = enter(&mut accounts, "a", 2);
-        accounts.lift(slot, Priority::Batch, None);
+        accounts.catch_up(slot, Priority::Batch, None);
         accounts.charge(TaskSeq(1), slot, Priority::Batch, size(10, 100), None);
         assert_eq!(accounts.time(&client("a"), Priority::Batch), Some(price(210, 2)));
         assert_eq!((accounts.unsettled(), accounts.charged()), (vec![TaskSeq(1)], 1));
@@ -442,7 +442,7 @@ mod tests {
     fn a_task_that_comes_back_costs_nobody() {
         let mut accounts = Accounts::new(CostWeights::default(), [9, 1]);
         let slot = enter(&mut accounts, "a", 3);
-        accounts.lift(slot, Priority::Interactive, None);
+        accounts.catch_up(slot, Priority::Interactive, None);
         let before = (accounts.time(&client("a"), Priority::Interactive), accounts.tag(Priority::Interactive));
         accounts.charge(TaskSeq(1), slot, Priority::Interactive, size(10, 100), None);
         accounts.settle(TaskSeq(1), Served::Nothing);

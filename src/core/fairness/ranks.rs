@@ -66,7 +66,7 @@ mod tests {
         let mut ranks = Ranks::default();
         let mut names: Vec<ClientId> = Vec::new();
         for number in 0..3_000 {
-            // Names that crowd together, so that gaps run out.
+            // Names that backlog together, so that gaps run out.
             let text = if number % 2 == 0 {
                 format!("a{}", "b".repeat(number / 40)) + &number.to_string()
             } else {

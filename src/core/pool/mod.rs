@@ -1,8 +1,8 @@
 //! What a pool is and serves: its states, its model, where a task runs in it, and when its workers are started again.
 
-#[doc(hidden)]
-pub mod headroom;
 pub mod lifecycle;
+#[doc(hidden)]
+pub mod memory;
 pub mod model;
 #[doc(hidden)]
 pub mod outlier;

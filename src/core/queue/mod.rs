@@ -7,17 +7,17 @@
 //! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and found by
 //! number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
 
-pub(in crate::core) mod chain;
 pub(in crate::core) mod class;
 #[doc(hidden)]
 pub mod entry;
-#[doc(hidden)]
-pub mod full;
 pub(in crate::core) mod heap;
+pub(in crate::core) mod linked_list;
+#[doc(hidden)]
+pub mod overflow;
+pub mod position;
 #[doc(hidden)]
 pub mod predict;
 pub(in crate::core) mod session_gate;
-pub mod standing;
 #[doc(hidden)]
 pub mod waiting_room;
 
@@ -26,10 +26,10 @@ use slab::Slab;
 use crate::core::fairness::hash::SeqMap;
 use crate::core::fairness::{Accounts, Charge, Served};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
-use crate::core::queue::chain::{EMPTY, Lane, Links, List, NIL, Node, link, unlink};
-use crate::core::queue::class::{Class, Turn};
+use crate::core::queue::class::{Candidate, Class};
 pub use crate::core::queue::entry::{Arrival, Enqueued};
-use crate::core::queue::full::{Bounds, Length, Longest};
+use crate::core::queue::linked_list::{EMPTY, Lane, Links, List, NIL, Node, link, unlink};
+use crate::core::queue::overflow::{Bounds, Length, Longest};
 use crate::core::queue::session_gate::Gate;
 use crate::core::task::Priority;
 
@@ -149,7 +149,8 @@ impl<T> Queue<T> {
     pub fn dispatch(&mut self, accounts: &mut Accounts, mut may_run: impl FnMut(&T) -> bool) -> Option<(TaskSeq, T)> {
         loop {
             let class = self.next_class(accounts)?;
-            let Turn { slot, .. } = self.classes[class.index()].turns.first().expect("the class was chosen for it");
+            let Candidate { slot, .. } =
+                self.classes[class.index()].turns.first().expect("the class was chosen for it");
             let head = self.lane(slot, class).ready.head;
             let node = &self.nodes[head as usize];
             if node.session != NIL && self.gate.is_closed_to(node.session, head) {
@@ -294,7 +295,7 @@ impl<T> Queue<T> {
             if least.is_none() {
                 accounts.lift_class(class);
             }
-            accounts.lift(slot, class, least);
+            accounts.catch_up(slot, class, least);
             self.set_turn(accounts, slot, class);
         } else if !wanted && present {
             self.classes[class.index()].turns.remove(slot);
@@ -303,7 +304,11 @@ impl<T> Queue<T> {
 
     pub(in crate::core) fn set_turn(&mut self, accounts: &Accounts, slot: u32, class: Priority) {
         let account = accounts.account(slot);
-        self.classes[class.index()].turns.set(Turn { time: account.time[class.index()], rank: account.rank, slot });
+        self.classes[class.index()].turns.set(Candidate {
+            time: account.time[class.index()],
+            rank: account.rank,
+            slot,
+        });
     }
 
     /// Counts a task of this lane in (1) or out (-1).
@@ -377,7 +382,8 @@ mod tests {
     use super::Priority::{Batch, Interactive};
     use super::*;
     use crate::core::fairness::CostWeights;
-    use crate::core::queue::full::FullPolicy;
+    use crate::core::fairness::Size;
+    use crate::core::queue::overflow::FullPolicy;
     use crate::core::units::Tokens;
 
     /// A queue of one client whose tasks all cost the same, unless a test says otherwise.
@@ -416,7 +422,7 @@ mod tests {
         }
         fn ahead(&self, class: Priority) -> u64 {
             let own = self.accounts.waiting(&ClientId::parse("only").expect("valid"), class);
-            self.queue.crowd(&self.accounts).ahead(own, own, 1, class)
+            self.queue.backlog(&self.accounts).ahead(own, own, 1, class)
         }
     }
 

@@ -46,7 +46,7 @@ impl ServiceRate {
 
 /// Who waits in a queue, in numbers: what a prediction needs, as of the moment it was taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Crowd {
+pub struct Backlog {
     /// Tasks of each class.
     pub count: [u32; 2],
     /// Sum of the weights of the clients with a task, of each class.
@@ -55,7 +55,7 @@ pub struct Crowd {
     pub class_weights: [u32; 2],
 }
 
-impl Crowd {
+impl Backlog {
     /// Expected dispatches before a task with `before` of its client's `own` waiting tasks in front of it; for a task that
     /// is still to come, `before` and `own` are equal.
     ///
@@ -135,17 +135,17 @@ mod tests {
 
     #[test]
     fn the_position_counts_the_others_share_and_no_more_than_there_are() {
-        let crowd = Crowd { count: [100, 0], weights: [4, 0], class_weights: [9, 1] };
+        let backlog = Backlog { count: [100, 0], weights: [4, 0], class_weights: [9, 1] };
         // Ten of its own before it, three others of the same weight: three for each of its own, and half a round.
-        assert_eq!(crowd.ahead(10, 10, 1, Priority::Interactive), 10 + 31);
-        assert_eq!(crowd.ahead(90, 90, 1, Priority::Interactive), 100, "no more than there are");
-        let newcomer = Crowd { count: [30, 0], weights: [3, 0], class_weights: [9, 1] };
+        assert_eq!(backlog.ahead(10, 10, 1, Priority::Interactive), 10 + 31);
+        assert_eq!(backlog.ahead(90, 90, 1, Priority::Interactive), 100, "no more than there are");
+        let newcomer = Backlog { count: [30, 0], weights: [3, 0], class_weights: [9, 1] };
         assert_eq!(newcomer.ahead(0, 0, 1, Priority::Interactive), 1, "half a round of three");
         assert_eq!(newcomer.ahead(0, 0, 1, Priority::Batch), 9, "nine interactive for one of batch");
         // A client with a task is one of those whose weights are summed: it does not wait for itself.
-        let alone = Crowd { count: [30, 0], weights: [5, 0], class_weights: [9, 1] };
+        let alone = Backlog { count: [30, 0], weights: [5, 0], class_weights: [9, 1] };
         assert_eq!(alone.ahead(30, 30, 5, Priority::Interactive), 30);
-        let heavy = Crowd { count: [100, 0], weights: [6, 0], class_weights: [9, 1] };
+        let heavy = Backlog { count: [100, 0], weights: [6, 0], class_weights: [9, 1] };
         assert_eq!(heavy.ahead(10, 10, 4, Priority::Interactive), 10 + 21 * 2 / 8, "weight four beside weight two");
     }
 

@@ -11,7 +11,7 @@ use slab::Slab;
 use crate::core::fairness::Accounts;
 use crate::core::id::{SessionId, TaskSeq};
 use crate::core::queue::Queue;
-use crate::core::queue::chain::{List, NIL, link, unlink};
+use crate::core::queue::linked_list::{List, NIL, link, unlink};
 
 #[derive(Debug)]
 struct Session {

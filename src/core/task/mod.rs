@@ -179,7 +179,7 @@ impl Phase {
 
 /// What happened when a log was asked for something that its state does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum TransitionError {
     /// The log has its terminal event: nothing may follow (ORCH-3026).
     #[error("the log is sealed")]
     Sealed,

@@ -37,7 +37,7 @@ pub enum DeterminismClass {
 }
 
 impl DeterminismClass {
-    /// The class that a self-test has shown: whether a run alone was repeated, and, where there is more than one slot, in a crowd.
+    /// The class that a self-test has shown: whether a run alone was repeated, and, where there is more than one slot, in a backlog.
     pub fn shown(repeats_alone: bool, repeats_in_crowd: Option<bool>) -> Self {
         match (repeats_alone, repeats_in_crowd) {
             (false, _) => DeterminismClass::None,
@@ -126,9 +126,9 @@ mod tests {
             ((true, None), SingleSlot, [false, false, false]),
             ((true, Some(true)), BatchInvariant, [false, false, false]),
         ];
-        for ((alone, crowd), shown, refuted) in cases {
-            assert_eq!(DeterminismClass::shown(alone, crowd), shown);
-            assert_eq!([Never, SingleSlot, BatchInvariant].map(|class| class.is_refuted_by(alone, crowd)), refuted);
+        for ((alone, backlog), shown, refuted) in cases {
+            assert_eq!(DeterminismClass::shown(alone, backlog), shown);
+            assert_eq!([Never, SingleSlot, BatchInvariant].map(|class| class.is_refuted_by(alone, backlog)), refuted);
         }
         assert!(Never < SingleSlot && SingleSlot < BatchInvariant);
     }

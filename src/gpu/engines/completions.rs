@@ -9,10 +9,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::core::task::Workload;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Finish, Job, TokenOutput};
-use crate::gpu::engines::openai_api::{Completing, Completion, Model, Models};
-use crate::gpu::http::runs::Runs;
+use crate::gpu::engines::openai_api::{Completion, CompletionDecoder, Model, Models};
+use crate::gpu::http::embeddings;
+use crate::gpu::http::in_flight::InFlight;
 use crate::gpu::http::server::Server;
-use crate::gpu::http::vectors;
 
 /// What servers of one kind are called, and what they have.
 pub(crate) struct Kind {
@@ -44,7 +44,7 @@ struct File {
 /// A server that speaks OpenAI's words.
 pub(crate) struct Completions {
     pub(crate) server: Server,
-    pub(crate) runs: Runs,
+    pub(crate) runs: InFlight,
     /// The model as the server has it; set by a successful load.
     model: OnceLock<Model>,
     /// The server has been seen to tell the ends of its answers: one without is cut.
@@ -54,7 +54,7 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(crate) fn new(context: &EngineContext, kind: Kind) -> Self {
-        let (server, runs) = (Server::new(context), Runs::new(context));
+        let (server, runs) = (Server::new(context), InFlight::new(context));
         Completions { server, runs, model: OnceLock::new(), tells_ends: AtomicBool::new(false), kind }
     }
 
@@ -126,7 +126,7 @@ impl Completions {
         self.server.ask::<Models>("/v1/models").await?.has(self.model(), is_unlisted)
     }
 
-    /// Runs one task; see [`Engine::generate`](crate::gpu::Engine::generate).
+    /// InFlight one task; see [`Engine::generate`](crate::gpu::Engine::generate).
     pub(crate) async fn generate(&self, job: Job<'_>, out: &mut dyn TokenOutput) -> Result<Finish, EngineError> {
         self.recognise().await?;
         let run = self.runs.begin(job.slot);
@@ -138,13 +138,13 @@ impl Completions {
                         ("/v1/completions", job.trace()),
                         &body,
                         (|| (), std::future::pending),
-                        &mut Completing::new((&run, &self.tells_ends), job.request.max_tokens),
+                        &mut CompletionDecoder::new((&run, &self.tells_ends), job.request.max_tokens),
                         out,
                     )
                     .await
             }
-            Workload::Embedding => vectors::embed(&self.server, "/v1/embeddings", self.model(), &job, out).await,
-            Workload::Rerank => vectors::rerank(&self.server, "/v1/rerank", self.model(), &job, out).await,
+            Workload::Embedding => embeddings::embed(&self.server, "/v1/embeddings", self.model(), &job, out).await,
+            Workload::Rerank => embeddings::rerank(&self.server, "/v1/rerank", self.model(), &job, out).await,
         };
         run.conclude(&result);
         result

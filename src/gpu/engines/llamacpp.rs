@@ -1,7 +1,7 @@
 //! llama.cpp's own HTTP server, reached at a URL or started from a command.
 //!
 //! Each of our slots is one of the server's: a run names its slot, and after a stop the server's `/slots` says when that
-//! slot really computes nothing any more. Runs that must be repeatable do not reuse a prompt's cache, since a partly
+//! slot really computes nothing any more. InFlight that must be repeatable do not reuse a prompt's cache, since a partly
 //! cached prompt is evaluated in other batches and may round otherwise.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -16,13 +16,15 @@ use crate::core::units::Tokens;
 use crate::gpu::engine::{
     Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
 };
-use crate::gpu::engines::llamacpp_api::{Completing, Completion, HAS_TEXT, Models, OF_THE_FILE, Props, Slot, is_idle};
+use crate::gpu::engines::llamacpp_api::{
+    Completion, CompletionDecoder, HAS_TEXT, Models, OF_THE_FILE, Props, Slot, is_idle,
+};
 use crate::gpu::http::HttpError;
-use crate::gpu::http::figures;
+use crate::gpu::http::embeddings;
+use crate::gpu::http::in_flight::{Busy, InFlight};
+use crate::gpu::http::prometheus_text;
 use crate::gpu::http::refusal::lost;
-use crate::gpu::http::runs::{Busy, Runs};
 use crate::gpu::http::server::{ASK_TIMEOUT, Server};
-use crate::gpu::http::vectors;
 
 /// Time between the first looks at a slot that is being left.
 const SLOT_PERIOD: Duration = Duration::from_millis(5);
@@ -43,8 +45,8 @@ pub struct LlamaCpp {
     server: Server,
     /// Slots whose run has not been answered yet, by number: the server may begin it after we have left.
     unanswered: Vec<AtomicBool>,
-    /// Runs that are no completions: the server takes a slot of its own choice for them.
-    elsewhere: Runs,
+    /// InFlight that are no completions: the server takes a slot of its own choice for them.
+    elsewhere: InFlight,
     /// Completions that run now.
     completions: AtomicU32,
     /// Slots that are being left now. Meanwhile the server is not asked for anything that is not needed.
@@ -62,7 +64,7 @@ impl LlamaCpp {
         LlamaCpp {
             server: Server::new(context),
             unanswered,
-            elsewhere: Runs::new(context),
+            elsewhere: InFlight::new(context),
             completions: AtomicU32::new(0),
             leaving: AtomicU32::new(0),
             ctx: AtomicU32::new(0),
@@ -160,7 +162,7 @@ impl LlamaCpp {
                 let slots: Option<Vec<Slot>> = serde_json::from_slice(&body).ok();
                 let busy = slots.map(|slots| slots.iter().filter(|slot| slot.is_processing).count() as u32);
                 let completions = self.completions.load(Relaxed);
-                busy.map_or(Busy::Unknown, |busy| Busy::Runs(busy.saturating_sub(completions)))
+                busy.map_or(Busy::Unknown, |busy| Busy::InFlight(busy.saturating_sub(completions)))
             }
             Err(HttpError::Connect(_)) => Busy::Gone,
             Err(_) => Busy::Unknown,
@@ -196,8 +198,8 @@ impl Engine for LlamaCpp {
         if job.request.workload != Workload::Completion {
             let run = self.elsewhere.begin(job.slot);
             let result = match job.request.workload {
-                Workload::Rerank => vectors::rerank(&self.server, "/v1/rerank", model, &job, out).await,
-                _ => vectors::embed(&self.server, "/v1/embeddings", model, &job, out).await,
+                Workload::Rerank => embeddings::rerank(&self.server, "/v1/rerank", model, &job, out).await,
+                _ => embeddings::embed(&self.server, "/v1/embeddings", model, &job, out).await,
             };
             run.conclude(&result);
             return result;
@@ -207,7 +209,7 @@ impl Engine for LlamaCpp {
         unanswered.store(true, Relaxed);
         let answered = || unanswered.store(false, Relaxed);
         let progress = AtomicU64::new(0);
-        let (mut reading, body) = (Completing { progress: Some(&progress) }, Completion::new(&job));
+        let (mut reading, body) = (CompletionDecoder { progress: Some(&progress) }, Completion::new(&job));
         // In a box: it is polled now and then, and would make every run larger.
         let signs = (answered, || Box::pin(self.progress(job.slot, &progress)));
         let result = self.server.stream(("/completion", job.trace()), &body, signs, &mut reading, out).await;
@@ -217,7 +219,7 @@ impl Engine for LlamaCpp {
     async fn released(&self, slot: u32) {
         let Ok(client) = self.server.client() else { return };
         let _leaving = Counted::new(&self.leaving);
-        self.elsewhere.until_left(slot, || self.busy_elsewhere()).await;
+        self.elsewhere.until_stopped(slot, || self.busy_elsewhere()).await;
         let unanswered = self.unanswered[slot as usize].swap(false, Relaxed);
         let mut looks_left = if unanswered { IDLE_LOOKS_UNANSWERED } else { 1 };
         let mut quick_left = QUICK_LOOKS;
@@ -244,8 +246,8 @@ impl Engine for LlamaCpp {
             return Ok(unknown); // The question would keep the server from noticing that somebody has left.
         }
         let Some(text) = self.server.figures("/metrics").await else { return Ok(unknown) };
-        let slots_busy = figures::count(&text, "llamacpp:requests_processing");
-        let kv_usage = figures::sum(&text, "llamacpp:kv_cache_usage_ratio"); // Of older builds.
+        let slots_busy = prometheus_text::count(&text, "llamacpp:requests_processing");
+        let kv_usage = prometheus_text::sum(&text, "llamacpp:kv_cache_usage_ratio"); // Of older builds.
         Ok(Telemetry { kv_usage, slots_busy, ..unknown })
     }
 

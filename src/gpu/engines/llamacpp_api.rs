@@ -10,7 +10,7 @@ use crate::core::units::Tokens;
 use crate::gpu::engine::{EngineError, Finish, Job, TokenOutput};
 use crate::gpu::engines::openai_api::Text;
 use crate::gpu::http::refusal::error_event;
-use crate::gpu::http::server::Reading;
+use crate::gpu::http::server::StreamDecoder;
 
 /// `/props`, as far as it matters.
 #[derive(Deserialize)]
@@ -138,12 +138,12 @@ pub(in crate::gpu) const HAS_TEXT: u64 = u64::MAX;
 
 /// Reads one streamed completion.
 #[derive(Default)]
-pub(in crate::gpu) struct Completing<'a> {
+pub(in crate::gpu) struct CompletionDecoder<'a> {
     /// Set to [`HAS_TEXT`] with the first text.
     pub(in crate::gpu) progress: Option<&'a AtomicU64>,
 }
 
-impl Reading for Completing<'_> {
+impl StreamDecoder for CompletionDecoder<'_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
         let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let piece: Piece<'_> = serde_json::from_slice(data).map_err(garbled)?;
@@ -179,7 +179,7 @@ mod tests {
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
         let mut out = Pieces::default();
-        let result = Completing::default().event(event.as_bytes(), &mut out);
+        let result = CompletionDecoder::default().event(event.as_bytes(), &mut out);
         (out.0.concat(), result)
     }
 
@@ -203,6 +203,6 @@ mod tests {
 
     #[test]
     fn whatever_a_llamacpp_server_says_is_text_or_an_error() {
-        crate::gpu::http::fuzz::feed(|read| read(&mut Completing::default()));
+        crate::gpu::http::fuzz::feed(|read| read(&mut CompletionDecoder::default()));
     }
 }

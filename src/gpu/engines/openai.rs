@@ -5,7 +5,7 @@
 
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::engines::completions::{Completions, Kind};
-use crate::gpu::http::figures;
+use crate::gpu::http::prometheus_text;
 
 /// A server of OpenAI's shape.
 pub struct OpenAi(Completions);
@@ -24,10 +24,10 @@ impl OpenAi {
     }
 }
 
-/// Runs by SGLang's gauges, waiting ones included.
+/// InFlight by SGLang's gauges, waiting ones included.
 fn busy(text: &str) -> Option<u32> {
-    let running = figures::count(text, "sglang:num_running_reqs")?;
-    Some(running.saturating_add(figures::count(text, "sglang:num_queue_reqs").unwrap_or(0)))
+    let running = prometheus_text::count(text, "sglang:num_running_reqs")?;
+    Some(running.saturating_add(prometheus_text::count(text, "sglang:num_queue_reqs").unwrap_or(0)))
 }
 
 impl Engine for OpenAi {
@@ -41,14 +41,14 @@ impl Engine for OpenAi {
 
     async fn released(&self, slot: u32) {
         // Without counters the closed connection is all that there is to see.
-        self.0.runs.until_left(slot, || self.0.server.busy(|text| Some(busy(text).unwrap_or(0)))).await;
+        self.0.runs.until_stopped(slot, || self.0.server.busy(|text| Some(busy(text).unwrap_or(0)))).await;
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.0.probe().await?;
         let Some(text) = self.0.server.figures("/metrics").await else { return Ok(Telemetry::default()) };
-        let kv_usage = figures::sum(&text, "sglang:token_usage");
-        let kv_tokens = figures::sum(&text, "sglang:max_total_num_tokens").map(|tokens| tokens as u64);
+        let kv_usage = prometheus_text::sum(&text, "sglang:token_usage");
+        let kv_tokens = prometheus_text::sum(&text, "sglang:max_total_num_tokens").map(|tokens| tokens as u64);
         Ok(Telemetry { kv_usage, slots_busy: busy(&text), kv_tokens })
     }
 

@@ -10,10 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::core::task::FinishReason;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{EngineError, Finish, Job, TokenOutput};
+use crate::gpu::http::embeddings::VectorText;
+use crate::gpu::http::in_flight::Run;
 use crate::gpu::http::refusal::error_event;
-use crate::gpu::http::runs::Run;
-use crate::gpu::http::server::Reading;
-use crate::gpu::http::vectors::VectorText;
+use crate::gpu::http::server::StreamDecoder;
 
 /// What is sent to `/v1/completions`. Fields that only some servers have are left out unless they are asked for.
 #[derive(Serialize)]
@@ -162,7 +162,7 @@ impl<'de> Deserialize<'de> for Count {
 }
 
 /// Reads one streamed completion. A reason, a `[DONE]`, or an answer that ends properly each suffice as its end.
-pub(crate) struct Completing<'a, 'b> {
+pub(crate) struct CompletionDecoder<'a, 'b> {
     run: &'a Run<'b>,
     /// The server has been seen to tell its ends, by a reason or a `[DONE]`.
     tells: &'a AtomicBool,
@@ -178,10 +178,10 @@ pub(crate) struct Completing<'a, 'b> {
     reason: Option<FinishReason>,
 }
 
-impl<'a, 'b> Completing<'a, 'b> {
+impl<'a, 'b> CompletionDecoder<'a, 'b> {
     pub(crate) fn new((run, tells): (&'a Run<'b>, &'a AtomicBool), max_tokens: Tokens) -> Self {
         let (max_tokens, pieces, counted, tokens_in) = (max_tokens.0, 0, None, None);
-        Completing { run, tells, max_tokens, pieces, each: Some(0), counted, tokens_in, reason: None }
+        CompletionDecoder { run, tells, max_tokens, pieces, each: Some(0), counted, tokens_in, reason: None }
     }
 
     /// Takes up the server's counts. Returns how many tokens this event carries, as far as that is known.
@@ -219,7 +219,7 @@ impl<'a, 'b> Completing<'a, 'b> {
     }
 }
 
-impl Reading for Completing<'_, '_> {
+impl StreamDecoder for CompletionDecoder<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
         if data.trim_ascii() == b"[DONE]" {
             self.tells.store(true, Relaxed);
@@ -389,12 +389,12 @@ impl PromptUsage {
 mod tests {
     use super::*;
     use crate::gpu::engine::Pieces;
-    use crate::gpu::http::runs::tests::runs;
+    use crate::gpu::http::in_flight::tests::runs;
 
     fn read(events: &[&str]) -> (Vec<String>, Result<Option<Finish>, EngineError>) {
         let (runs, tells) = (runs(1), AtomicBool::new(false));
         let run = runs.begin(0);
-        let (mut reading, mut out) = (Completing::new((&run, &tells), Tokens(4)), Pieces::default());
+        let (mut reading, mut out) = (CompletionDecoder::new((&run, &tells), Tokens(4)), Pieces::default());
         let mut last = Ok(None);
         for event in events {
             last = reading.event(event.as_bytes(), &mut out);
@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn whatever_a_server_of_openais_shape_says_is_text_or_an_error() {
-        let (runs, tells) = (crate::gpu::http::runs::tests::runs(1), AtomicBool::new(false));
-        crate::gpu::http::fuzz::feed(|read| read(&mut Completing::new((&runs.begin(0), &tells), Tokens(9))));
+        let (runs, tells) = (crate::gpu::http::in_flight::tests::runs(1), AtomicBool::new(false));
+        crate::gpu::http::fuzz::feed(|read| read(&mut CompletionDecoder::new((&runs.begin(0), &tells), Tokens(9))));
     }
 }

@@ -34,15 +34,15 @@ pub struct SimStats {
     pub preloads: AtomicU32,
     /// Loads that succeeded.
     pub loaded: AtomicU32,
-    /// Runs that were begun.
+    /// InFlight that were begun.
     pub runs: AtomicU64,
-    /// Runs that were begun before the model was loaded. Must stay 0.
+    /// InFlight that were begun before the model was loaded. Must stay 0.
     pub runs_before_ready: AtomicU64,
-    /// Runs that compute now.
+    /// InFlight that compute now.
     pub active: AtomicU32,
     /// Most runs that ever computed at once.
     pub active_max: AtomicU32,
-    /// Runs that were given a slot that another run had. Must stay 0.
+    /// InFlight that were given a slot that another run had. Must stay 0.
     pub slot_conflicts: AtomicU64,
     /// Refusals of a preload that are still to come.
     refusals_left: AtomicU32,
@@ -343,7 +343,7 @@ mod tests {
     use crate::config::PoolConfig;
     use crate::core::id::{DeviceMask, PoolId, ReplicaId, TaskId};
     use crate::core::task::TaskRequest;
-    use crate::gpu::engine::{EngineSite, Stopped};
+    use crate::gpu::engine::{Stopped, Teardown};
 
     struct Text(String);
     impl TokenOutput for Text {
@@ -366,7 +366,7 @@ mod tests {
             mask: DeviceMask::default(),
             pool,
             env: Env::real(),
-            site: EngineSite::default(),
+            site: Teardown::default(),
             cpus: Arc::default(),
             slots: 1,
         });

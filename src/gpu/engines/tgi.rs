@@ -13,15 +13,15 @@ use crate::core::units::Tokens;
 use crate::gpu::engine::{
     Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
 };
-use crate::gpu::http::figures;
+use crate::gpu::http::in_flight::{InFlight, Run};
+use crate::gpu::http::prometheus_text;
 use crate::gpu::http::refusal::{error_event, lost};
-use crate::gpu::http::runs::{Run, Runs};
-use crate::gpu::http::server::{ASK_TIMEOUT, Reading, Server};
+use crate::gpu::http::server::{ASK_TIMEOUT, Server, StreamDecoder};
 
 /// A TGI server.
 pub struct Tgi {
     server: Server,
-    runs: Runs,
+    runs: InFlight,
 }
 
 /// `/info`, as far as it matters.
@@ -132,7 +132,7 @@ impl<'a, 'b> Generating<'a, 'b> {
     }
 }
 
-impl Reading for Generating<'_, '_> {
+impl StreamDecoder for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
         let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
@@ -166,7 +166,7 @@ impl Reading for Generating<'_, '_> {
 impl Tgi {
     /// A server for this worker, at the pool's `url` or from its `command`.
     pub fn new(context: &EngineContext) -> Self {
-        Tgi { server: Server::new(context), runs: Runs::new(context) }
+        Tgi { server: Server::new(context), runs: InFlight::new(context) }
     }
 
     async fn identify(&self) -> Result<EngineInfo, EngineError> {
@@ -186,8 +186,8 @@ impl Tgi {
 
 /// The gauges appear with the first request.
 fn busy(text: &str) -> Option<u32> {
-    let batch = figures::count(text, "tgi_batch_current_size").unwrap_or(0);
-    Some(batch.saturating_add(figures::count(text, "tgi_queue_size").unwrap_or(0)))
+    let batch = prometheus_text::count(text, "tgi_batch_current_size").unwrap_or(0);
+    Some(batch.saturating_add(prometheus_text::count(text, "tgi_queue_size").unwrap_or(0)))
 }
 
 impl Engine for Tgi {
@@ -218,7 +218,7 @@ impl Engine for Tgi {
     }
 
     async fn released(&self, slot: u32) {
-        self.runs.until_left(slot, || self.server.busy(busy)).await;
+        self.runs.until_stopped(slot, || self.server.busy(busy)).await;
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
@@ -239,7 +239,7 @@ mod tests {
     use crate::gpu::engine::Pieces;
 
     fn read(event: &str) -> (String, Result<Option<Finish>, EngineError>) {
-        let (runs, mut out) = (crate::gpu::http::runs::tests::runs(1), Pieces::default());
+        let (runs, mut out) = (crate::gpu::http::in_flight::tests::runs(1), Pieces::default());
         let run = runs.begin(0);
         let result = Generating::new(&run, Tokens(2)).event(event.as_bytes(), &mut out);
         (out.0.concat(), result)
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn whatever_a_tgi_server_says_is_text_or_an_error() {
-        let runs = crate::gpu::http::runs::tests::runs(1);
+        let runs = crate::gpu::http::in_flight::tests::runs(1);
         crate::gpu::http::fuzz::feed(|read| read(&mut Generating::new(&runs.begin(0), Tokens(9))));
     }
 }

@@ -20,14 +20,14 @@ use crate::gpu::engine::{
 };
 use crate::gpu::engines::openai_api::Text;
 use crate::gpu::http::HttpError;
+use crate::gpu::http::in_flight::{Busy, InFlight, Run};
 use crate::gpu::http::refusal::{error_event, lost, said};
-use crate::gpu::http::runs::{Busy, Run, Runs};
-use crate::gpu::http::server::{ASK_TIMEOUT, Reading, Server};
+use crate::gpu::http::server::{ASK_TIMEOUT, Server, StreamDecoder};
 
 /// A Triton server.
 pub struct Triton {
     server: Server,
-    runs: Runs,
+    runs: InFlight,
     /// The inputs that the model has; set by a successful load.
     inputs: OnceLock<BTreeSet<String>>,
     counted: Mutex<Counted>,
@@ -127,7 +127,7 @@ impl<'a, 'b> Generating<'a, 'b> {
     }
 }
 
-impl Reading for Generating<'_, '_> {
+impl StreamDecoder for Generating<'_, '_> {
     fn event(&mut self, data: &[u8], out: &mut dyn TokenOutput) -> Result<Option<Finish>, EngineError> {
         let garbled = |error: serde_json::Error| EngineError::Garbled(error.to_string().into());
         let event: Event<'_> = serde_json::from_slice(data).map_err(garbled)?;
@@ -161,7 +161,7 @@ impl Triton {
     pub fn new(context: &EngineContext) -> Self {
         Triton {
             server: Server::new(context),
-            runs: Runs::new(context),
+            runs: InFlight::new(context),
             inputs: OnceLock::new(),
             counted: Mutex::default(),
         }
@@ -211,10 +211,10 @@ impl Triton {
                 let mut counted = self.counted.lock();
                 if was_idle && self.runs.is_idle() && counted.sent == sent {
                     counted.on_idle(ended);
-                    return Busy::Runs(0);
+                    return Busy::InFlight(0);
                 }
                 let ended = ended.saturating_sub(counted.ended_before);
-                Busy::Runs(u32::try_from(sent.saturating_sub(ended)).unwrap_or(u32::MAX))
+                Busy::InFlight(u32::try_from(sent.saturating_sub(ended)).unwrap_or(u32::MAX))
             }
             Err(EngineError::Unreachable(_)) => Busy::Gone,
             Err(_) => Busy::Unknown,
@@ -286,7 +286,7 @@ impl Engine for Triton {
     }
 
     async fn released(&self, slot: u32) {
-        self.runs.until_left(slot, || self.busy()).await;
+        self.runs.until_stopped(slot, || self.busy()).await;
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
@@ -298,7 +298,7 @@ impl Engine for Triton {
         })?;
         self.server.recognise(|| self.identify()).await?;
         let busy = match self.busy().await {
-            Busy::Runs(runs) => Some(runs.max(self.runs.counted())), // What gives text computes, whoever else has ended.
+            Busy::InFlight(runs) => Some(runs.max(self.runs.counted())), // What gives text computes, whoever else has ended.
             Busy::Unknown | Busy::Gone => None,
         };
         Ok(Telemetry { slots_busy: busy, ..Telemetry::default() })
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn whatever_a_triton_server_says_is_text_or_an_error() {
-        let runs = crate::gpu::http::runs::tests::runs(1);
+        let runs = crate::gpu::http::in_flight::tests::runs(1);
         crate::gpu::http::fuzz::feed(|read| read(&mut Generating::new(&runs.begin(0), Tokens(9))));
     }
 }

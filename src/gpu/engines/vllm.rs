@@ -8,9 +8,9 @@ use crate::gpu::engine::{
     Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Repeats, Telemetry, TokenOutput,
 };
 use crate::gpu::engines::completions::{Completions, Kind};
-use crate::gpu::http::figures;
+use crate::gpu::http::in_flight::Busy;
+use crate::gpu::http::prometheus_text;
 use crate::gpu::http::refusal::lost;
-use crate::gpu::http::runs::Busy;
 use crate::gpu::http::server::ASK_TIMEOUT;
 
 /// A vLLM server.
@@ -25,10 +25,10 @@ impl Vllm {
     }
 }
 
-/// Runs by its own gauges, waiting ones included.
+/// InFlight by its own gauges, waiting ones included.
 fn busy(text: &str) -> Option<u32> {
-    let running = figures::count(text, "vllm:num_requests_running")?;
-    Some(running.saturating_add(figures::count(text, "vllm:num_requests_waiting").unwrap_or(0)))
+    let running = prometheus_text::count(text, "vllm:num_requests_running")?;
+    Some(running.saturating_add(prometheus_text::count(text, "vllm:num_requests_waiting").unwrap_or(0)))
 }
 
 impl Engine for Vllm {
@@ -36,7 +36,7 @@ impl Engine for Vllm {
         let info = self.0.load("/health").await?;
         // Without them nobody could say when a cancelled run has really ended.
         match self.0.server.busy(busy).await {
-            Busy::Runs(_) => Ok(EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info }),
+            Busy::InFlight(_) => Ok(EngineInfo { repeats: Repeats::UpTo(DeterminismClass::BatchInvariant), ..info }),
             _ => Err(EngineError::Preload("/metrics has no vllm:num_requests_running; leave its metrics on".into())),
         }
     }
@@ -46,18 +46,18 @@ impl Engine for Vllm {
     }
 
     async fn released(&self, slot: u32) {
-        self.0.runs.until_left(slot, || self.0.server.busy(busy)).await;
+        self.0.runs.until_stopped(slot, || self.0.server.busy(busy)).await;
     }
 
     async fn probe(&self) -> Result<Telemetry, EngineError> {
         self.0.server.client()?.get("/health", ASK_TIMEOUT).await.map_err(lost)?;
         self.0.probe().await?;
         let Some(text) = self.0.server.figures("/metrics").await else { return Ok(Telemetry::default()) };
-        let config = |name| figures::label(&text, "vllm:cache_config_info", name)?.parse::<u64>().ok();
+        let config = |name| prometheus_text::label(&text, "vllm:cache_config_info", name)?.parse::<u64>().ok();
         let kv_tokens = config("kv_cache_size_tokens")
             .or_else(|| Some(config("num_gpu_blocks")?.saturating_mul(config("block_size")?)));
-        let kv_usage = figures::sum(&text, "vllm:kv_cache_usage_perc")
-            .or_else(|| figures::sum(&text, "vllm:gpu_cache_usage_perc"));
+        let kv_usage = prometheus_text::sum(&text, "vllm:kv_cache_usage_perc")
+            .or_else(|| prometheus_text::sum(&text, "vllm:gpu_cache_usage_perc"));
         Ok(Telemetry { kv_usage, slots_busy: busy(&text), kv_tokens })
     }
 

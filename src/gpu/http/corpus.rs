@@ -16,8 +16,8 @@ use crate::gpu::engines::llamacpp_api;
 use crate::gpu::engines::openai_api;
 use crate::gpu::engines::tgi;
 use crate::gpu::engines::triton;
-use crate::gpu::http::runs::tests::runs;
-use crate::gpu::http::server::{Reading, take};
+use crate::gpu::http::in_flight::tests::runs;
+use crate::gpu::http::server::{StreamDecoder, take};
 use crate::gpu::http::sse::{Said, SseParser};
 
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ struct Heard {
     end: Result<Finish, EngineError>,
 }
 
-fn hear(reading: &mut dyn Reading, pieces: &[&[u8]], framed: bool) -> Heard {
+fn hear(reading: &mut dyn StreamDecoder, pieces: &[&[u8]], framed: bool) -> Heard {
     let (mut parser, mut out, mut comments) = (SseParser::default(), Pieces::default(), 0);
     let mut end = None;
     for piece in pieces.iter().map(Some).chain([None]) {
@@ -76,8 +76,10 @@ fn hear_as(stream: &Stream, pieces: &[&[u8]]) -> Heard {
     let (runs, tells) = (runs(1), AtomicBool::new(false));
     let (run, max_tokens) = (runs.begin(0), Tokens(stream.max_tokens));
     match stream.reader.as_str() {
-        "openai" | "vllm" => hear(&mut openai_api::Completing::new((&run, &tells), max_tokens), pieces, stream.framed),
-        "llamacpp" => hear(&mut llamacpp_api::Completing::default(), pieces, stream.framed),
+        "openai" | "vllm" => {
+            hear(&mut openai_api::CompletionDecoder::new((&run, &tells), max_tokens), pieces, stream.framed)
+        }
+        "llamacpp" => hear(&mut llamacpp_api::CompletionDecoder::default(), pieces, stream.framed),
         "tgi" => hear(&mut tgi::Generating::new(&run, max_tokens), pieces, stream.framed),
         "triton" => hear(&mut triton::Generating::new(&run, max_tokens), pieces, stream.framed),
         other => panic!("{}: no reader is called {other}", stream.name),

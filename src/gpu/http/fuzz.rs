@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::gpu::engine::Pieces;
-use crate::gpu::http::server::{Reading, take};
+use crate::gpu::http::server::{StreamDecoder, take};
 use crate::gpu::http::sse::SseParser;
 
 /// What servers say, in parts that are put together and then spoilt.
@@ -61,7 +61,7 @@ fn drawn(random: &mut fastrand::Rng) -> Vec<u8> {
 
 /// Feeds one reader until the time is over.
 #[expect(clippy::disallowed_methods, reason = "it is told for how long in real time")]
-pub(in crate::gpu) fn feed(mut reader: impl FnMut(&mut dyn FnMut(&mut dyn Reading))) {
+pub(in crate::gpu) fn feed(mut reader: impl FnMut(&mut dyn FnMut(&mut dyn StreamDecoder))) {
     let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
     let (began, mut random, mut runs) = (Instant::now(), fastrand::Rng::with_seed(1), 0_u64);
     while began.elapsed() < Duration::from_secs_f64(seconds) {

@@ -9,21 +9,21 @@ pub(in crate::gpu) mod corpus;
 #[cfg(feature = "engines-http")]
 pub(crate) mod dial;
 #[cfg(feature = "engines-http")]
-pub(crate) mod figures;
+pub(crate) mod embeddings;
 #[cfg(all(test, feature = "engines-http"))]
 pub(in crate::gpu) mod fuzz;
 #[cfg(feature = "engines-http")]
 pub(in crate::gpu) mod identity;
 #[cfg(feature = "engines-http")]
-pub(crate) mod refusal;
+pub(crate) mod in_flight;
 #[cfg(feature = "engines-http")]
-pub(crate) mod runs;
+pub(crate) mod prometheus_text;
+#[cfg(feature = "engines-http")]
+pub(crate) mod refusal;
 #[cfg(feature = "engines-http")]
 pub(crate) mod server;
 #[cfg(feature = "engines-http")]
 pub(crate) mod sse;
-#[cfg(feature = "engines-http")]
-pub(crate) mod vectors;
 
 use std::error::Error;
 use std::sync::Arc;

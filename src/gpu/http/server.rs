@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use crate::config::{CTX_DEFAULT, PoolConfig};
 use crate::core::text::line::Name;
 use crate::gpu::engine::{EngineContext, EngineError, Finish, TokenOutput};
+use crate::gpu::http::in_flight::Busy;
 use crate::gpu::http::refusal::{error_event, lost};
-use crate::gpu::http::runs::Busy;
 use crate::gpu::http::sse::{EventTooLong, Said, SseParser};
 use crate::gpu::http::{HttpClient, HttpError, whole, whole_up_to};
 use crate::gpu::process::child::EngineProcess;
@@ -50,7 +50,7 @@ pub(crate) struct Server {
 }
 
 /// What an engine makes of the events of one streamed answer.
-pub(crate) trait Reading: Send {
+pub(crate) trait StreamDecoder: Send {
     /// Takes the data of one event and hands its text on; the finish, when that was the last event that matters.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ impl Server {
             Err(HttpError::Connect(_)) => return Busy::Gone,
             Err(_) => None,
         };
-        runs.map_or(Busy::Unknown, Busy::Runs)
+        runs.map_or(Busy::Unknown, Busy::InFlight)
     }
 
     /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun; `signs`, which is given
@@ -201,7 +201,7 @@ impl Server {
         (path, trace): (&str, Option<String>),
         body: &impl serde::Serialize,
         (answered, signs): (impl FnOnce(), impl Fn() -> F),
-        reading: &mut dyn Reading,
+        reading: &mut dyn StreamDecoder,
         out: &mut dyn TokenOutput,
     ) -> Result<Finish, EngineError> {
         let body = serde_json::to_vec(body).map_err(|error| EngineError::Refused(error.to_string().into()))?;
@@ -298,7 +298,7 @@ async fn beside<T, F: Future<Output = ()>>(
 /// What becomes of a run by one thing that its stream says.
 pub(crate) fn take(
     said: Said<'_>,
-    reading: &mut dyn Reading,
+    reading: &mut dyn StreamDecoder,
     out: &mut dyn TokenOutput,
 ) -> ControlFlow<Result<Finish, EngineError>> {
     let result = match said {
@@ -391,7 +391,7 @@ mod tests {
     }
 
     fn to(base: &str) -> Server {
-        let server = Server::new(&crate::gpu::http::runs::tests::context(1));
+        let server = Server::new(&crate::gpu::http::in_flight::tests::context(1));
         assert!(server.client.set(HttpClient::new(base, None)).is_ok());
         server
     }
@@ -416,7 +416,7 @@ mod tests {
         for (part, wanted) in cases {
             assert_eq!(filled_part(part, &values), wanted, "{part}");
         }
-        let mut context = crate::gpu::http::runs::tests::context(3);
+        let mut context = crate::gpu::http::in_flight::tests::context(3);
         context.pool = std::sync::Arc::new(PoolConfig { model: "{slots}-{index}".into(), ..(*context.pool).clone() });
         let command = ["{model}", "{port}", "{port3}", "{slots}", "{index}"].map(str::to_owned);
         assert_eq!(filled(&command, &context, &[1, 2, 3]), ["{slots}-{index}", "1", "3", "3", "0"]);
@@ -427,9 +427,9 @@ mod tests {
         let read = |text: &str| Some(text.len() as u32);
         let busy = async |answer| answering(answer).await.busy(read).await;
         let given = busy("HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc").await;
-        assert!(matches!(given, Busy::Runs(3)));
+        assert!(matches!(given, Busy::InFlight(3)));
         let none = busy("HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
-        assert!(matches!(none, Busy::Runs(0)), "it has none");
+        assert!(matches!(none, Busy::InFlight(0)), "it has none");
         let failed = busy("HTTP/1.1 500 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
         assert!(matches!(failed, Busy::Unknown), "it has some, and they cannot be had now");
         let gone = to("http://127.0.0.1:1").busy(read).await;

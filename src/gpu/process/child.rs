@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::core::id::ReplicaId;
-use crate::gpu::engine::{EngineContext, EngineError, EngineSite, Exit};
+use crate::gpu::engine::{EngineContext, EngineError, Exit, Teardown};
 use crate::gpu::process::account::{self, Account};
 use crate::gpu::process::children::{OwnChild, spawn};
 use crate::gpu::process::engine_group::Cgroup;
@@ -47,7 +47,7 @@ pub(crate) struct EngineProcess {
     number: u32,
     /// The engine and its watcher; `None` once they have been left to the site.
     children: Option<(OwnChild, OwnChild)>,
-    site: EngineSite,
+    site: Teardown,
     /// How long it has to end behind SIGTERM.
     term: Duration,
     cgroup: Option<Cgroup>,
@@ -333,7 +333,7 @@ mod tests {
             mask: DeviceMask::default(),
             pool,
             env: Env::real(),
-            site: EngineSite::default(),
+            site: Teardown::default(),
             cpus: Arc::default(),
             slots: 1,
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::core::text::line::Line;
 use crate::service::access::Principal;
-use crate::service::config::config_store::{MayRun, Rejected, Wish};
+use crate::service::config::config_store::{ApplyMode, MayRun, Rejected};
 use crate::service::http::app::App;
 use crate::service::http::error::ApiError;
 use crate::service::http::request_guard::Asker;
@@ -54,7 +54,7 @@ pub(crate) async fn apply(
     let asker = Asker::of(&request);
     let body = read_body(&app, &app.operators_bodies, &principal, request).await?;
     let text = std::str::from_utf8(&body).map_err(|_| ApiError::invalid("the configuration is not UTF-8"))?;
-    let wish = if query.dry_run { Wish::Compare } else { Wish::Apply };
+    let wish = if query.dry_run { ApplyMode::Compare } else { ApplyMode::Apply };
     let may_run = if app.access.is_on() { MayRun::Anything } else { MayRun::WhatIsInForce };
     let outcome = app.store.take_text(text, wish, may_run).map_err(|rejected| match rejected {
         Rejected::Wrong(faults) => ApiError::invalid(faults.join("; ")),

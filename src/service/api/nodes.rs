@@ -41,7 +41,7 @@ impl Nodes {
     #[cfg(feature = "cluster")]
     pub(crate) async fn start(config: Option<&ClusterConfig>, orchestrator: &Orchestrator) -> Result<Self, String> {
         use crate::cluster::transport::identity::CertificateFiles;
-        use crate::cluster::{Cookie, Door, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
+        use crate::cluster::{Acceptor, Cookie, Identity, Node, NodeArgs, NodePolicy, Roster, TlsNetwork};
         use crate::core::cluster::node::{BootId, NodeName};
         use crate::service::config::node_rules::NodeRules;
 
@@ -77,7 +77,7 @@ impl Nodes {
         };
         let (mut opened, of_door) = (None, (env.clone(), roster.clone()));
         let network = |linked| {
-            let door = Door::new(identity, of_door.0, boot_id, linked).admitting(of_door.1);
+            let door = Acceptor::new(identity, of_door.0, boot_id, linked).admitting(of_door.1);
             TlsNetwork::open(opened.insert(door).clone(), listener)
         };
         let node = Node::start(orchestrator.clone(), args, network).await.map_err(|error| error.to_string())?;

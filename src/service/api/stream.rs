@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::actors::ledger::lingering::Cut;
 use crate::actors::task::event_log::{EventRef, Started};
-use crate::actors::task::reader::TaskStream;
+use crate::actors::task::stream::TaskStream;
 use crate::core::id::{PoolId, TaskId};
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::orchestrator::Orchestrator;

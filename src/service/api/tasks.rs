@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::actors::task::reader::TaskStream;
 use crate::actors::task::record::TaskRecord;
+use crate::actors::task::stream::TaskStream;
 use crate::core::id::{ClientId, TaskId};
 use crate::core::task::traceparent::TraceParent;
 use crate::core::text::line::Line;

@@ -62,7 +62,7 @@ pub(crate) struct Outcome {
 
 /// What one wants to know or to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum ApplyMode {
     /// What would change.
     Compare,
     /// That it changes.
@@ -147,14 +147,14 @@ impl ConfigStore {
     /// Every fault, a line each; nothing has changed.
     pub(crate) fn reload_file(&self) -> Result<Outcome, Vec<String>> {
         let Some(file) = &self.file else { return Err(vec!["the service was started without --config".into()]) };
-        self.take("file", Wish::Apply, |_| config_file::load(file).map_err(|faults| faults.0))
+        self.take("file", ApplyMode::Apply, |_| config_file::load(file).map_err(|faults| faults.0))
     }
 
     /// Compares a configuration that somebody sends, or puts it in force.
     ///
     /// # Errors
     /// [`Rejected`]; nothing has changed.
-    pub(crate) fn take_text(&self, text: &str, wish: Wish, may_run: MayRun) -> Result<Outcome, Rejected> {
+    pub(crate) fn take_text(&self, text: &str, wish: ApplyMode, may_run: MayRun) -> Result<Outcome, Rejected> {
         let mut is_executed = false;
         let outcome = self.take("api", wish, |_| {
             let config = config_file::parse(text, "configuration").map_err(|faults| faults.0)?;
@@ -173,7 +173,7 @@ impl ConfigStore {
     /// # Errors
     /// There is none; or what is wrong with it by now, a line each. Nothing has changed.
     pub(crate) fn roll_back(&self, to: Option<u64>) -> Result<Outcome, Vec<String>> {
-        self.take("rollback", Wish::Apply, |state| {
+        self.take("rollback", ApplyMode::Apply, |state| {
             let earlier = || state.history.iter().rev().skip(1);
             let found = match to {
                 None => state.history.iter().rev().find(|entry| entry.given != state.given),
@@ -197,7 +197,7 @@ impl ConfigStore {
             return Ok(()); // Nothing is put in force, so nothing stands in the way of keys that change alone.
         }
         let mut before = None;
-        let outcome = self.take("keys", Wish::Apply, |state| {
+        let outcome = self.take("keys", ApplyMode::Apply, |state| {
             before = Some(std::mem::replace(&mut state.clients, clients));
             Ok((*state.given).clone())
         });
@@ -211,7 +211,7 @@ impl ConfigStore {
     fn take(
         &self,
         source: &'static str,
-        wish: Wish,
+        wish: ApplyMode,
         choose: impl FnOnce(&mut State) -> Result<Config, Vec<String>>,
     ) -> Result<Outcome, Vec<String>> {
         let outcome = {
@@ -221,7 +221,7 @@ impl ConfigStore {
                 .and_then(|given| self.try_take(&mut state, given.with_listeners(listen, admin_listen), source, wish))
         };
         match &outcome {
-            Err(faults) if wish == Wish::Apply => {
+            Err(faults) if wish == ApplyMode::Apply => {
                 self.counts.count("rejected");
                 let faults: Vec<Line> = faults.iter().take(FAULTS_LOGGED).map(Line::from).collect();
                 tracing::warn!(target: "audit", event = "config_rejected", source, ?faults, "a configuration is wrong; nothing has changed");
@@ -241,7 +241,7 @@ impl ConfigStore {
         state: &mut State,
         given: Config,
         source: &'static str,
-        wish: Wish,
+        wish: ApplyMode,
     ) -> Result<Outcome, Vec<String>> {
         let config = merged(&given, &state.clients);
         let lines =
@@ -253,10 +253,11 @@ impl ConfigStore {
         let before = self.orchestrator.config();
         let found = differences(&before, &config);
         let change = match wish {
-            Wish::Compare => self.orchestrator.compare(&config).map_err(lines)?,
-            Wish::Apply => self.orchestrator.reconfigure(engines::builder(config)).map_err(lines)?,
+            ApplyMode::Compare => self.orchestrator.compare(&config).map_err(lines)?,
+            ApplyMode::Apply => self.orchestrator.reconfigure(engines::builder(config)).map_err(lines)?,
         };
-        let (generation, applied) = (self.orchestrator.config_generation(), wish == Wish::Apply && !change.is_empty());
+        let (generation, applied) =
+            (self.orchestrator.config_generation(), wish == ApplyMode::Apply && !change.is_empty());
         if applied {
             let given = Arc::new(given);
             state.given = given.clone();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use parking_lot::Mutex;
 
 use crate::cluster::transport::identity::CertificateFiles;
-use crate::cluster::{Cookie, Door, Identity, Roster};
+use crate::cluster::{Acceptor, Cookie, Identity, Roster};
 use crate::config::{ClusterConfig, Config};
 use crate::core::cluster::node::NodeName;
 use crate::env::Env;
@@ -25,7 +25,7 @@ pub(crate) struct NodeRules {
     own: NodeName,
     cookie: Cookie,
     files: CertificateFiles,
-    door: Door,
+    door: Acceptor,
     roster: Roster,
     env: Env,
     state: Mutex<State>,
@@ -44,7 +44,7 @@ impl NodeRules {
     pub(crate) fn new(
         config: &ClusterConfig,
         (own, cookie, files): (NodeName, Cookie, CertificateFiles),
-        (door, roster): (Door, Roster),
+        (door, roster): (Acceptor, Roster),
         env: Env,
     ) -> Self {
         if config.takes_any_by_dns() {

@@ -24,9 +24,9 @@ fn mark(path: &str) -> Mark {
 
 /// The files and how they were when they were last read.
 #[derive(Default)]
-pub(crate) struct Marks(BTreeMap<String, Mark>);
+pub(crate) struct FileFingerprints(BTreeMap<String, Mark>);
 
-impl Marks {
+impl FileFingerprints {
     /// Notes how a file is before it is read: what changes behind the reading is another file then.
     pub(crate) fn note(&mut self, path: &str) {
         self.0.insert(path.to_owned(), mark(path));
@@ -40,7 +40,7 @@ impl Marks {
 }
 
 /// Looks at the files until it is dropped.
-pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, mut marks: Marks) {
+pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, mut marks: FileFingerprints) {
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
-use crate::service::api::glance::Glance;
 use crate::service::api::nodes::Nodes;
+use crate::service::api::overview_cache::OverviewCache;
 use crate::service::config::config_store::ConfigStore;
 use crate::service::http::bodies::Bodies;
 use crate::service::http::connections::Links;
@@ -37,7 +37,7 @@ pub(crate) struct App {
     pub(crate) operators_bodies: Arc<Bodies>,
     /// Requests of clients that hold their part already.
     pub(crate) limited: Arc<NamedCounts<{ LIMITED.len() }>>,
-    pub(crate) glance: Arc<Glance>,
+    pub(crate) glance: Arc<OverviewCache>,
     pub(crate) nodes: Nodes,
 }
 

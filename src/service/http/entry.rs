@@ -26,7 +26,7 @@ use crate::service::http::connections::Seat;
 use crate::service::http::error::ApiError;
 use crate::service::http::limited;
 use crate::service::http::request_guard;
-use crate::service::http::routes::{Face, Needs};
+use crate::service::http::routes::{Audience, Needs};
 
 /// What a request costs that makes an actor work, beside one that does not.
 const ACTOR_COST: f64 = 5.0;
@@ -43,7 +43,7 @@ const SUBMISSIONS: &str = "/v1/tasks";
 pub(crate) struct Gate {
     pub(crate) app: App,
     pub(crate) path: &'static str,
-    pub(crate) face: Face,
+    pub(crate) face: Audience,
     pub(crate) needs: Arc<[(Method, Needs)]>,
 }
 
@@ -110,7 +110,7 @@ pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next
     let method = request.method().clone();
     let response = match request_guard::check(&gate.app, gate.path, gate.face, &request) {
         Err(refusal) => refusal.into_response(),
-        Ok(()) if gate.face == Face::Open => for_everybody(&gate, request, next).await,
+        Ok(()) if gate.face == Audience::Open => for_everybody(&gate, request, next).await,
         Ok(()) => for_client(&gate, request, next).await,
     };
     gate.app.requests.count(gate.path, &method, response.status());

@@ -131,12 +131,12 @@ pub(crate) async fn serve(
             let address = stream.local_addr().map_or(bound, |address| address.ip());
             let ends = (Peer(peer.ip()), Local { address, bound });
             prepare(&stream);
-            if !has_spoken(&stream, head, &entered).await {
+            if !received_bytes(&stream, head, &entered).await {
                 return;
             }
             // Behind a pointer, so that a connection which says nothing takes little.
             match tls {
-                None => Box::pin(converse(TokioIo::new(stream), router, head, ends, entered)).await,
+                None => Box::pin(serve_connection(TokioIo::new(stream), router, head, ends, entered)).await,
                 Some(tls) => Box::pin(encrypted(stream, &tls, router, head, ends, entered)).await,
             }
         });
@@ -158,7 +158,7 @@ fn prepare(stream: &TcpStream) {
 }
 
 /// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is closed.
-async fn has_spoken(stream: &TcpStream, limit: Duration, entered: &Entered) -> bool {
+async fn received_bytes(stream: &TcpStream, limit: Duration, entered: &Entered) -> bool {
     let mut first = [0; 1];
     let spoken = tokio::select! {
         biased;
@@ -181,7 +181,7 @@ async fn encrypted(stream: TcpStream, tls: &Tls, router: Router, head: Duration,
         () = entered.link.close.notified() => return,
     };
     match handshake {
-        Ok(Ok(stream)) => converse(TokioIo::new(stream), router, head, ends, entered).await,
+        Ok(Ok(stream)) => serve_connection(TokioIo::new(stream), router, head, ends, entered).await,
         _ => entered.links.closed.count("handshake"),
     }
 }
@@ -193,7 +193,7 @@ fn is_one_connections(error: &std::io::Error) -> bool {
 }
 
 /// One connection from its first request to its end.
-async fn converse<S>(io: TokioIo<S>, router: Router, head: Duration, ends: Ends, entered: Entered)
+async fn serve_connection<S>(io: TokioIo<S>, router: Router, head: Duration, ends: Ends, entered: Entered)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

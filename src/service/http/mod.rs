@@ -31,8 +31,8 @@ use crate::orchestrator::Orchestrator;
 use crate::service::access::{Principal, no_key};
 use crate::service::api;
 use crate::service::api::configs;
-use crate::service::api::glance;
 use crate::service::api::nodes;
+use crate::service::api::overview_cache;
 use crate::service::api::pools;
 use crate::service::api::rollouts;
 use crate::service::api::tasks;
@@ -63,8 +63,8 @@ use crate::service::telemetry::metrics;
         nodes::drain,
         pools::session,
         pools::end_session,
-        glance::overview,
-        glance::events,
+        overview_cache::overview,
+        overview_cache::events,
         configs::show,
         configs::apply,
         configs::rollback,

@@ -19,7 +19,7 @@ use crate::service::http::app::App;
 use crate::service::http::error::ApiError;
 use crate::service::http::listener::Local;
 use crate::service::http::request_origin::{Facts, Field, Reason, judge, word};
-use crate::service::http::routes::Face;
+use crate::service::http::routes::Audience;
 use crate::service::telemetry::named_counts::NamedCounts;
 
 /// The route that takes YAML.
@@ -103,7 +103,7 @@ fn field<'a>(headers: &'a HeaderMap, name: &str) -> Field<'a> {
 ///
 /// # Errors
 /// It is refused; that has been counted and logged.
-pub(crate) fn check(app: &App, route: &str, face: Face, request: &Request) -> Result<(), ApiError> {
+pub(crate) fn check(app: &App, route: &str, face: Audience, request: &Request) -> Result<(), ApiError> {
     let config = app.orchestrator.config();
     let headers = request.headers();
     // Without a listener nothing is known of the connection, and only loopback's own names are.

@@ -12,7 +12,7 @@
 
 use std::net::IpAddr;
 
-use crate::service::http::routes::Face;
+use crate::service::http::routes::Audience;
 
 /// Longest quotation of a request's word in an answer or a line of the log, in characters.
 const WORD_CHARS_MAX: usize = 100;
@@ -50,7 +50,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) dest: Field<'a>,
     pub(crate) content_type: Field<'a>,
     /// Who is served by the route.
-    pub(crate) face: Face,
+    pub(crate) face: Audience,
     /// The route takes YAML beside JSON.
     pub(crate) takes_yaml: bool,
     /// The service's address of this connection.
@@ -134,7 +134,7 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<(), Refusal> {
 /// everybody may be read.
 fn is_plain_check(facts: &Facts<'_>) -> bool {
     let is_silent = [facts.host, facts.origin, facts.site].iter().all(|field| *field == Field::Absent);
-    is_silent && facts.target.is_none() && facts.face == Face::Open && matches!(facts.method, "GET" | "HEAD")
+    is_silent && facts.target.is_none() && facts.face == Audience::Open && matches!(facts.method, "GET" | "HEAD")
 }
 
 fn one(field: Field<'_>) -> &str {
@@ -196,7 +196,7 @@ fn check_origin(facts: &Facts<'_>, host: Authority<'_>) -> Result<bool, Refusal>
 /// followed.
 fn check_site(facts: &Facts<'_>, is_trusted: bool) -> Result<(), Refusal> {
     let is_own = matches!(facts.site, Field::Absent | Field::One("same-origin" | "none"));
-    let is_link = facts.face == Face::Open
+    let is_link = facts.face == Audience::Open
         && matches!(facts.method, "GET" | "HEAD")
         && facts.mode == Field::One("navigate")
         && facts.dest == Field::One("document");
@@ -338,7 +338,7 @@ mod tests {
             mode: Field::Absent,
             dest: Field::Absent,
             content_type: Field::Absent,
-            face: Face::Operator,
+            face: Audience::Operator,
             takes_yaml: false,
             local: ip("127.0.0.1"),
             bound: ip("127.0.0.1"),
@@ -395,7 +395,7 @@ mod tests {
             assert_eq!(verdict(&with_key), wanted, "{host:?} with keys");
         }
         assert_eq!(verdict(&Facts { host: Field::Absent, ..plain() }), "host");
-        let check = Facts { host: Field::Absent, face: Face::Open, ..plain() };
+        let check = Facts { host: Field::Absent, face: Audience::Open, ..plain() };
         assert_eq!(verdict(&check), "served", "a health check of HTTP/1.0");
         assert_eq!(verdict(&Facts { site: Field::One("none"), ..check.clone() }), "host", "no browser leaves it out");
         assert_eq!(verdict(&Facts { method: "POST", ..check }), "host");
@@ -497,18 +497,18 @@ mod tests {
     fn other_sites_may_link_to_the_pages_that_are_the_same_for_everybody() {
         let (navigate, document) = (Field::One("navigate"), Field::One("document"));
         for (method, site, mode, dest, face, wanted) in [
-            ("GET", "same-origin", Field::One("cors"), Field::One("empty"), Face::Operator, "served"),
-            ("GET", "none", navigate, document, Face::Operator, "served"),
-            ("GET", "cross-site", navigate, document, Face::Open, "served"),
-            ("HEAD", "same-site", navigate, document, Face::Open, "served"),
-            ("GET", "cross-site", navigate, document, Face::Operator, "site"),
-            ("GET", "cross-site", navigate, document, Face::Public, "site"),
-            ("GET", "cross-site", navigate, Field::One("iframe"), Face::Open, "site"),
-            ("GET", "cross-site", Field::One("no-cors"), Field::One("image"), Face::Open, "site"),
-            ("GET", "cross-site", Field::Absent, Field::Absent, Face::Open, "site"),
-            ("POST", "cross-site", navigate, document, Face::Open, "site"),
-            ("GET", "same-site", Field::One("cors"), Field::One("empty"), Face::Operator, "site"),
-            ("GET", "anything", navigate, document, Face::Operator, "site"),
+            ("GET", "same-origin", Field::One("cors"), Field::One("empty"), Audience::Operator, "served"),
+            ("GET", "none", navigate, document, Audience::Operator, "served"),
+            ("GET", "cross-site", navigate, document, Audience::Open, "served"),
+            ("HEAD", "same-site", navigate, document, Audience::Open, "served"),
+            ("GET", "cross-site", navigate, document, Audience::Operator, "site"),
+            ("GET", "cross-site", navigate, document, Audience::Public, "site"),
+            ("GET", "cross-site", navigate, Field::One("iframe"), Audience::Open, "site"),
+            ("GET", "cross-site", Field::One("no-cors"), Field::One("image"), Audience::Open, "site"),
+            ("GET", "cross-site", Field::Absent, Field::Absent, Audience::Open, "site"),
+            ("POST", "cross-site", navigate, document, Audience::Open, "site"),
+            ("GET", "same-site", Field::One("cors"), Field::One("empty"), Audience::Operator, "site"),
+            ("GET", "anything", navigate, document, Audience::Operator, "site"),
         ] {
             let facts = Facts { method, site: Field::One(site), mode, dest, face, ..plain() };
             assert_eq!(verdict(&facts), wanted, "{facts:?}");

@@ -13,8 +13,8 @@ use crate::core::task::error::ErrorCode;
 use crate::core::text::line::{Line, quoted};
 use crate::service::access::keys::Scope::{self, Admin, Read, Submit};
 use crate::service::api::configs;
-use crate::service::api::glance;
 use crate::service::api::nodes;
+use crate::service::api::overview_cache;
 use crate::service::api::pools;
 use crate::service::api::rollouts;
 use crate::service::api::tasks;
@@ -28,7 +28,7 @@ use crate::service::telemetry::metrics;
 
 /// Who is served by a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Face {
+pub enum Audience {
     /// Whoever submits tasks.
     Public,
     /// Whoever operates the service: on the listener of their own, when there is one.
@@ -42,7 +42,7 @@ pub struct Route {
     /// Its path, as the router has it.
     pub path: &'static str,
     /// Who is served.
-    pub face: Face,
+    pub face: Audience,
     /// Its methods, each with the scopes of which a key needs one. HEAD goes by GET.
     pub needs: Vec<(Method, &'static [Scope])>,
     handler: MethodRouter<App>,
@@ -58,7 +58,7 @@ const RULE: Needs = &[Admin];
 
 fn route(
     path: &'static str,
-    face: Face,
+    face: Audience,
     handler: MethodRouter<App>,
     needs: impl IntoIterator<Item = (Method, Needs)>,
 ) -> Route {
@@ -67,7 +67,7 @@ fn route(
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
-    use Face::{Open, Operator, Public};
+    use Audience::{Open, Operator, Public};
     let reads = |path, handler| route(path, Operator, get(handler), [(Method::GET, SEE)]);
     let open = |path, handler: MethodRouter<App>| route(path, Open, handler, [(Method::GET, &[] as Needs)]);
     vec![
@@ -88,8 +88,8 @@ pub fn routes() -> Vec<Route> {
         route("/v1/pools/{id}/reload", Operator, post(pools::reload), [(Method::POST, RULE)]),
         route("/v1/replicasets", Operator, get(pools::replica_sets), [(Method::GET, SEE)]),
         route("/v1/devices", Operator, get(devices::devices), [(Method::GET, SEE)]),
-        route("/v1/overview", Operator, get(glance::overview), [(Method::GET, SEE)]),
-        route("/v1/events", Operator, get(glance::events), [(Method::GET, SEE)]),
+        route("/v1/overview", Operator, get(overview_cache::overview), [(Method::GET, SEE)]),
+        route("/v1/events", Operator, get(overview_cache::events), [(Method::GET, SEE)]),
         route(
             "/v1/config",
             Operator,
@@ -116,16 +116,16 @@ pub fn routes() -> Vec<Route> {
 }
 
 /// The router of a listener: its own routes and the open ones. Every request passes [`enter`], whatever it asks for.
-pub(crate) fn router(app: App, serves: impl Fn(Face) -> bool) -> Router {
+pub(crate) fn router(app: App, serves: impl Fn(Audience) -> bool) -> Router {
     let mut router = Router::new();
     for Route { path, face, needs, handler } in routes() {
-        if face != Face::Open && !serves(face) {
+        if face != Audience::Open && !serves(face) {
             continue;
         }
         let gate = Gate { app: app.clone(), path, face, needs: needs.into() };
         router = router.route(path, handler.fallback(unknown_method).layer(from_fn_with_state(gate, enter)));
     }
-    let gate = Gate { app: app.clone(), path: "unknown", face: Face::Public, needs: Arc::from([]) };
+    let gate = Gate { app: app.clone(), path: "unknown", face: Audience::Public, needs: Arc::from([]) };
     let fallback = get(unknown_path).fallback(unknown_path).layer(from_fn_with_state(gate, enter));
     router.fallback_service(fallback.with_state(app.clone())).layer(from_fn(secure)).with_state(app)
 }

@@ -11,8 +11,8 @@ use crate::config::Config;
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
 use crate::service::access::keys::KeyFile;
-use crate::service::api::glance::Glance;
 use crate::service::api::nodes::Nodes;
+use crate::service::api::overview_cache::OverviewCache;
 use crate::service::cli::ServeArguments;
 use crate::service::cli::output;
 use crate::service::config::config_file;
@@ -29,9 +29,9 @@ use crate::service::http::connections::Links;
 use crate::service::http::entry::RequestLimits;
 use crate::service::http::listener;
 use crate::service::http::request_guard::Refusals;
-use crate::service::http::routes::{Face, router};
+use crate::service::http::routes::{Audience, router};
 use crate::service::http::tls::Tls;
-use crate::service::run::signals::{Signals, Wish};
+use crate::service::run::signals::{SignalAction, Signals};
 use crate::service::telemetry::logging;
 use crate::service::telemetry::named_counts::NamedCounts;
 use crate::service::telemetry::notify::Notifier;
@@ -46,7 +46,7 @@ const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// of the border to engines could not be drawn.
 pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> Result<(), String> {
     let _telemetry = logging::start(arguments.log_format)?;
-    let mut marks = watch::Marks::default();
+    let mut marks = watch::FileFingerprints::default();
     arguments.config.iter().for_each(|file| marks.note(&file.display().to_string()));
     let given = match &arguments.config {
         Some(file) => config_file::load(file).map_err(|faults| faults.to_string())?,
@@ -93,16 +93,16 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
         bodies: Bodies::new(config.http.bodies_bytes_max),
         operators_bodies: Bodies::new(2 * u64::from(config.http.body_bytes_max)),
         limited: Arc::new(NamedCounts::new(LIMITED)),
-        glance: Arc::new(Glance::default()),
+        glance: Arc::new(OverviewCache::default()),
         nodes: nodes.clone(),
     };
     // They end with this function.
     let mut work = JoinSet::new();
     let apart = admin.is_some();
-    let public = router(app.clone(), move |face| !apart || face == Face::Public);
+    let public = router(app.clone(), move |face| !apart || face == Audience::Public);
     work.spawn(listener::serve(listener, tls.clone(), public, config.http.clone(), links.clone()));
     if let Some(admin) = admin {
-        let operators = router(app.clone(), |face| face == Face::Operator);
+        let operators = router(app.clone(), |face| face == Audience::Operator);
         work.spawn(listener::serve(admin, tls.clone(), operators, config.http.clone(), admin_links.clone()));
     }
     let mut beside = JoinSet::new();
@@ -115,12 +115,12 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
         tokio::select! {
             biased;
             wish = signals.next() => match wish {
-                Wish::Reload if app.store.file().is_some() => {
+                SignalAction::Reload if app.store.file().is_some() => {
                     notifier.tell("RELOADING=1");
                     let _ = app.store.reload_file(); // What was wrong has been logged.
                     notifier.tell("READY=1");
                 }
-                Wish::Reload | Wish::End => break,
+                SignalAction::Reload | SignalAction::End => break,
             },
             () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
         }

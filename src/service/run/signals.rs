@@ -13,7 +13,7 @@ const SAME_REQUEST: Duration = Duration::from_secs(1);
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum SignalAction {
     /// SIGTERM or SIGINT.
     End,
     /// SIGHUP.
@@ -48,19 +48,19 @@ impl Signals {
     ///
     /// # Cancel safety
     /// Dropping the future loses no signal.
-    pub(crate) async fn next(&mut self) -> Wish {
+    pub(crate) async fn next(&mut self) -> SignalAction {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Wish::End,
-            () = received(&mut self.interrupt) => Wish::End,
-            () = received(&mut self.hangup) => Wish::Reload,
+            _ = self.terminate.recv() => SignalAction::End,
+            () = received(&mut self.interrupt) => SignalAction::End,
+            () = received(&mut self.hangup) => SignalAction::Reload,
         }
     }
 
     /// Waits until an end is asked for again, where `first` is when it was first.
     pub(crate) async fn until_another_end(&mut self, env: &Env, first: Timestamp) {
         loop {
-            if self.next().await == Wish::End && is_another(first, env.now()) {
+            if self.next().await == SignalAction::End && is_another(first, env.now()) {
                 return;
             }
         }

@@ -12,7 +12,7 @@ use crate::core::task::error::TaskError;
 use crate::metrics::{CONTENT_TYPE, encode_text, runtime};
 use crate::service::http::app::App;
 use crate::service::http::error::ApiError;
-use crate::service::telemetry::own_metrics;
+use crate::service::telemetry::service_metrics;
 
 /// Figures of the runtime, one line each.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text.")))]
@@ -35,7 +35,7 @@ impl Collector for Views {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let encoder = &mut encoder;
         runtime(encoder, &self.0.orchestrator)?;
-        own_metrics::service(encoder, &self.0)?;
+        service_metrics::service(encoder, &self.0)?;
         #[cfg(feature = "cluster")]
         if let Some(node) = &self.0.nodes.node {
             crate::service::telemetry::node_metrics::node(encoder, &node.view())?;
@@ -44,6 +44,6 @@ impl Collector for Views {
         if let Some(rules) = &self.0.nodes.rules {
             crate::service::telemetry::node_metrics::rules(encoder, rules)?;
         }
-        own_metrics::process(encoder)
+        service_metrics::process(encoder)
     }
 }

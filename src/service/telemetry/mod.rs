@@ -10,4 +10,4 @@ pub(in crate::service) mod node_metrics;
 pub(in crate::service) mod notify;
 #[cfg(feature = "otlp")]
 pub(in crate::service) mod otlp;
-pub(in crate::service) mod own_metrics;
+pub(in crate::service) mod service_metrics;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::pool::reload::Edition;
+use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::ReplicaIdentity;
@@ -19,12 +19,12 @@ use crate::gpu::engine::{EngineError, EngineInfo};
 pub(crate) fn check_identity(
     pool: &PoolShared,
     place: &ReplicaShared,
-    started_with: Option<&Arc<Edition>>,
+    started_with: Option<&Arc<Revision>>,
     info: EngineInfo,
 ) -> Result<Arc<ReplicaIdentity>, EngineError> {
     // What it was started with: its place may have been given another one since.
-    let edition = started_with.cloned().unwrap_or_else(|| place.edition());
-    match (info.ctx, edition.spec.ctx) {
+    let revision = started_with.cloned().unwrap_or_else(|| place.revision());
+    match (info.ctx, revision.spec.ctx) {
         (Some(ctx), Some(wanted)) if ctx.0 < wanted => {
             let text = format!("a slot has a context of {ctx} tokens, the pool is configured for {wanted}");
             return Err(EngineError::Preload(text.into()));
@@ -37,16 +37,16 @@ pub(crate) fn check_identity(
         engine_version: info.engine_version,
         model_digest: info.model_digest,
         process_id: info.process_id,
-        spec: edition.spec.clone(),
+        spec: revision.spec.clone(),
         ctx: info.ctx.map(|ctx| ctx.0),
-        generation: edition.generation,
+        generation: revision.generation,
     });
     let ours = Arc::new((identity.engine_version.clone(), identity.model_digest.clone()));
-    let is_served = pool.edition().generation == edition.generation;
+    let is_served = pool.revision().generation == revision.generation;
     let mut pinned = pool.pinned.lock(); // Over both, the look and the join: two loads cannot pass each other.
     let others = pool.replicas.iter().filter(|other| other.id != identity.replica);
     let theirs = others.filter_map(|other| other.identity.lock().clone());
-    let theirs = theirs.into_iter().find(|theirs| theirs.generation == edition.generation);
+    let theirs = theirs.into_iter().find(|theirs| theirs.generation == revision.generation);
     if let Some(theirs) = theirs.map(|theirs| (theirs.engine_version.clone(), theirs.model_digest.clone()))
         && theirs != *ours
     {
@@ -62,7 +62,7 @@ pub(crate) fn check_identity(
     }
     if is_served {
         *pinned = Some(ours);
-        if let (Some(ctx), None) = (info.ctx, edition.spec.ctx) {
+        if let (Some(ctx), None) = (info.ctx, revision.spec.ctx) {
             pool.ctx.store(ctx.0, Relaxed);
         }
     }

@@ -1,5 +1,5 @@
 //! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same seed or
-//! does not, alone and in a crowd, it stops when nobody wants more, and it can be measured.
+//! does not, alone and in a backlog, it stops when nobody wants more, and it can be measured.
 
 pub(in crate::actors) mod identity;
 pub(in crate::actors) mod study;
@@ -29,7 +29,7 @@ const PROMPT: &str = "one two three";
 const SEED: u64 = 1;
 /// Wait behind an engine that says that it is busy, and not for how long.
 const BUSY_WAIT: Duration = Duration::from_millis(250);
-/// What the crowd beside a decode is told, each in a slot of its own.
+/// What the backlog beside a decode is told, each in a slot of its own.
 const CROWD: [&str; 3] = ["four", "five six", "seven eight nine ten"];
 
 /// What the self-test of one load has shown.
@@ -45,7 +45,7 @@ pub struct SelfTest {
     pub determinism_class: DeterminismClass,
     /// Whether the short decodes of this test repeated themselves alone. Where they did not, a lost attempt cannot be run again.
     pub repeats_alone: bool,
-    /// Tokens of long runs that were compared, alone and in a crowd.
+    /// Tokens of long runs that were compared, alone and in a backlog.
     pub tokens_compared: u64,
     /// Other tokens were seen than an earlier run gave: what long runs still show does not raise the class any more.
     pub has_diverged: bool,
@@ -87,11 +87,11 @@ pub(crate) async fn self_test(
     let first = decode(subject, PROMPT, 0).await.map_err(|error| failed("decode", &error))?;
     let decode_ms = millis_exact(env.now().since(begin));
     let alone = first == decode(subject, PROMPT, 0).await.map_err(|error| failed("second decode", &error))?;
-    let crowd = match config.slots {
+    let backlog = match config.slots {
         1 => None,
-        slots => Some(first == decode_in_crowd(subject, slots).await.map_err(|error| failed("crowd", &error))?),
+        slots => Some(first == decode_in_crowd(subject, slots).await.map_err(|error| failed("backlog", &error))?),
     };
-    if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, crowd)) {
+    if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, backlog)) {
         let text = format!("{stated:?} is stated, and the same seed gave other tokens (alone the same: {alone})");
         return Err(unfit("determinism_class", &text));
     }
@@ -104,7 +104,7 @@ pub(crate) async fn self_test(
     // A few tokens can refute a class, and show none.
     let determinism_class = match (config.determinism_class, repeats) {
         (Some(stated), _) => stated,
-        (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, crowd.or(Some(true)))),
+        (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, backlog.or(Some(true)))),
         (None, Repeats::UpTo(_) | Repeats::Unknowable) => DeterminismClass::None,
     };
     Ok(SelfTest {

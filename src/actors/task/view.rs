@@ -79,7 +79,7 @@ pub(crate) struct SealedTask {
     /// Attempts that were lost because an engine had no memory left, and because a device was lost.
     pub(crate) lost_to: [u32; 2],
     /// All its readers had left for good.
-    pub(crate) deserted: bool,
+    pub(crate) abandoned: bool,
     pub(crate) timing: Timing,
     /// The longest silence between a lost attempt and the next token.
     pub(crate) resume_gap: Option<Duration>,

@@ -47,9 +47,9 @@ struct Picture {
 
 /// What was put together last.
 #[derive(Default)]
-pub(crate) struct Glance(Mutex<Option<Picture>>);
+pub(crate) struct OverviewCache(Mutex<Option<Picture>>);
 
-impl Glance {
+impl OverviewCache {
     /// The overview as one line of JSON, as of now or half a second ago.
     fn json(&self, app: &App, principal: &Principal) -> Bytes {
         let is_whole = principal.has(Scope::Admin);

@@ -46,9 +46,9 @@ impl TaskRecord {
     }
 
     /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their doing.
-    pub(crate) fn desert_since(&self, visits: u64) -> bool {
+    pub(crate) fn abandon_if_unread_since(&self, visits: u64) -> bool {
         let mut state = self.state.lock();
-        state.deserted = state.readers == 0 && state.visits == visits;
-        state.deserted
+        state.abandoned = state.readers == 0 && state.visits == visits;
+        state.abandoned
     }
 }

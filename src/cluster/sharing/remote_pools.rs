@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use crate::cluster::link::words::PoolCard;
-use crate::cluster::shared::{ClusterShared, PeerShared, Shadow};
-use crate::cluster::sharing::apart::is_kept_out;
+use crate::cluster::link::protocol::PoolAdvertisement;
+use crate::cluster::shared::{ClusterShared, PeerShared, RemotePoolEntry};
+use crate::cluster::sharing::anti_affinity::is_rejected;
 use crate::cluster::sharing::remote_engine::RemoteEngine;
 use crate::config::{PoolConfig, RestartConfig, SLOTS_MAX, TimeoutConfig};
 use crate::core::cluster::node::NodeName;
@@ -24,7 +24,7 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
     let Some(peer) = shared.peers.get(name) else { return };
     let Some(link) = peer.link() else { return };
     let mut cards = (*link.cards.lock().clone()).clone();
-    cards.retain(|_, card| !is_kept_out(shared, card, &link));
+    cards.retain(|_, card| !is_rejected(shared, card, &link));
     let known = peer.shadows.lock().clone();
     for (id, shadow) in &known {
         if cards.get(id).is_none_or(|card| !is_same_pool(card, &shadow.card)) {
@@ -39,7 +39,7 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
             continue;
         }
         match shared.orchestrator.add_remote((name, id), config(card, name), factory(&peer, id)) {
-            Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), Shadow { card: card.clone(), pool })),
+            Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), RemotePoolEntry { card: card.clone(), pool })),
             Err(error) => tracing::warn!(pool = %id, peer = %name, %error, "a node's pool cannot be used here"),
         }
     }
@@ -47,8 +47,9 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
 }
 
 /// Whether what is announced is the same pool as before, whatever its engines do just now.
-fn is_same_pool(card: &PoolCard, before: &PoolCard) -> bool {
-    let still = |card: &PoolCard| PoolCard { identity: None, determinism_class: None, ..card.clone() };
+fn is_same_pool(card: &PoolAdvertisement, before: &PoolAdvertisement) -> bool {
+    let still =
+        |card: &PoolAdvertisement| PoolAdvertisement { identity: None, determinism_class: None, ..card.clone() };
     still(card) == still(before)
 }
 
@@ -62,7 +63,7 @@ fn factory(peer: &Arc<PeerShared>, pool: &PoolId) -> EngineFactory {
 
 /// A pool of one replica that has all the places of the node's pool. It waits for its node as long as it takes, and is tried again at
 /// once.
-fn config(card: &PoolCard, node: &NodeName) -> PoolConfig {
+fn config(card: &PoolAdvertisement, node: &NodeName) -> PoolConfig {
     let base = PoolConfig::new(shadow_id(&card.pool, node), card.engine.clone(), card.spec.model.clone());
     PoolConfig {
         aliases: card.aliases.clone(),

@@ -13,20 +13,20 @@ use tokio::sync::Notify;
 use crate::actors::ledger::cancel::cancel;
 use crate::actors::ledger::lingering::Cut;
 use crate::actors::task::event_log::{End, EventRef};
-use crate::actors::task::reader::TaskStream;
-use crate::cluster::link::links::{Guest, LinkShared};
-use crate::cluster::link::words::{
-    CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, GuestEnd, GuestNo, GuestTask, Room, Word,
+use crate::actors::task::stream::TaskStream;
+use crate::cluster::link::links::{InboundAttempt, LinkShared};
+use crate::cluster::link::protocol::{
+    AttemptEnd, AttemptId, AttemptTask, CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, LinkMessage, PoolCapacity,
 };
 use crate::cluster::shared::ClusterShared;
-use crate::cluster::sharing::apart::is_closed_to;
+use crate::cluster::sharing::anti_affinity::is_closed_to;
 use crate::core::id::PoolId;
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::{Phase, TaskRequest};
 use crate::core::text::line::Message;
 use crate::core::units::Timestamp;
 use crate::orchestrator::Submitted;
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 /// Most guests of one link: more than any peer has slots for here.
 const GUESTS_MAX: usize = 16_384;
@@ -38,10 +38,10 @@ const GUESTS_MAX: usize = 16_384;
 pub(crate) fn take_in(
     shared: &Arc<ClusterShared>,
     link: &Arc<LinkShared>,
-    number: GuestNo,
-    task: GuestTask,
+    number: AttemptId,
+    task: AttemptTask,
 ) -> Result<(), String> {
-    let guest = Arc::new(Guest {
+    let guest = Arc::new(InboundAttempt {
         pool: task.pool.clone(),
         credit: Mutex::new((CREDIT_TOKENS, CREDIT_BYTES)),
         more_credit: Notify::new(),
@@ -58,16 +58,16 @@ pub(crate) fn take_in(
         }
     }
     shared.guests_taken.fetch_add(1, Relaxed);
-    let courier = Courier { shared: shared.clone(), link: link.clone(), number, guest };
+    let courier = TokenForwarder { shared: shared.clone(), link: link.clone(), number, guest };
     // Not aborted by anybody: it ends with its task, which ends with the guest, which ends with the link.
     drop(tokio::spawn(async move { courier.carry(task).await }));
     Ok(())
 }
 
 /// The gateway has taken up tokens.
-pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: u32) {
+pub(crate) fn on_credit(link: &LinkShared, number: AttemptId, tokens: u32, bytes: u32) {
     let guest = link.guests.lock().get(&number).cloned();
-    if let Some(guest) = guest.filter(|_| !planted!(ForgetCredit)) {
+    if let Some(guest) = guest.filter(|_| !seeded_bug!(ForgetCredit)) {
         let mut credit = guest.credit.lock();
         *credit =
             (credit.0.saturating_add(tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
@@ -77,17 +77,17 @@ pub(crate) fn on_credit(link: &LinkShared, number: GuestNo, tokens: u32, bytes: 
 }
 
 /// The gateway wants no more of a guest.
-pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: GuestNo) {
+pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: AttemptId) {
     let guest = link.guests.lock().remove(&number);
     link.must_say_limits.store(true, Relaxed);
-    if let Some(guest) = guest.filter(|_| !planted!(RunStopped)) {
+    if let Some(guest) = guest.filter(|_| !seeded_bug!(RunStopped)) {
         end(shared, &guest);
     }
 }
 
 /// Stops every guest of a link, and says so.
 pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
-    if planted!(KeepLease) {
+    if seeded_bug!(KeepLease) {
         return;
     }
     let guests = std::mem::take(&mut *link.guests.lock());
@@ -98,8 +98,8 @@ pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
     for (guest, entry) in guests {
         shared.leases_expired.fetch_add(1, Relaxed);
         end(shared, &entry);
-        let end = GuestEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
-        link.say(Word::End { guest, end });
+        let end = AttemptEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
+        link.say(LinkMessage::End { guest, end });
     }
 }
 
@@ -108,19 +108,19 @@ pub(crate) fn stop_closed(shared: &ClusterShared, link: &LinkShared) {
     let mut guests = link.guests.lock();
     let pools: BTreeSet<PoolId> = guests.values().map(|guest| guest.pool.clone()).collect();
     let closed: Vec<PoolId> = pools.into_iter().filter(|pool| is_closed_to(shared, pool, link)).collect();
-    let is_closed = |guest: &Guest| closed.contains(&guest.pool);
-    let leaving: Vec<GuestNo> =
+    let is_closed = |guest: &InboundAttempt| closed.contains(&guest.pool);
+    let leaving: Vec<AttemptId> =
         guests.iter().filter(|(_, guest)| is_closed(guest)).map(|(number, _)| *number).collect();
     let leaving: Vec<_> = leaving.into_iter().filter_map(|number| Some((number, guests.remove(&number)?))).collect();
     drop(guests);
     for (guest, entry) in leaving {
         end(shared, &entry);
         let message = format!("pool {} keeps away from this node", entry.pool);
-        link.say(Word::End { guest, end: failed(ErrorCode::PoolUnavailable, message) });
+        link.say(LinkMessage::End { guest, end: failed(ErrorCode::PoolUnavailable, message) });
     }
 }
 
-fn end(shared: &ClusterShared, guest: &Guest) {
+fn end(shared: &ClusterShared, guest: &InboundAttempt) {
     guest.is_stopped.store(true, SeqCst);
     // Whoever comes first finds the other: the record is noted before the look at `is_stopped`.
     let record = guest.record.lock().clone();
@@ -133,16 +133,16 @@ fn end(shared: &ClusterShared, guest: &Guest) {
 /// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their gateways count
 /// time by what they hear.
 pub(crate) fn say_who_waits(link: &LinkShared, since: Timestamp) {
-    let waits = |guest: &Guest| {
+    let waits = |guest: &InboundAttempt| {
         let record = guest.record.lock();
         record.as_ref().is_none_or(|record| {
             matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned) || record.progress_at() > since
         })
     };
-    let waiting: Vec<GuestNo> =
+    let waiting: Vec<AttemptId> =
         link.guests.lock().iter().filter(|(_, guest)| waits(guest)).map(|(number, _)| *number).collect();
     if !waiting.is_empty() {
-        link.say(Word::Waits(waiting));
+        link.say(LinkMessage::Queued(waiting));
     }
 }
 
@@ -163,20 +163,20 @@ impl Drop for Open<'_> {
 }
 
 /// Brings a guest's tokens on their way.
-struct Courier {
+struct TokenForwarder {
     shared: Arc<ClusterShared>,
     link: Arc<LinkShared>,
-    number: GuestNo,
-    guest: Arc<Guest>,
+    number: AttemptId,
+    guest: Arc<InboundAttempt>,
 }
 
-impl Courier {
+impl TokenForwarder {
     async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
         let note = |seq| self.shared.served.note_guest(seq, self.link.peer.clone());
         self.shared.orchestrator.submit_guest(request, note).await
     }
 
-    async fn carry(self, task: GuestTask) {
+    async fn carry(self, task: AttemptTask) {
         let name = task.task_id.clone();
         let _open = Open::new(&self.shared);
         let end = match task.request() {
@@ -188,8 +188,8 @@ impl Courier {
             Ok(request) => match self.submit(request).await {
                 Err(error) => {
                     // What it was told of free places is not so any more.
-                    let room = Room { pool: self.guest.pool.clone(), guests: 0, is_full: true };
-                    self.link.say(Word::Limits(vec![room]));
+                    let room = PoolCapacity { pool: self.guest.pool.clone(), guests: 0, is_full: true };
+                    self.link.say(LinkMessage::Capacity(vec![room]));
                     self.link.must_say_limits.store(true, Relaxed);
                     failed(error.code, error.message)
                 }
@@ -199,23 +199,23 @@ impl Courier {
                     if self.guest.is_stopped.load(SeqCst) {
                         cancel(self.shared.orchestrator.shared(), submitted.record());
                     }
-                    self.link.say(Word::Waits(vec![self.number]));
+                    self.link.say(LinkMessage::Queued(vec![self.number]));
                     self.tokens(submitted.stream()).await
                 }
             },
         };
         // Whoever takes the guest out says its end.
         if self.link.guests.lock().remove(&self.number).is_some() {
-            if !matches!(end, GuestEnd::Done { .. }) {
+            if !matches!(end, AttemptEnd::Done { .. }) {
                 self.shared.guests_lost.fetch_add(1, Relaxed);
             }
-            self.link.say(Word::End { guest: self.number, end });
+            self.link.say(LinkMessage::End { guest: self.number, end });
             self.link.must_say_limits.store(true, Relaxed);
         }
     }
 
     /// Sends tokens as they come and as the gateway takes them; returns how it ended.
-    async fn tokens(&self, mut stream: TaskStream) -> GuestEnd {
+    async fn tokens(&self, mut stream: TaskStream) -> AttemptEnd {
         loop {
             let most = self.until_credit().await;
             let (mut texts, mut end) = (Vec::new(), None);
@@ -225,7 +225,7 @@ impl Courier {
                     EventRef::End(ended) => end = Some(done(ended)),
                     EventRef::Error(error) => end = Some(failed(error.code, error.message.clone())),
                     EventRef::Started(_) => {
-                        self.link.say(Word::Begun(self.number));
+                        self.link.say(LinkMessage::Started(self.number));
                         self.link.must_say_limits.store(true, Relaxed);
                     }
                 })
@@ -249,17 +249,17 @@ impl Courier {
             *credit = (credit.0.saturating_sub(1), credit.1.saturating_sub(bytes));
             drop(credit);
             if size + text.len() > ENVELOPE_BYTES_FULL && !batch.is_empty() {
-                self.link.say(Word::Tokens { guest: self.number, texts: std::mem::take(&mut batch) });
+                self.link.say(LinkMessage::Tokens { guest: self.number, texts: std::mem::take(&mut batch) });
                 size = 0;
             }
             size += text.len();
             batch.push(text);
         }
-        if planted!(SayTwice) {
-            self.link.say(Word::Tokens { guest: self.number, texts: batch.clone() });
+        if seeded_bug!(SayTwice) {
+            self.link.say(LinkMessage::Tokens { guest: self.number, texts: batch.clone() });
         }
-        if !batch.is_empty() && !planted!(LoseTokens) {
-            self.link.say(Word::Tokens { guest: self.number, texts: batch });
+        if !batch.is_empty() && !seeded_bug!(LoseTokens) {
+            self.link.say(LinkMessage::Tokens { guest: self.number, texts: batch });
         }
     }
 
@@ -280,11 +280,11 @@ impl Courier {
     }
 }
 
-fn done(end: &End) -> GuestEnd {
-    GuestEnd::Done { reason: end.finish_reason, tokens_in: end.tokens_in.0 }
+fn done(end: &End) -> AttemptEnd {
+    AttemptEnd::Done { reason: end.finish_reason, tokens_in: end.tokens_in.0 }
 }
 
-fn failed(code: ErrorCode, message: impl Into<Message>) -> GuestEnd {
+fn failed(code: ErrorCode, message: impl Into<Message>) -> AttemptEnd {
     let message = message.into();
-    GuestEnd::Failed { code, message }
+    AttemptEnd::Failed { code, message }
 }

@@ -52,7 +52,7 @@ pub struct Envelope {
     /// How much later than the quickest envelope of the link it may arrive, in milliseconds: after that it is void, and the link too.
     pub deadline_ms: u32,
     /// What is said.
-    pub words: Vec<Word>,
+    pub words: Vec<LinkMessage>,
 }
 
 impl Envelope {
@@ -63,7 +63,7 @@ impl Envelope {
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let envelope: Envelope =
             wire::decode_within::<_, ENVELOPE_BYTES_MAX>(bytes).map_err(|error: WireError| error.to_string())?;
-        match envelope.words.iter().find_map(Word::excess) {
+        match envelope.words.iter().find_map(LinkMessage::excess) {
             Some(excess) => Err(excess),
             None => Ok(envelope),
         }
@@ -73,44 +73,44 @@ impl Envelope {
 /// The number that a gateway gives an attempt that it sends to an owner. Unique on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct GuestNo(pub u64);
+pub struct AttemptId(pub u64);
 
 /// One thing that is said. "The gateway" has accepted a task; "the owner" has the engine.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Word {
+pub enum LinkMessage {
     /// All pools of this node, in place of what was said of them before.
     Pools {
         /// The pools that the receiver may use.
-        cards: Vec<PoolCard>,
+        cards: Vec<PoolAdvertisement>,
         /// Where the node is.
         zone: Option<String>,
         /// The node is being drained: it takes nothing new.
         draining: bool,
     },
     /// How many guests of the receiver these pools take now.
-    Limits(Vec<Room>),
+    Capacity(Vec<PoolCapacity>),
     /// The gateway asks the owner to run an attempt.
-    Ask {
+    Run {
         /// Its number: the epoch of the lease. Each attempt has its own, so that what comes late of an earlier one is nobody's.
-        guest: GuestNo,
+        guest: AttemptId,
         /// What is to be run.
-        task: Box<GuestTask>,
+        task: Box<AttemptTask>,
     },
     /// The owner has taken a guest in, or has it still: it waits there.
-    Waits(Vec<GuestNo>),
+    Queued(Vec<AttemptId>),
     /// A worker of the owner has begun the guest.
-    Begun(GuestNo),
+    Started(AttemptId),
     /// The guest's tokens, in their order.
     Tokens {
         /// Whose.
-        guest: GuestNo,
+        guest: AttemptId,
         /// Their texts.
         texts: Vec<String>,
     },
     /// The gateway has taken up so many tokens, of so many bytes.
     Credit {
         /// Of whom.
-        guest: GuestNo,
+        guest: AttemptId,
         /// Tokens.
         tokens: u32,
         /// Their bytes.
@@ -119,12 +119,12 @@ pub enum Word {
     /// The guest has ended at the owner.
     End {
         /// Which.
-        guest: GuestNo,
+        guest: AttemptId,
         /// How.
-        end: GuestEnd,
+        end: AttemptEnd,
     },
     /// The gateway wants no more of a guest.
-    Stop(GuestNo),
+    Cancel(AttemptId),
     /// What the sender's pools have served for clients of other gateways than the receiver, since it last said so.
     Served(Vec<ServedBy>),
     /// Conversations that the sender's own pools have served since it last said so.
@@ -143,18 +143,22 @@ pub enum Word {
 /// Most entries of a list that has no bound of its own.
 const LIST_MAX: usize = 16_384;
 
-impl Word {
+impl LinkMessage {
     /// What is too long in it, if anything is.
     fn excess(&self) -> Option<String> {
         let (what, found, most) = match self {
-            Word::Pools { cards, .. } => ("pools", cards.len(), POOLS_MAX),
-            Word::Limits(limits) => ("limits", limits.len(), POOLS_MAX),
-            Word::Tokens { texts, .. } => ("tokens", texts.len(), CREDIT_TOKENS as usize),
-            Word::Waits(guests) => ("guests", guests.len(), LIST_MAX),
-            Word::Served(served) => ("clients", served.len(), LIST_MAX),
-            Word::Warm(sessions) => ("sessions", sessions.len(), LIST_MAX),
-            Word::Demand { asked, .. } => ("clients", asked.len(), LIST_MAX),
-            Word::Ask { .. } | Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => return None,
+            LinkMessage::Pools { cards, .. } => ("pools", cards.len(), POOLS_MAX),
+            LinkMessage::Capacity(limits) => ("limits", limits.len(), POOLS_MAX),
+            LinkMessage::Tokens { texts, .. } => ("tokens", texts.len(), CREDIT_TOKENS as usize),
+            LinkMessage::Queued(guests) => ("guests", guests.len(), LIST_MAX),
+            LinkMessage::Served(served) => ("clients", served.len(), LIST_MAX),
+            LinkMessage::Warm(sessions) => ("sessions", sessions.len(), LIST_MAX),
+            LinkMessage::Demand { asked, .. } => ("clients", asked.len(), LIST_MAX),
+            LinkMessage::Run { .. }
+            | LinkMessage::Started(_)
+            | LinkMessage::Credit { .. }
+            | LinkMessage::End { .. }
+            | LinkMessage::Cancel(_) => return None,
         };
         (found > most).then(|| format!("{found} {what} in one word, at most {most} are allowed"))
     }
@@ -163,22 +167,26 @@ impl Word {
     pub(crate) fn size(&self) -> usize {
         const FEW: usize = 32;
         match self {
-            Word::Tokens { texts, .. } => texts.iter().map(|text| text.len() + 2).sum::<usize>() + FEW,
-            Word::Ask { task, .. } => task.prompt.len() + task.inputs.iter().map(String::len).sum::<usize>() + 256,
-            Word::Pools { cards, .. } => cards.len() * 512 + FEW,
-            Word::Limits(limits) => limits.len() * 64 + FEW,
-            Word::Waits(guests) => guests.len() * 8 + FEW,
-            Word::Served(served) => served.len() * 96 + FEW,
-            Word::Warm(sessions) => sessions.len() * 128 + FEW,
-            Word::Demand { asked, .. } => asked.len() * 128 + FEW,
-            Word::Begun(_) | Word::Credit { .. } | Word::End { .. } | Word::Stop(_) => FEW,
+            LinkMessage::Tokens { texts, .. } => texts.iter().map(|text| text.len() + 2).sum::<usize>() + FEW,
+            LinkMessage::Run { task, .. } => {
+                task.prompt.len() + task.inputs.iter().map(String::len).sum::<usize>() + 256
+            }
+            LinkMessage::Pools { cards, .. } => cards.len() * 512 + FEW,
+            LinkMessage::Capacity(limits) => limits.len() * 64 + FEW,
+            LinkMessage::Queued(guests) => guests.len() * 8 + FEW,
+            LinkMessage::Served(served) => served.len() * 96 + FEW,
+            LinkMessage::Warm(sessions) => sessions.len() * 128 + FEW,
+            LinkMessage::Demand { asked, .. } => asked.len() * 128 + FEW,
+            LinkMessage::Started(_) | LinkMessage::Credit { .. } | LinkMessage::End { .. } | LinkMessage::Cancel(_) => {
+                FEW
+            }
         }
     }
 }
 
 /// A pool as its node announces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolCard {
+pub struct PoolAdvertisement {
     /// Its name.
     pub pool: PoolId,
     /// The engine's kind.
@@ -196,12 +204,12 @@ pub struct PoolCard {
     /// What its engines make of the same seed, by what they have shown.
     pub determinism_class: Option<DeterminismClass>,
     /// What its engines are; `None` while none is Ready.
-    pub identity: Option<CardIdentity>,
+    pub identity: Option<AdvertisedIdentity>,
 }
 
 /// How many guests a pool takes now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Room {
+pub struct PoolCapacity {
     /// The pool.
     pub pool: PoolId,
     /// How many of the receiver may wait, beyond those that have begun.
@@ -212,7 +220,7 @@ pub struct Room {
 
 /// What a pool's engines are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CardIdentity {
+pub struct AdvertisedIdentity {
     /// Their version.
     pub engine_version: Name,
     /// The digest of their model.
@@ -223,7 +231,7 @@ pub struct CardIdentity {
 
 /// A task as a guest: what an engine needs of it, and what the owner's order needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GuestTask {
+pub struct AttemptTask {
     /// The pool that is asked.
     pub pool: PoolId,
     /// Its name at the gateway, for logs and traces.
@@ -241,7 +249,7 @@ pub struct GuestTask {
     /// Whether the same seed must give the same tokens.
     pub determinism: Determinism,
     /// How tokens are drawn.
-    pub sampling: GuestSampling,
+    pub sampling: AttemptSampling,
     /// The text to go on from.
     pub prompt: String,
     /// Texts to embed or to rank.
@@ -256,11 +264,11 @@ pub struct GuestTask {
     pub traceparent: Option<String>,
 }
 
-impl GuestTask {
+impl AttemptTask {
     /// A gateway's task as a guest of this pool.
     pub fn new(pool: PoolId, job: &Job<'_>) -> Self {
         let request = job.request;
-        GuestTask {
+        AttemptTask {
             pool,
             client_id: request.client_id.clone(),
             session_id: request.session_id.clone(),
@@ -268,7 +276,7 @@ impl GuestTask {
             priority: request.priority,
             seed: job.seed,
             determinism: request.determinism,
-            sampling: GuestSampling::from(&request.parameters),
+            sampling: AttemptSampling::from(&request.parameters),
             prompt: request.prompt.clone(),
             inputs: request.inputs.clone(),
             max_tokens: request.max_tokens.0,
@@ -310,7 +318,7 @@ impl GuestTask {
 
 /// [`Sampling`] in a form that leaves nothing out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GuestSampling {
+pub struct AttemptSampling {
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<u32>,
@@ -319,23 +327,23 @@ pub struct GuestSampling {
     stop: Vec<String>,
 }
 
-impl From<&Sampling> for GuestSampling {
+impl From<&Sampling> for AttemptSampling {
     fn from(sampling: &Sampling) -> Self {
         let Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = sampling.clone();
-        GuestSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop }
+        AttemptSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop }
     }
 }
 
-impl From<GuestSampling> for Sampling {
-    fn from(sampling: GuestSampling) -> Self {
-        let GuestSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = sampling;
+impl From<AttemptSampling> for Sampling {
+    fn from(sampling: AttemptSampling) -> Self {
+        let AttemptSampling { temperature, top_p, top_k, min_p, repeat_penalty, stop } = sampling;
         Sampling { temperature, top_p, top_k, min_p, repeat_penalty, stop }
     }
 }
 
 /// How a guest ended at its owner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum GuestEnd {
+pub enum AttemptEnd {
     /// Its engine ended it.
     Done {
         /// Why.

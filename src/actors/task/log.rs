@@ -10,7 +10,7 @@ use tracing::Level;
 
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_view::SealedTask;
+use crate::actors::task::view::SealedTask;
 use crate::core::task::FinishReason;
 use crate::core::task::trace::TraceKind;
 use crate::core::units::millis_exact;
@@ -157,7 +157,7 @@ impl Place {
     fn of(record: &TaskRecord) -> Self {
         let (pool, identity) = record.whereabouts();
         let pool = pool.as_deref();
-        let served = pool.map(|pool: &PoolShared| pool.edition().spec.clone());
+        let served = pool.map(|pool: &PoolShared| pool.revision().spec.clone());
         let spec = identity.as_ref().map(|identity| identity.spec.clone()).or(served);
         let replica = pool.zip(identity.as_ref());
         let replica = replica.and_then(|(pool, it)| pool.config.replicas.get(usize::from(it.replica.index)));

@@ -10,18 +10,18 @@ use std::sync::Arc;
 
 use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::links::LinkShared;
-use crate::cluster::link::words::PoolCard;
+use crate::cluster::link::protocol::PoolAdvertisement;
 use crate::cluster::shared::ClusterShared;
 use crate::core::id::PoolId;
 
 /// Whether this pool of our own has nothing to do with the peer.
-pub(crate) fn keeps_away(shared: &ClusterShared, pool: &PoolShared, link: &LinkShared) -> bool {
+pub(crate) fn rejects_peer(shared: &ClusterShared, pool: &PoolShared, link: &LinkShared) -> bool {
     let law = &pool.config.anti_affinity;
-    names(&law.node, &law.zone, link) || is_shunned(shared, link)
+    names(&law.node, &law.zone, link) || is_excluded(shared, link)
 }
 
 /// Whether this node has nothing to do with the peer at all.
-fn is_shunned(shared: &ClusterShared, link: &LinkShared) -> bool {
+fn is_excluded(shared: &ClusterShared, link: &LinkShared) -> bool {
     names(&shared.apart.node, &shared.apart.zone, link)
 }
 
@@ -39,23 +39,23 @@ fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
 }
 
 /// Whether a pool of the peer must not be used here.
-pub(crate) fn is_kept_out(shared: &ClusterShared, card: &PoolCard, link: &LinkShared) -> bool {
+pub(crate) fn is_rejected(shared: &ClusterShared, card: &PoolAdvertisement, link: &LinkShared) -> bool {
     let serves_the_same = |pool: &Arc<PoolShared>| {
-        let spec = &pool.edition().spec;
+        let spec = &pool.revision().spec;
         let theirs = || card.aliases.iter().chain([&card.spec.model]);
         theirs().any(|name| *name == spec.model || pool.config.aliases.contains(name))
     };
-    is_shunned(shared, link)
-        || own_pools(shared).iter().any(|pool| serves_the_same(pool) && keeps_away(shared, pool, link))
+    is_excluded(shared, link)
+        || own_pools(shared).iter().any(|pool| serves_the_same(pool) && rejects_peer(shared, pool, link))
 }
 
 /// Whether a pool of our own that the peer asks for keeps away from it. One that there is not is not judged here.
 pub(crate) fn is_closed_to(shared: &ClusterShared, pool: &PoolId, link: &LinkShared) -> bool {
-    own_pools(shared).iter().any(|own| own.id == *pool && keeps_away(shared, own, link))
+    own_pools(shared).iter().any(|own| own.id == *pool && rejects_peer(shared, own, link))
 }
 
 /// The peer's pools that are kept out, for people.
 pub(crate) fn kept_out(shared: &ClusterShared, link: &LinkShared) -> Vec<PoolId> {
     let cards = link.cards.lock().clone();
-    cards.values().filter(|card| is_kept_out(shared, card, link)).map(|card| card.pool.clone()).collect()
+    cards.values().filter(|card| is_rejected(shared, card, link)).map(|card| card.pool.clone()).collect()
 }

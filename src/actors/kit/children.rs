@@ -17,7 +17,7 @@ use crate::env::Env;
 
 /// The rule of a pool's supervisor for its bookkeepers, all together, as in Erlang/OTP: their state is rebuilt from the ledger, so
 /// they come back at once. More than twenty restarts in ten seconds are a bug that a restart does not cure.
-pub(crate) const BOOKKEEPERS: RestartPolicy =
+pub(crate) const PERMANENT_CHILDREN: RestartPolicy =
     RestartPolicy { intensity: 20, period: Duration::from_secs(10), backoff: Backoff::NONE, excess: Excess::Escalate };
 
 /// The rule of the root for its children, all together: a window that lets pools be rebuilt a few times a minute.
@@ -239,7 +239,10 @@ pub(crate) trait Supervisor: Send {
     ///
     /// # Errors
     /// When the rule says so: pass it on, so that the next supervisor decides.
-    fn bring_back(&mut self, mut next: Next<Self::Key>) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
+    fn restart_child(
+        &mut self,
+        mut next: Next<Self::Key>,
+    ) -> impl Future<Output = Result<(), ActorProcessingErr>> + Send {
         async move {
             loop {
                 next = match next {

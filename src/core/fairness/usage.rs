@@ -28,7 +28,7 @@ struct Slice {
 
 /// What was given in a minute.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Given {
+pub struct UsageWindow {
     /// Weighted tokens by client, at most 256 clients a slice.
     pub clients: BTreeMap<ClientId, u64>,
     /// Weighted tokens of all clients.
@@ -69,8 +69,8 @@ impl Shares {
     }
 
     /// What was given in the last minute.
-    pub fn given(&self) -> Given {
-        let mut given = Given::default();
+    pub fn given(&self) -> UsageWindow {
+        let mut given = UsageWindow::default();
         for slice in &self.0 {
             given.weighted += slice.weighted;
             given.output += slice.output;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::actors::task::event_log::End;
 use crate::actors::task::record::{State, TaskRecord};
-use crate::actors::task::task_view::{SealedTask, Timing};
+use crate::actors::task::view::{SealedTask, Timing};
 use crate::core::fairness::Served;
 use crate::core::id::Epoch;
-use crate::core::task::{FinishReason, Phase, Refusal, Step, Terminal};
+use crate::core::task::{FinishReason, Phase, Step, Terminal, TransitionError};
 use crate::core::units::{Timestamp, Tokens, millis_exact};
-use crate::planted::planted;
+use crate::planted::seeded_bug;
 
 impl TaskRecord {
     /// Ends the task: appends the terminal event, after which nothing is taken. With `by`, only for that epoch.
@@ -21,13 +21,13 @@ impl TaskRecord {
         by: Option<Epoch>,
         now: Timestamp,
         terminal: Terminal,
-    ) -> Result<SealedTask, Refusal> {
+    ) -> Result<SealedTask, TransitionError> {
         let mut state = self.state.lock();
         if let Some(epoch) = by {
             state.fence(epoch)?;
         }
         let was = state.phase;
-        if !planted!(EndTwice) || was != Phase::Terminal {
+        if !seeded_bug!(EndTwice) || was != Phase::Terminal {
             state.step(Step::Seal)?;
         }
         state.ended_at = Some(now);
@@ -46,7 +46,7 @@ impl TaskRecord {
         };
         let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
         let permit = state.permit.take();
-        if planted!(LeakPermit) && !whole {
+        if seeded_bug!(LeakPermit) && !whole {
             Box::leak(Box::new(permit));
         }
         let output = Tokens(output);
@@ -69,7 +69,7 @@ impl TaskRecord {
             identity: state.identity.clone(),
             kv_warmth: state.kv_warmth,
             lost_to: state.lost_to,
-            deserted: state.deserted,
+            abandoned: state.abandoned,
             timing,
             resume_gap: state.resume_gap,
             tokens_in,

@@ -7,9 +7,9 @@ use serde::Serialize;
 use crate::core::fairness::{Accounts, SCALE, Virtual};
 use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::queue::Queue;
-use crate::core::queue::chain::{List, NIL};
-use crate::core::queue::class::Turn;
-use crate::core::queue::predict::Crowd;
+use crate::core::queue::class::Candidate;
+use crate::core::queue::linked_list::{List, NIL};
+use crate::core::queue::predict::Backlog;
 use crate::core::task::Priority;
 
 /// Most clients that are named in one answer. The nearest ones say enough, and the answer stays small.
@@ -20,7 +20,7 @@ pub const LANE_COUNTED_MAX: u32 = 10_000;
 
 /// Where a waiting task stands, as of now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Standing {
+pub struct QueuePosition {
     /// Why it is not dispatched this moment, in one line.
     pub why: String,
     /// Its class.
@@ -69,7 +69,7 @@ pub struct ClientAhead {
 #[derive(Debug)]
 pub struct Picture {
     /// Turns by class, the next one first.
-    order: [Vec<Turn>; 2],
+    order: [Vec<Candidate>; 2],
     /// Where each client's place in the accounts is in that order.
     places: [Vec<(u32, usize)>; 2],
     /// The nearest of them, with their names.
@@ -89,7 +89,7 @@ impl Picture {
 struct Nearest {
     id: ClientId,
     weight: u32,
-    turn: Turn,
+    turn: Candidate,
     queued: u32,
 }
 
@@ -113,8 +113,8 @@ impl<T> Queue<T> {
     }
 
     /// Who waits, in numbers.
-    pub fn crowd(&self, accounts: &Accounts) -> Crowd {
-        Crowd {
+    pub fn backlog(&self, accounts: &Accounts) -> Backlog {
+        Backlog {
             count: self.classes.each_ref().map(|class| class.count),
             weights: self.classes.each_ref().map(|class| class.weights),
             class_weights: accounts.class_weights(),
@@ -126,7 +126,7 @@ impl<T> Queue<T> {
         let mut running = BTreeMap::new();
         accounts.charges().for_each(|(_, charge)| *running.entry(charge.client).or_default() += 1);
         let order = self.classes.each_ref().map(|class| {
-            let mut turns: Vec<Turn> = class.turns.iter().collect();
+            let mut turns: Vec<Candidate> = class.turns.iter().collect();
             turns.sort_unstable();
             turns
         });
@@ -157,7 +157,7 @@ impl<T> Queue<T> {
         picture: &Picture,
         seq: TaskSeq,
         session_of: impl Fn(&T) -> Option<SessionId>,
-    ) -> Option<Standing> {
+    ) -> Option<QueuePosition> {
         let key = *self.index.get(&seq)?;
         let node = &self.nodes[key as usize];
         let (slot, class) = (node.client, node.class);
@@ -183,7 +183,7 @@ impl<T> Queue<T> {
         });
         let (lane_ahead, queued) = (self.lane_ahead(key), accounts.waiting_in(slot, class));
         let running = picture.running.get(&slot).copied().unwrap_or_default();
-        let mut standing = Standing {
+        let mut standing = QueuePosition {
             why: String::new(),
             class,
             class_next,
@@ -198,7 +198,7 @@ impl<T> Queue<T> {
             lane_ahead,
             waits_for_session: node.stands_aside.then(|| session_of(&node.item)).flatten(),
             client_at_quota: lane.held,
-            queue_position: self.crowd(accounts).ahead(lane_ahead.min(queued - 1), queued, account.weight, class),
+            queue_position: self.backlog(accounts).ahead(lane_ahead.min(queued - 1), queued, account.weight, class),
         };
         standing.why = standing.reason();
         Some(standing)
@@ -252,7 +252,7 @@ impl<T> Queue<T> {
             assert!(closed || waiting > 0, "one without a task is forgotten");
         }
         for class in Priority::ALL {
-            for Turn { time, slot, rank } in self.classes[class.index()].turns.iter() {
+            for Candidate { time, slot, rank } in self.classes[class.index()].turns.iter() {
                 let account = accounts.account(slot);
                 assert_eq!((time, rank), (account.time[class.index()], account.rank), "turns follow the accounts");
             }
@@ -274,7 +274,7 @@ impl<T> Queue<T> {
     }
 }
 
-impl Standing {
+impl QueuePosition {
     fn reason(&self) -> String {
         if let Some(session) = &self.waits_for_session {
             return format!("another task of session {session} is out; one runs at a time");
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::core::fairness::{CostWeights, Served, Size};
     use crate::core::queue::Arrival;
-    use crate::core::queue::full::{Bounds, FullPolicy};
+    use crate::core::queue::overflow::{Bounds, FullPolicy};
     use crate::core::units::Tokens;
 
     struct Lab {
@@ -324,7 +324,7 @@ mod tests {
         fn dispatch(&mut self) -> Option<TaskSeq> {
             self.queue.dispatch(&mut self.accounts, |_| true).map(|(seq, _)| seq)
         }
-        fn standing(&self, number: u64) -> Standing {
+        fn standing(&self, number: u64) -> QueuePosition {
             self.queue
                 .standing(&self.accounts, &self.queue.picture(&self.accounts), TaskSeq(number), Clone::clone)
                 .expect("it waits")

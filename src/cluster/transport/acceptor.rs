@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::cluster::membership::roster::Roster;
-use crate::cluster::transport::hello::{Chance, HelloError, Introduced, Role, Side, introduce};
+use crate::cluster::transport::handshake::{Authenticated, HandshakeError, Nonces, Role, Side, introduce};
 use crate::cluster::transport::identity::{Ends, Identity, is_for};
 use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::link::Liveness;
@@ -31,7 +31,7 @@ use crate::env::Env;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most connections that are not introduced yet.
 pub const HANDSHAKES_MAX: usize = 64;
-/// Introduced peers that nobody has fetched yet; more are closed.
+/// Authenticated peers that nobody has fetched yet; more are closed.
 const ARRIVED_MAX: usize = 16;
 /// Wait when the system has no more files for us.
 const NO_FILES_WAIT: Duration = Duration::from_millis(20);
@@ -48,9 +48,9 @@ const BINDING_LABEL: &[u8] = b"EXPORTER-orchestrator-core-node";
 pub type Linked = Arc<dyn Fn(&NodeName) -> Option<(BootId, Liveness)> + Send + Sync>;
 
 /// A peer that has been introduced.
-pub struct Arrived {
+pub struct AuthenticatedPeer {
     /// Who it is.
-    pub peer: Introduced,
+    pub peer: Authenticated,
     /// What it has to show with everything that it says.
     pub token: [u8; 16],
     /// Which side this is.
@@ -65,7 +65,7 @@ pub struct Arrived {
 
 /// Why a connection came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum DoorError {
+pub enum AcceptorError {
     /// It could not be made, or broke.
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
@@ -74,7 +74,7 @@ pub enum DoorError {
     Handshake(std::io::Error),
     /// The introduction failed.
     #[error(transparent)]
-    Hello(#[from] HelloError),
+    Hello(#[from] HandshakeError),
     /// It took too long, from the first moment.
     #[error("not introduced within {HANDSHAKE_TIMEOUT:?}")]
     Late,
@@ -85,7 +85,7 @@ pub enum DoorError {
 
 /// Connections that came to nothing, by why, since the door was opened.
 #[derive(Debug, Default)]
-pub struct DoorCounts {
+pub struct AcceptorCounts {
     /// The handshake or the introduction failed.
     pub refused: AtomicU64,
     /// They said too little for too long, or made room for others.
@@ -104,7 +104,7 @@ pub struct DoorCounts {
 
 /// What this node shows and asks for.
 #[derive(Clone)]
-struct Hall {
+struct HandshakeContext {
     /// Read once for each connection, written when the files have changed.
     identity: Arc<RwLock<Arc<Identity>>>,
     roster: Roster,
@@ -115,27 +115,27 @@ struct Hall {
 
 /// The way in, and out. Clones are one door.
 #[derive(Clone)]
-pub struct Door {
-    hall: Hall,
-    counts: Arc<DoorCounts>,
+pub struct Acceptor {
+    hall: HandshakeContext,
+    counts: Arc<AcceptorCounts>,
 }
 
 /// One connection that is not introduced yet.
 #[derive(Default)]
-struct Knock {
-    has_spoken: AtomicBool,
+struct PendingHandshake {
+    received_bytes: AtomicBool,
     leave: Notify,
 }
 
 /// Those that are not introduced yet, in the order of their numbers.
-type Knocks = Arc<Mutex<Slab<(u64, Arc<Knock>)>>>;
+type Knocks = Arc<Mutex<Slab<(u64, Arc<PendingHandshake>)>>>;
 
-impl Door {
-    /// A node's door, which lets nobody in before [`Door::open`]. `boot_id` is this life of the node.
+impl Acceptor {
+    /// A node's door, which lets nobody in before [`Acceptor::open`]. `boot_id` is this life of the node.
     pub fn new(identity: Identity, env: Env, boot_id: BootId, linked: Linked) -> Self {
         let hello = Hello { protocols: PROTOCOLS, name: identity.name.clone(), boot_id };
         let (identity, roster) = (Arc::new(RwLock::new(Arc::new(identity))), Roster::open());
-        Door { hall: Hall { identity, roster, env, hello, linked }, counts: Arc::default() }
+        Acceptor { hall: HandshakeContext { identity, roster, env, hello, linked }, counts: Arc::default() }
     }
 
     /// The same for whom this roster admits.
@@ -170,22 +170,22 @@ impl Door {
     }
 
     /// What came to nothing so far.
-    pub fn counts(&self) -> Arc<DoorCounts> {
+    pub fn counts(&self) -> Arc<AcceptorCounts> {
         self.counts.clone()
     }
 
     /// Dials a node, and is introduced to it.
     ///
     /// # Errors
-    /// [`DoorError`]; nothing of the connection is left.
+    /// [`AcceptorError`]; nothing of the connection is left.
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection.
-    pub async fn dial(&self, name: &NodeName, address: &str) -> Result<Arrived, DoorError> {
+    pub async fn dial(&self, name: &NodeName, address: &str) -> Result<AuthenticatedPeer, AcceptorError> {
         let admitted = self.hall.roster.membership().admit(name, None);
-        admitted.map_err(HelloError::Refused)?; // One that may not come is not asked either.
+        admitted.map_err(HandshakeError::Refused)?; // One that may not come is not asked either.
         let dialled = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(Some(name), address)).await;
-        let dialled = dialled.unwrap_or(Err(DoorError::Late));
+        let dialled = dialled.unwrap_or(Err(AcceptorError::Late));
         dialled.inspect_err(|error| {
             self.counts.note_membership(error);
         })
@@ -194,24 +194,27 @@ impl Door {
     /// Dials an address to find out which node is there.
     ///
     /// # Errors
-    /// As [`Door::dial`]; also a refusal that says who is there ([`PeerRefusal::found`](crate::core::cluster::node::PeerRefusal::found)).
+    /// As [`Acceptor::dial`]; also a refusal that says who is there ([`PeerRefusal::found`](crate::core::cluster::node::PeerRefusal::found)).
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection.
-    pub async fn find(&self, address: &str) -> Result<Arrived, DoorError> {
-        let found = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(DoorError::Late));
+    pub async fn find(&self, address: &str) -> Result<AuthenticatedPeer, AcceptorError> {
+        let found = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(AcceptorError::Late));
         found.inspect_err(|error| {
             self.counts.note_membership(error);
         })
     }
 
     /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
-    pub fn open(&self, listener: TcpListener) -> (mpsc::Receiver<Arrived>, impl Future<Output = ()> + Send + use<>) {
+    pub fn open(
+        &self,
+        listener: TcpListener,
+    ) -> (mpsc::Receiver<AuthenticatedPeer>, impl Future<Output = ()> + Send + use<>) {
         let (arrived, receiver) = mpsc::channel(ARRIVED_MAX);
         (receiver, self.clone().serve(listener, arrived))
     }
 
-    async fn serve(self, listener: TcpListener, arrived: mpsc::Sender<Arrived>) {
+    async fn serve(self, listener: TcpListener, arrived: mpsc::Sender<AuthenticatedPeer>) {
         let (mut tasks, knocks, mut number) = (JoinSet::new(), Knocks::default(), 0);
         loop {
             let accepted = tokio::select! {
@@ -225,7 +228,7 @@ impl Door {
                 continue;
             };
             number += 1;
-            let knock = Arc::new(Knock::default());
+            let knock = Arc::new(PendingHandshake::default());
             let key = enter(&knocks, number, knock.clone());
             let (hall, counts, arrived) = (self.hall.clone(), self.counts.clone(), arrived.clone());
             let place = Place { knocks: knocks.clone(), key, number };
@@ -233,13 +236,13 @@ impl Door {
                 let introduced = tokio::select! {
                     biased;
                     introduced = timeout(HANDSHAKE_TIMEOUT, Box::pin(hall.accept(stream, address, &knock))) => {
-                        introduced.unwrap_or(Err(DoorError::Late))
+                        introduced.unwrap_or(Err(AcceptorError::Late))
                     }
-                    () = knock.leave.notified() => Err(DoorError::MadeRoom),
+                    () = knock.leave.notified() => Err(AcceptorError::MadeRoom),
                 };
                 drop(place);
                 // With too many that nobody has fetched, it is closed, and dials again.
-                let taken = introduced.and_then(|peer| arrived.try_send(peer).map_err(|_| DoorError::MadeRoom));
+                let taken = introduced.and_then(|peer| arrived.try_send(peer).map_err(|_| AcceptorError::MadeRoom));
                 if let Err(error) = taken {
                     counts.note(&hall.env, address, &error);
                 }
@@ -258,7 +261,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut knocks = self.knocks.lock();
-        // Told to leave: the place may be another's by now.
+        // AdvertisedCapacity to leave: the place may be another's by now.
         if knocks.get(self.key).is_some_and(|(number, _)| *number == self.number) {
             knocks.remove(self.key);
         }
@@ -266,10 +269,10 @@ impl Drop for Place {
 }
 
 /// Enters a connection; too many, and another is told to leave.
-fn enter(knocks: &Knocks, number: u64, knock: Arc<Knock>) -> usize {
+fn enter(knocks: &Knocks, number: u64, knock: Arc<PendingHandshake>) -> usize {
     let mut knocks = knocks.lock();
     if knocks.len() >= HANDSHAKES_MAX {
-        let first = knocks.iter().min_by_key(|(_, (number, knock))| (knock.has_spoken.load(Relaxed), *number));
+        let first = knocks.iter().min_by_key(|(_, (number, knock))| (knock.received_bytes.load(Relaxed), *number));
         if let Some(key) = first.map(|(key, _)| key) {
             knocks.remove(key).1.leave.notify_one();
         }
@@ -277,25 +280,30 @@ fn enter(knocks: &Knocks, number: u64, knock: Arc<Knock>) -> usize {
     knocks.insert((number, knock))
 }
 
-impl Hall {
+impl HandshakeContext {
     fn identity(&self) -> Arc<Identity> {
         self.identity.read().clone()
     }
 
-    async fn accept(&self, stream: TcpStream, address: SocketAddr, knock: &Knock) -> Result<Arrived, DoorError> {
+    async fn accept(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        knock: &PendingHandshake,
+    ) -> Result<AuthenticatedPeer, AcceptorError> {
         prepare(&stream);
         if stream.peek(&mut [0; 1]).await? == 0 {
-            return Err(DoorError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+            return Err(AcceptorError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        knock.has_spoken.store(true, Relaxed);
+        knock.received_bytes.store(true, Relaxed);
         let identity = self.identity();
         let acceptor = TlsAcceptor::from(identity.server.clone());
-        let stream = acceptor.accept(stream).await.map_err(DoorError::Handshake)?;
+        let stream = acceptor.accept(stream).await.map_err(AcceptorError::Handshake)?;
         self.introduce(&identity, stream.into(), (address, Role::Acceptor), None).await
     }
 
     /// Dials the node of this name, or whichever is there.
-    async fn dial(&self, name: Option<&NodeName>, address: &str) -> Result<Arrived, DoorError> {
+    async fn dial(&self, name: Option<&NodeName>, address: &str) -> Result<AuthenticatedPeer, AcceptorError> {
         let stream = TcpStream::connect(address).await?;
         prepare(&stream);
         let address = stream.peer_addr()?;
@@ -303,7 +311,8 @@ impl Hall {
         let server = ServerName::try_from(server).map_err(std::io::Error::other)?;
         let identity = self.identity();
         let config = if name.is_some() { &identity.client } else { &identity.searcher };
-        let stream = TlsConnector::from(config.clone()).connect(server, stream).await.map_err(DoorError::Handshake)?;
+        let stream =
+            TlsConnector::from(config.clone()).connect(server, stream).await.map_err(AcceptorError::Handshake)?;
         self.introduce(&identity, stream.into(), (address, Role::Dialler), name).await
     }
 
@@ -313,15 +322,15 @@ impl Hall {
         mut stream: TlsStream<TcpStream>,
         (address, role): (SocketAddr, Role),
         wanted: Option<&NodeName>,
-    ) -> Result<Arrived, DoorError> {
+    ) -> Result<AuthenticatedPeer, AcceptorError> {
         let (_, tls) = stream.get_ref();
         let shown = tls.peer_certificates().and_then(|chain| Shown::new(chain, role)).map(Arc::new);
         let binding = match &stream {
             TlsStream::Client(client) => client.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
             TlsStream::Server(server) => server.get_ref().1.export_keying_material([0; 32], BINDING_LABEL, None),
         };
-        let binding = binding.map_err(|error| DoorError::Handshake(std::io::Error::other(error)))?;
-        let chance = Chance { nonce: self.env.secret()?, token: self.env.secret()? };
+        let binding = binding.map_err(|error| AcceptorError::Handshake(std::io::Error::other(error)))?;
+        let chance = Nonces { nonce: self.env.secret()?, token: self.env.secret()? };
         let side = Side { hello: &self.hello, cookie: &identity.cookie, role, binding, chance };
         let membership = self.roster.membership();
         let decide = |theirs: &Hello, knows_cookie| {
@@ -338,7 +347,7 @@ impl Hall {
             judge(&self.hello, theirs, evidence)
         };
         let peer = introduce(&mut stream, side, decide).await?;
-        Ok(Arrived { peer, token: chance.token, role, stream, address, shown })
+        Ok(AuthenticatedPeer { peer, token: chance.token, role, stream, address, shown })
     }
 }
 
@@ -349,10 +358,10 @@ fn prepare(stream: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
 }
 
-impl DoorCounts {
+impl AcceptorCounts {
     /// Counts what came to nothing since this node will have nothing to do with a peer, and returns whether it was that.
-    fn note_membership(&self, error: &DoorError) -> bool {
-        let DoorError::Hello(HelloError::Refused(refusal)) = error else { return false };
+    fn note_membership(&self, error: &AcceptorError) -> bool {
+        let AcceptorError::Hello(HandshakeError::Refused(refusal)) = error else { return false };
         let count = match refusal {
             PeerRefusal::NotListed(_) => &self.not_listed,
             PeerRefusal::Denied { .. } => &self.denied,
@@ -363,8 +372,8 @@ impl DoorCounts {
         true
     }
 
-    fn note(&self, env: &Env, address: SocketAddr, error: &DoorError) {
-        if let DoorError::Late | DoorError::MadeRoom = error {
+    fn note(&self, env: &Env, address: SocketAddr, error: &AcceptorError) {
+        if let AcceptorError::Late | AcceptorError::MadeRoom = error {
             self.silent.fetch_add(1, Relaxed);
         } else {
             self.refused.fetch_add(1, Relaxed);

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::fairness::Accounts;
 use crate::core::id::TaskSeq;
-use crate::core::queue::chain::NIL;
 use crate::core::queue::heap::Entry;
+use crate::core::queue::linked_list::NIL;
 use crate::core::queue::{Arrival, Queue};
 use crate::core::task::Priority;
 

@@ -4,23 +4,23 @@ use std::sync::Arc;
 
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::ClientShared;
-use crate::core::admission::limits::{Exceeded, Take};
+use crate::core::admission::limits::{Demand, Exceeded};
 use crate::core::id::ClientId;
 use crate::core::units::{Timestamp, Tokens};
 
 /// A task's part of its client's limits and quotas.
-pub(crate) struct Claim {
+pub(crate) struct Reservation {
     client: Arc<ClientShared>,
-    take: Take,
+    take: Demand,
     /// It counts as running; else as waiting.
     runs: bool,
 }
 
-impl Claim {
+impl Reservation {
     /// Takes a new task's part, to wait.
-    pub(crate) fn new(client: Arc<ClientShared>, now: Timestamp, take: Take) -> Result<Self, Exceeded> {
+    pub(crate) fn new(client: Arc<ClientShared>, now: Timestamp, take: Demand) -> Result<Self, Exceeded> {
         client.admit(now, take)?;
-        Ok(Claim { client, take, runs: false })
+        Ok(Reservation { client, take, runs: false })
     }
 
     /// Counts the task as running, if the client's quotas allow it; else `pool` is told as soon as they may.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use crate::actors::metrics::latency::LatencyMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_view::SealedTask;
+use crate::actors::task::view::SealedTask;
 use crate::core::fairness::Served;
 use crate::core::id::ClientId;
 use crate::core::slo::objectives::{Outcome, TOKENS_AWAITED, counts_as_failure};
@@ -53,7 +53,7 @@ pub(crate) struct Sample {
 pub(crate) struct Samples {
     pub(in crate::actors) waiting: Mutex<Vec<Sample>>,
     /// The actor has been told and has not collected yet.
-    pub(in crate::actors) knocked: AtomicBool,
+    pub(in crate::actors) collect_requested: AtomicBool,
     pub(crate) lost: AtomicU64,
 }
 
@@ -68,8 +68,8 @@ impl PoolShared {
             }
             waiting.push(sample);
         }
-        if !self.samples.knocked.swap(true, SeqCst) && !self.latency.cast(LatencyMsg::Collect) {
-            self.samples.knocked.store(false, SeqCst); // Nobody there: the next sample knocks again.
+        if !self.samples.collect_requested.swap(true, SeqCst) && !self.latency.cast(LatencyMsg::Collect) {
+            self.samples.collect_requested.store(false, SeqCst); // Nobody there: the next sample knocks again.
         }
     }
 }

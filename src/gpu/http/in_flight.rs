@@ -26,7 +26,7 @@ const SENT: u8 = 1;
 const SHOWN: u8 = 2;
 
 /// The runs by slot.
-pub(crate) struct Runs {
+pub(crate) struct InFlight {
     env: Env,
     /// What runs now, and since when in microseconds.
     now: Vec<AtomicU8>,
@@ -35,12 +35,12 @@ pub(crate) struct Runs {
     dropped: Vec<AtomicU8>,
 }
 
-impl Runs {
+impl InFlight {
     pub(crate) fn new(context: &EngineContext) -> Self {
         let slots = context.pool.slots;
         let places = || (0..slots).map(|_| AtomicU8::new(IDLE)).collect();
         let since = (0..slots).map(|_| AtomicU64::new(0)).collect();
-        Runs { env: context.env.clone(), now: places(), since, dropped: places() }
+        InFlight { env: context.env.clone(), now: places(), since, dropped: places() }
     }
 
     /// A run begins in this slot.
@@ -57,7 +57,7 @@ impl Runs {
         self.now.iter().chain(&self.dropped).all(|run| run.load(SeqCst) == IDLE)
     }
 
-    /// Runs that the engine is sure to count: those that have given text, and those that it must have taken up by now.
+    /// InFlight that the engine is sure to count: those that have given text, and those that it must have taken up by now.
     pub(crate) fn counted(&self) -> u32 {
         let taken_up = self.env.now().as_micros().saturating_sub(TAKEN_UP_US);
         let is_counted = |(run, since): &(&AtomicU8, &AtomicU64)| match run.load(SeqCst) {
@@ -70,7 +70,7 @@ impl Runs {
 
     /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a row, counts
     /// no more runs than those of ours that it is sure to count. `busy` asks it.
-    pub(crate) async fn until_left<F: Future<Output = Busy>>(&self, slot: u32, busy: impl Fn() -> F) {
+    pub(crate) async fn until_stopped<F: Future<Output = Busy>>(&self, slot: u32, busy: impl Fn() -> F) {
         let mut looks_left = match self.dropped[slot as usize].load(SeqCst) {
             IDLE => return,
             SENT => LOOKS_UNANSWERED,
@@ -81,8 +81,8 @@ impl Runs {
             let counted = self.counted(); // Before the look: what comes meanwhile would be counted on one side only.
             looks_left = match busy().await {
                 Busy::Gone => 0,
-                Busy::Runs(runs) if runs <= counted => looks_left - 1,
-                Busy::Runs(_) | Busy::Unknown => all,
+                Busy::InFlight(runs) if runs <= counted => looks_left - 1,
+                Busy::InFlight(_) | Busy::Unknown => all,
             };
             if looks_left == 0 {
                 break;
@@ -96,7 +96,7 @@ impl Runs {
 /// What an engine says of its runs.
 pub(crate) enum Busy {
     /// It computes this many, waiting ones included.
-    Runs(u32),
+    InFlight(u32),
     /// It does not say.
     Unknown,
     /// It is gone, and computes nothing anywhere.
@@ -105,7 +105,7 @@ pub(crate) enum Busy {
 
 /// One run, as long as it is polled.
 pub(crate) struct Run<'a> {
-    runs: &'a Runs,
+    runs: &'a InFlight,
     slot: usize,
     over: bool,
 }
@@ -142,7 +142,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::PoolConfig;
     use crate::core::id::{DeviceMask, PoolId, ReplicaId};
-    use crate::gpu::engine::EngineSite;
+    use crate::gpu::engine::Teardown;
 
     /// What a worker of a pool with so many slots is told.
     pub(crate) fn context(slots: u32) -> EngineContext {
@@ -152,22 +152,22 @@ pub(crate) mod tests {
             mask: DeviceMask::default(),
             pool: Arc::new(pool),
             env: Env::real(),
-            site: EngineSite::default(),
+            site: Teardown::default(),
             cpus: Arc::default(),
             slots,
         }
     }
 
-    /// Runs of such a pool.
-    pub(crate) fn runs(slots: u32) -> Runs {
-        Runs::new(&context(slots))
+    /// InFlight of such a pool.
+    pub(crate) fn runs(slots: u32) -> InFlight {
+        InFlight::new(&context(slots))
     }
 
-    async fn looks(runs: &Runs, slot: u32, counts: &[u32]) -> u32 {
+    async fn looks(runs: &InFlight, slot: u32, counts: &[u32]) -> u32 {
         let looks = AtomicU32::new(0);
-        runs.until_left(slot, || {
+        runs.until_stopped(slot, || {
             let look = looks.fetch_add(1, SeqCst) as usize;
-            std::future::ready(Busy::Runs(counts.get(look).copied().unwrap_or(0)))
+            std::future::ready(Busy::InFlight(counts.get(look).copied().unwrap_or(0)))
         })
         .await;
         looks.load(SeqCst)
@@ -201,6 +201,6 @@ pub(crate) mod tests {
     async fn an_engine_that_is_gone_has_left_everything() {
         let runs = runs(1);
         drop(runs.begin(0));
-        runs.until_left(0, || std::future::ready(Busy::Gone)).await;
+        runs.until_stopped(0, || std::future::ready(Busy::Gone)).await;
     }
 }

@@ -31,7 +31,7 @@ pub enum Role {
 
 /// Bytes of chance for one introduction.
 #[derive(Clone, Copy)]
-pub struct Chance {
+pub struct Nonces {
     /// Makes this introduction unlike all others.
     pub nonce: [u8; 16],
     /// What the peer has to show with everything that it says on this link.
@@ -48,13 +48,13 @@ pub struct Side<'a> {
     pub role: Role,
     /// Key material of the connection, which both sides have and nobody else.
     pub binding: [u8; 32],
-    /// Chance.
-    pub chance: Chance,
+    /// Nonces.
+    pub chance: Nonces,
 }
 
 /// A peer that took us, and that we took.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Introduced {
+pub struct Authenticated {
     /// Who it is.
     pub hello: Hello,
     /// What was decided.
@@ -65,7 +65,7 @@ pub struct Introduced {
 
 /// Why an introduction came to nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum HelloError {
+pub enum HandshakeError {
     /// The connection broke, or ended early.
     #[error("the connection broke: {0}")]
     Io(#[from] std::io::Error),
@@ -95,7 +95,7 @@ enum Verdict {
 /// Introduces this node, and hears who the other is. `judge` is told what the other says and whether it knows the cookie.
 ///
 /// # Errors
-/// [`HelloError`]; the connection is of no use any more. A peer that is refused has been told why.
+/// [`HandshakeError`]; the connection is of no use any more. A peer that is refused has been told why.
 ///
 /// # Cancel safety
 /// The connection is of no use any more when it is dropped. The caller sets a time limit.
@@ -103,7 +103,7 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     side: Side<'_>,
     judge: impl FnOnce(&Hello, bool) -> Result<Taken, PeerRefusal>,
-) -> Result<Introduced, HelloError> {
+) -> Result<Authenticated, HandshakeError> {
     let greeting = Greeting { hello: side.hello.clone(), nonce: side.chance.nonce };
     let ours = encode(&greeting)?;
     write(stream, &ours).await?;
@@ -121,8 +121,8 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
     write(stream, &encode(&verdict)?).await?;
     let taken = judged?;
     match decode(&read(stream).await?)? {
-        Verdict::Taken { token } => Ok(Introduced { hello: peer.hello, taken, token }),
-        Verdict::Refused { why } => Err(HelloError::RefusedByPeer(printable(&why))),
+        Verdict::Taken { token } => Ok(Authenticated { hello: peer.hello, taken, token }),
+        Verdict::Refused { why } => Err(HandshakeError::RefusedByPeer(printable(&why))),
     }
 }
 
@@ -145,24 +145,26 @@ fn printable(text: &str) -> String {
     text.chars().take(REFUSAL_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn encode(message: &impl Serialize) -> Result<Vec<u8>, HelloError> {
-    wire::encode(message).map_err(|error| HelloError::Garbled(error.to_string()))
+fn encode(message: &impl Serialize) -> Result<Vec<u8>, HandshakeError> {
+    wire::encode(message).map_err(|error| HandshakeError::Garbled(error.to_string()))
 }
 
-fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HelloError> {
-    wire::decode_within::<T, MESSAGE_BYTES_MAX>(bytes).map_err(|error| HelloError::Garbled(error.to_string()))
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HandshakeError> {
+    wire::decode_within::<T, MESSAGE_BYTES_MAX>(bytes).map_err(|error| HandshakeError::Garbled(error.to_string()))
 }
 
-async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), HelloError> {
+async fn write<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> Result<(), HandshakeError> {
     stream.write_u16(bytes.len() as u16).await?;
     stream.write_all(bytes).await?;
     Ok(stream.flush().await?)
 }
 
-async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, HelloError> {
+async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, HandshakeError> {
     let length = usize::from(stream.read_u16().await?);
     if length > MESSAGE_BYTES_MAX {
-        return Err(HelloError::Garbled(format!("a message of {length} bytes, at most {MESSAGE_BYTES_MAX} are read")));
+        return Err(HandshakeError::Garbled(format!(
+            "a message of {length} bytes, at most {MESSAGE_BYTES_MAX} are read"
+        )));
     }
     let mut bytes = vec![0; length];
     stream.read_exact(&mut bytes).await?;

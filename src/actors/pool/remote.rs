@@ -13,7 +13,7 @@ use crate::core::cluster::node::NodeName;
 use crate::core::id::PoolId;
 
 /// The other node's pool.
-pub(crate) struct Abroad {
+pub(crate) struct RemotePool {
     node: NodeName,
     /// Its name there.
     pool: PoolId,
@@ -25,34 +25,34 @@ pub(crate) struct Abroad {
 
 /// Whether a pool's places keep others' tasks from waiting at other nodes. A part of each pool.
 #[derive(Default)]
-pub(crate) struct Better {
+pub(crate) struct LocalPreference {
     /// A sibling keeps places back since this pool has better ones.
-    is_waited_for: AtomicBool,
+    withheld_for: AtomicBool,
     /// Its places were of no use to who waits. Written by its manager.
-    is_of_no_use: AtomicBool,
+    declined: AtomicBool,
 }
 
 impl PoolShared {
     /// Whether its engine is another node's pool.
     pub(crate) fn is_remote(&self) -> bool {
-        self.abroad.get().is_some()
+        self.remote.get().is_some()
     }
 
     /// The node whose pool its engine is, if it is another's.
     pub(crate) fn node(&self) -> Option<&NodeName> {
-        self.abroad.get().map(|abroad| &abroad.node)
+        self.remote.get().map(|remote| &remote.node)
     }
 
     /// The name by which clients and keys are allowed to use it: a pool of another node goes by its name there.
     pub(crate) fn allowed_as(&self) -> &PoolId {
-        self.abroad.get().map_or(&self.id, |abroad| &abroad.pool)
+        self.remote.get().map_or(&self.id, |remote| &remote.pool)
     }
 
     /// Free slots in which a task runs at once.
-    pub(crate) fn places_at_once(&self) -> u32 {
+    pub(crate) fn immediate_slots(&self) -> u32 {
         let free = self.slots_free();
-        let Some(abroad) = self.abroad.get() else { return free };
-        free.min(abroad.at_once.load(Relaxed).saturating_sub(self.slots_used()))
+        let Some(remote) = self.remote.get() else { return free };
+        free.min(remote.at_once.load(Relaxed).saturating_sub(self.slots_used()))
     }
 
     /// Those of its free slots that may be used now, of which so many are lent: what would wait at its node is kept back as long as a sibling
@@ -62,29 +62,31 @@ impl PoolShared {
         if !self.is_remote() || unlent == 0 {
             return unlent;
         }
-        let at_once = self.places_at_once().saturating_sub(lent).min(unlent);
+        let at_once = self.immediate_slots().saturating_sub(lent).min(unlent);
         let has_places = |other: &PoolShared| {
-            other.is_idle() && other.places_at_once() > 0 && !other.better.is_of_no_use.load(Relaxed)
+            other.is_idle() && other.immediate_slots() > 0 && !other.local_preference.declined.load(Relaxed)
         };
         let is_better = |other: &PoolShared| {
             // It is told that somebody waits, and looked at again: either it is seen here that its places are gone, or there that they were
             // waited for.
             has_places(other) && {
-                other.better.is_waited_for.store(true, SeqCst);
+                other.local_preference.withheld_for.store(true, SeqCst);
                 fence(SeqCst);
                 has_places(other)
             }
         };
-        if at_once < unlent && self.siblings().any(|other| is_better(&other)) { at_once } else { unlent }
+        if at_once < unlent && self.peers().any(|other| is_better(&other)) { at_once } else { unlent }
     }
 
     /// Tells siblings that have kept places back for this pool's when these are no better any more. For its manager, behind whatever it has
     /// done.
-    pub(in crate::actors) fn release_kept_places(&self, is_of_no_use: bool) {
-        self.better.is_of_no_use.store(is_of_no_use, Relaxed);
+    pub(in crate::actors) fn release_withheld_slots(&self, declined: bool) {
+        self.local_preference.declined.store(declined, Relaxed);
         fence(SeqCst);
-        if self.better.is_waited_for.load(SeqCst) && (is_of_no_use || !self.is_idle() || self.places_at_once() == 0) {
-            self.better.is_waited_for.store(false, SeqCst);
+        if self.local_preference.withheld_for.load(SeqCst)
+            && (declined || !self.is_idle() || self.immediate_slots() == 0)
+        {
+            self.local_preference.withheld_for.store(false, SeqCst);
             // Whoever is no sibling any more was one.
             for other in self.others().filter(|other| other.is_remote()) {
                 other.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
@@ -93,15 +95,15 @@ impl PoolShared {
     }
 
     /// Tasks of this node's that wait at its node.
-    pub(crate) fn waiting_there(&self) -> u32 {
-        self.abroad.get().map_or(0, |abroad| self.slots_used().saturating_sub(abroad.at_once.load(Relaxed)))
+    pub(crate) fn queued_remotely(&self) -> u32 {
+        self.remote.get().map_or(0, |remote| self.slots_used().saturating_sub(remote.at_once.load(Relaxed)))
     }
 
     /// Recalls up to so many tasks that wait at its node. Returns how many will come.
     pub(in crate::actors) fn recall(&self, most: u32) -> u32 {
-        let Some(abroad) = self.abroad.get() else { return 0 };
-        let (wanted, under_way) = (most.min(self.waiting_there()) as usize, abroad.recalls.available_permits());
-        abroad.recalls.add_permits(wanted.saturating_sub(under_way));
+        let Some(remote) = self.remote.get() else { return 0 };
+        let (wanted, under_way) = (most.min(self.queued_remotely()) as usize, remote.recalls.available_permits());
+        remote.recalls.add_permits(wanted.saturating_sub(under_way));
         wanted as u32
     }
 }
@@ -110,11 +112,11 @@ impl PoolShared {
 impl PoolShared {
     /// Notes how many of its tasks its node runs at once. Returns whether that is another number.
     pub(crate) fn set_at_once(&self, tasks: u32) -> bool {
-        self.abroad.get().is_some_and(|abroad| {
+        self.remote.get().is_some_and(|remote| {
             if self.slots_used() <= tasks {
-                abroad.recalls.forget_permits(Semaphore::MAX_PERMITS); // Nobody waits there who could be meant.
+                remote.recalls.forget_permits(Semaphore::MAX_PERMITS); // Nobody waits there who could be meant.
             }
-            abroad.at_once.swap(tasks, Relaxed) != tasks
+            remote.at_once.swap(tasks, Relaxed) != tasks
         })
     }
 
@@ -124,8 +126,8 @@ impl PoolShared {
     /// Dropped, it recalls nobody.
     pub(crate) async fn until_recalled(&self) {
         // It is never closed.
-        if let Some(abroad) = self.abroad.get()
-            && let Ok(permit) = abroad.recalls.acquire().await
+        if let Some(remote) = self.remote.get()
+            && let Ok(permit) = remote.recalls.acquire().await
         {
             return permit.forget();
         }
@@ -135,6 +137,6 @@ impl PoolShared {
     /// Its engine is this pool of this node.
     pub(crate) fn set_node(&self, node: NodeName, pool: PoolId) {
         let (at_once, recalls) = (AtomicU32::new(0), Semaphore::new(0));
-        let _ = self.abroad.set(Abroad { node, pool, at_once, recalls }); // Once, by whoever made it.
+        let _ = self.remote.set(RemotePool { node, pool, at_once, recalls }); // Once, by whoever made it.
     }
 }

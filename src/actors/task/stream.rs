@@ -9,12 +9,12 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 
-use crate::actors::ledger::cancel::Presence;
+use crate::actors::ledger::cancel::ReaderGuard;
 use crate::actors::ledger::lingering::Cut;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::event_log::{Event, EventRef};
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::task_view::TaskView;
+use crate::actors::task::view::TaskView;
 use crate::core::id::TaskId;
 
 /// Most events that a reader copies at a time: what one that is far behind holds beside the log.
@@ -32,7 +32,7 @@ pub struct TaskStream {
     fetched: VecDeque<(usize, Event)>,
     /// A wait for more, of whoever polls this as a [`Stream`].
     waiting: Option<BoxFuture<'static, ()>>,
-    _presence: Option<Presence>,
+    _presence: Option<ReaderGuard>,
     _reading: Reading,
 }
 
@@ -91,7 +91,7 @@ impl std::fmt::Debug for TaskStream {
 
 impl TaskStream {
     pub(crate) fn new(record: Arc<TaskRecord>, from: usize, runtime: &Arc<RuntimeShared>) -> Self {
-        let _presence = Presence::new(&record, runtime);
+        let _presence = ReaderGuard::new(&record, runtime);
         let _reading = Reading::new(&record);
         TaskStream { record, next: from, fetched: VecDeque::new(), waiting: None, _presence, _reading }
     }

@@ -25,9 +25,9 @@ const JOURNAL_MAX: usize = 65_536;
 
 /// What has been charged since somebody last asked; `None` while nobody asks.
 #[derive(Debug, Default)]
-pub(in crate::core) struct Journal(Option<Vec<Charged>>);
+pub(in crate::core) struct ChargeFeed(Option<Vec<Charged>>);
 
-impl Journal {
+impl ChargeFeed {
     pub(in crate::core) fn note(&mut self, seq: TaskSeq, client: &ClientId, class: Priority, cost: i64) {
         let Some(entries) = self.0.as_mut().filter(|_| cost != 0) else { return };
         if entries.len() >= JOURNAL_MAX {
@@ -90,7 +90,7 @@ mod tests {
             (Accounts::new(CostWeights::default(), [9, 1]), Accounts::new(CostWeights::default(), [9, 1]));
         let [slot, other] = [&mut here, &mut there].map(|accounts| {
             let slot = enter(accounts, "a", 2);
-            accounts.lift(slot, Priority::Batch, None);
+            accounts.catch_up(slot, Priority::Batch, None);
             slot
         });
         assert!(here.take_journal().is_empty(), "from here on it is kept");

@@ -6,19 +6,19 @@ use crate::core::admission::kept::Kept;
 use crate::core::id::{ClientId, TaskId};
 use crate::core::task::error::TaskError;
 
-/// Refusals that are remembered; about 300 KiB. Whoever has most makes room.
+/// RejectionCache that are remembered; about 300 KiB. Whoever has most makes room.
 const REFUSALS_MAX: u64 = 1_024;
 
 /// The newest refusals of each client, and the number of the next. A short lock for each refusal.
-pub(crate) struct Refusals(Mutex<(Kept<(TaskId, TaskError)>, u64)>);
+pub(crate) struct RejectionCache(Mutex<(Kept<(TaskId, TaskError)>, u64)>);
 
-impl Default for Refusals {
+impl Default for RejectionCache {
     fn default() -> Self {
-        Refusals(Mutex::new((Kept::new(REFUSALS_MAX, 0), 0)))
+        RejectionCache(Mutex::new((Kept::new(REFUSALS_MAX, 0), 0)))
     }
 }
 
-impl Refusals {
+impl RejectionCache {
     /// Remembers one; the oldest of whoever has most makes room.
     pub(crate) fn note(&self, client: &ClientId, id: TaskId, error: TaskError) {
         let (kept, next) = &mut *self.0.lock();
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn a_neighbours_many_refusals_forget_none_of_mine() {
-        let refusals = Refusals::default();
+        let refusals = RejectionCache::default();
         let client = |name: &str| ClientId::parse(name).expect("valid");
         let id = |name: &str| TaskId::parse(name).expect("valid");
         let error = |text: &str| TaskError::new(ErrorCode::AdmissionReject, text);
