@@ -1,5 +1,6 @@
-//! What another node costs: a task that runs there beside one that runs here, tokens over one link, and one to four nodes. Real connections
-//! on loopback, with TLS, all nodes in one process: `cargo bench --features cluster --bench cluster`.
+//! What another node costs: a task that runs there beside one that runs here, tokens over one link, and one to four
+//! nodes. Real connections on loopback, with TLS, all nodes in one process:
+//! `cargo bench --features cluster --bench cluster`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
-//! What it costs to forward a token from each engine, beside a plain `reqwest` stream of the same bytes in the same run; and what a look at
-//! eight devices costs. CPU time of the thread that reads; the server has a thread of its own. Prints medians.
+//! What it costs to forward a token from each engine, beside a plain `reqwest` stream of the same bytes in the same
+//! run; and what a look at eight devices costs. CPU time of the thread that reads; the server has a thread of its own.
+//! Prints medians.
 //!
 //! `cargo bench --bench engines`
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]

@@ -1,5 +1,6 @@
-//! What a client waits for beside the engine: cancel to the next task's start, a worker's death to the second attempt's start,
-//! and the verdict of admission with 64 submitters at once. Real time, two threads; prints p50, p99 and the longest.
+//! What a client waits for beside the engine: cancel to the next task's start, a worker's death to the second attempt's
+//! start, and the verdict of admission with 64 submitters at once. Real time, two threads; prints p50, p99 and the
+//! longest.
 //!
 //! `cargo bench --bench latency`
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]

@@ -1,5 +1,6 @@
-//! Ten times more than the pool can do, for thirty seconds of real time on two threads: what gets done beside the same pool at
-//! its capacity, how long a refusal takes, and whether memory stays where it is. Prints a few lines; panics where a bound is broken.
+//! Ten times more than the pool can do, for thirty seconds of real time on two threads: what gets done beside the same
+//! pool at its capacity, how long a refusal takes, and whether memory stays where it is. Prints a few lines; panics
+//! where a bound is broken.
 //!
 //! `cargo bench --bench overload`
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]

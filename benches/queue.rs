@@ -1,6 +1,6 @@
-//! What a pool's queue costs at 1 k to 1 M waiting tasks of 1 to 10,000 clients, beside the plainest structure that could hold
-//! them: a slab, a linked list and a `HashMap` by id, without classes, clients, accounts, bounds or policies. Alternating in
-//! one run.
+//! What a pool's queue costs at 1 k to 1 M waiting tasks of 1 to 10,000 clients, beside the plainest structure that
+//! could hold them: a slab, a linked list and a `HashMap` by id, without classes, clients, accounts, bounds or
+//! policies. Alternating in one run.
 //!
 //! `cargo bench --bench queue` (criterion), or `cargo bench --bench queue -- --table` for medians and ratios alone.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]

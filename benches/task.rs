@@ -1,8 +1,9 @@
 //! What a whole task costs beside bare ractor casts, what submit-to-dispatch costs, and what a token costs in the event
-//! log with 0, 1 and 8 readers. CPU time of the process, anchor and subject alternating in one run; prints one line each.
+//! log with 0, 1 and 8 readers. CPU time of the process, anchor and subject alternating in one run; prints one line
+//! each.
 //!
-//! `cargo bench --bench task`; with `-- --count N` nothing but N times 20,000 whole tasks on one thread, for a tool that counts instructions:
-//! of two such counts the difference is what tasks cost, whatever else the machine does.
+//! `cargo bench --bench task`; with `-- --count N` nothing but N times 20,000 whole tasks on one thread, for a tool
+//! that counts instructions: of two such counts the difference is what tasks cost, whatever else the machine does.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A host with routes of its own, two engines and tenants, on axum: `cargo run --example axum_host --features metrics`.
 //!
-//! `POST /generate` streams server-sent events; whoever closes the connection ends its task. `GET /metrics` is for Prometheus, `GET /events`
-//! counts what has happened. Ctrl-C drains for ten seconds at most.
+//! `POST /generate` streams server-sent events; whoever closes the connection ends its task. `GET /metrics` is for
+//! Prometheus, `GET /events` counts what has happened. Ctrl-C drains for ten seconds at most.
 
 #![allow(clippy::print_stdout)] // A program that prints.
 

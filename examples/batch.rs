@@ -1,6 +1,8 @@
-//! A batch of tasks that waits for room, over an engine that panics now and then: `cargo run --release --example batch`.
+//! A batch of tasks that waits for room, over an engine that panics now and then:
+//! `cargo run --release --example batch`.
 //!
-//! No sleep, no loop around refusals: `submit_when_room` waits, and `buffer_unordered` bounds what the host holds itself.
+//! No sleep, no loop around refusals: `submit_when_room` waits, and `buffer_unordered` bounds what the host holds
+//! itself.
 
 #![allow(clippy::print_stdout, clippy::disallowed_methods)] // A program that prints, and looks at the clock.
 

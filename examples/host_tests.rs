@@ -1,5 +1,5 @@
-//! How a host program tests its own code around the runtime: time that is paused, chance that is repeatable, and an engine that misbehaves
-//! on demand. `cargo test --example host_tests`.
+//! How a host program tests its own code around the runtime: time that is paused, chance that is repeatable, and an
+//! engine that misbehaves on demand. `cargo test --example host_tests`.
 
 #![allow(clippy::print_stdout)] // A program that prints.
 
@@ -37,7 +37,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-// Paused time goes on by itself whenever nothing else can happen: these tests take no time, however long their engines do.
+// Paused time goes on by itself whenever nothing else can happen: these tests take no time, however long their engines
+// do.
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_engine_costs_a_test_no_time_and_one_seed_gives_one_run() {

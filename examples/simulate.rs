@@ -1,7 +1,8 @@
-//! The whole runtime in virtual time, over many seeds: `cargo run --release --example simulate -- --seeds 200000`, or one of
-//! them with `--seed 7`. Each seed runs twice and must give the same trace and break no promise; one that does not prints what it
-//! broke, at which step, and the last events. `--digests FILE` writes a digest of each seed's trace, a line each: two builds with equal files did
-//! the same. With `--features planted-bugs`, `--bugs` says which planted bugs are found.
+//! The whole runtime in virtual time, over many seeds: `cargo run --release --example simulate -- --seeds 200000`, or
+//! one of them with `--seed 7`. Each seed runs twice and must give the same trace and break no promise; one that does
+//! not prints what it broke, at which step, and the last events. `--digests FILE` writes a digest of each seed's trace,
+//! a line each: two builds with equal files did the same. With `--features planted-bugs`, `--bugs` says which planted
+//! bugs are found.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
 #[path = "../tests/simulation/check.rs"]

@@ -1,8 +1,8 @@
 //! Where time and chance come from. One `Env` belongs to a runtime and is passed to all of it.
 //!
 //! In production the clock is tokio's and the seed is the operating system's. In a simulation tokio's clock is paused,
-//! so the same `Env` gives virtual time, and the seed is the test's: the same seed gives the same run. An `Env` can also
-//! record what happens, and make actors panic on purpose.
+//! so the same `Env` gives virtual time, and the seed is the test's: the same seed gives the same run. An `Env` can
+//! also record what happens, and make actors panic on purpose.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,8 +141,8 @@ impl Env {
         }
     }
 
-    /// A run that goes on and on at one moment never comes to an end by itself: virtual time stands still. So each event
-    /// beyond this number is a panic, which takes one actor after the other with it. Only in simulation.
+    /// A run that goes on and on at one moment never comes to an end by itself: virtual time stands still. So each
+    /// event beyond this number is a panic, which takes one actor after the other with it. Only in simulation.
     #[doc(hidden)]
     pub fn set_events_max(&self, events: usize) {
         if let Some(faults) = &self.0.faults {
@@ -227,11 +227,12 @@ impl Env {
     }
 }
 
-/// A timer that fires so late tells that this process stood still: it was stopped, or its host was. Nobody could act in that time, and what
-/// has come meanwhile waits to be read.
+/// A timer that fires so late tells that this process stood still: it was stopped, or its host was. Nobody could act in
+/// that time, and what has come meanwhile waits to be read.
 pub(crate) const STOOD_STILL: Duration = Duration::from_secs(1);
 
-/// Waits for `future`, at most `limit`; time in which this process stood still does not count. `None` when it took longer.
+/// Waits for `future`, at most `limit`; time in which this process stood still does not count. `None` when it took
+/// longer.
 ///
 /// # Cancel safety
 /// That of `future`.
@@ -251,7 +252,8 @@ pub(crate) async fn timeout_awake<F: Future>(limit: Duration, future: F) -> Opti
     }
 }
 
-/// The payload of a panic that a simulation caused: tests can tell it from one of ours. It names the actor, or is [`ENGINE_PANIC`].
+/// The payload of a panic that a simulation caused: tests can tell it from one of ours. It names the actor, or is
+/// [`ENGINE_PANIC`].
 #[derive(Debug)]
 pub struct InjectedPanic(pub &'static str);
 

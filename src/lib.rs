@@ -1,8 +1,8 @@
 //! Supervised actor runtime that keeps GPUs busy, fair and honest for LLM inference.
 //!
 //! A host program starts an [`Orchestrator`] with one or more pools, submits [`TaskRequest`]s and reads their
-//! [`TaskStream`]s. Every queue, pool manager and worker is a supervised actor; tasks and their event logs outlive all of
-//! them. See `ARCHITECTURE.md` for the tree and the path of a task.
+//! [`TaskStream`]s. Every queue, pool manager and worker is a supervised actor; tasks and their event logs outlive all
+//! of them. See `ARCHITECTURE.md` for the tree and the path of a task.
 //!
 //! ```
 //! use orchestrator_core::{Orchestrator, TaskRequest, config::PoolConfig, gpu::SimEngine};

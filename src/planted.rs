@@ -1,5 +1,5 @@
-//! Bugs that can be switched on to see whether the simulation finds them. Only in builds with the feature `planted-bugs`;
-//! in all others the switch is the constant `false`.
+//! Bugs that can be switched on to see whether the simulation finds them. Only in builds with the feature
+//! `planted-bugs`; in all others the switch is the constant `false`.
 //!
 //! A bug is planted for one thread, since a simulated world lives in one.
 

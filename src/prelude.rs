@@ -1,6 +1,7 @@
 //! The words that nearly every host program needs, for `use orchestrator_core::prelude::*`.
 //!
-//! Without [`DynEngine`](crate::gpu::DynEngine), whose methods have the names of [`Engine`]'s: who has both in scope has to say which.
+//! Without [`DynEngine`](crate::gpu::DynEngine), whose methods have the names of [`Engine`]'s: who has both in scope
+//! has to say which.
 //!
 //! Not the crate's root: a module of it is called `core`, and a glob import of that hides the standard library's.
 

@@ -1,4 +1,5 @@
-//! What a queue costs in memory: nothing is allocated in steady state, and a waiting task takes little beside its prompt.
+//! What a queue costs in memory: nothing is allocated in steady state, and a waiting task takes little beside its
+//! prompt.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use orchestrator_core::Priority;

@@ -1,4 +1,5 @@
-//! Nodes that run each other's tasks, in virtual time, over `ractor_cluster` on wires in memory. With the feature `cluster`.
+//! Nodes that run each other's tasks, in virtual time, over `ractor_cluster` on wires in memory. With the feature
+//! `cluster`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/discovery.rs"]
@@ -97,8 +98,8 @@ async fn a_stream_goes_on_on_another_node_when_its_node_dies() {
     drop(two);
 }
 
-/// A flood that comes in through three gateways, and a polite client at one of them: what each is served while both wait differs by no more
-/// than the stated bound, as if all had come in through one.
+/// A flood that comes in through three gateways, and a polite client at one of them: what each is served while both
+/// wait differs by no more than the stated bound, as if all had come in through one.
 #[tokio::test(start_paused = true)]
 async fn one_fairness_holds_over_three_gateways() {
     const TASKS: u64 = 100;
@@ -143,7 +144,8 @@ async fn one_fairness_holds_over_three_gateways() {
         ahead[usize::from(*client == "polite")] += 1;
         worst = worst.max((ahead[0] - ahead[1]).abs());
     }
-    // 4 slots, and of each of three gateways a task that waits at each of two owners; and what 50 ms of two owners serve unseen.
+    // 4 slots, and of each of three gateways a task that waits at each of two owners; and what 50 ms of two owners
+    // serve unseen.
     let (slots, bids, unseen) = (4, 6, 50 * 4 / i64::from(TOKENS));
     let bound = 2 * (slots + bids + 1) + unseen;
     println!("beside a flood through three gateways: {ahead:?} tasks, at most {worst} apart; bound {bound}");
@@ -151,7 +153,8 @@ async fn one_fairness_holds_over_three_gateways() {
     assert!(ahead[1] == TASKS as i64 && ahead[0] < 2 * TASKS as i64);
 }
 
-/// 100 tasks a second are 100 tasks a second, whichever gateways they come through, however that changes, and whoever is cut off.
+/// 100 tasks a second are 100 tasks a second, whichever gateways they come through, however that changes, and whoever
+/// is cut off.
 #[tokio::test(start_paused = true)]
 async fn a_limit_holds_over_all_gateways() {
     const RATE: f64 = 100.0;
@@ -259,7 +262,8 @@ async fn nodes_of_two_builds_speak_what_both_know_or_say_that_there_is_nothing()
     assert_eq!(new.node.view().guests_taken, 0);
 }
 
-/// A peer with a good certificate and the cookie, which then speaks garbage, announces a frame without end, or says nothing.
+/// A peer with a good certificate and the cookie, which then speaks garbage, announces a frame without end, or says
+/// nothing.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_let_in_and_then_errs_loses_its_connection() {
     use orchestrator_core::cluster::{Cookie, Network};

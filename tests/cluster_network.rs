@@ -1,6 +1,6 @@
-//! Three real nodes in network namespaces of their own, real llama.cpp behind two of them: killed, stopped, cut off both ways and one
-//! way, while a hundred streams run. Nothing is lost, nothing doubled, every text is the undisturbed one. With the features `cluster`
-//! and `service`, as root, where namespaces can be made.
+//! Three real nodes in network namespaces of their own, real llama.cpp behind two of them: killed, stopped, cut off
+//! both ways and one way, while a hundred streams run. Nothing is lost, nothing doubled, every text is the undisturbed
+//! one. With the features `cluster` and `service`, as root, where namespaces can be made.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/hosts.rs"]
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use hosts::{Fleet, Host};
 
 const STREAMS: usize = 100;
-/// Streams that are tried for those. Where two tokens are almost equally likely, this engine says the one or the other by what else it
-/// computes at that moment; a few streams in a hundred have such a place, always the same.
+/// Streams that are tried for those. Where two tokens are almost equally likely, this engine says the one or the other
+/// by what else it computes at that moment; a few streams in a hundred have such a place, always the same.
 const CANDIDATES: u64 = 120;
 /// Streams that are open at once.
 const AT_ONCE: usize = 24;

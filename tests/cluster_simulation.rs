@@ -1,9 +1,9 @@
-//! Whole clusters on one thread in virtual time: three to five nodes, whose connections are late, cut off in one direction or both, and
-//! broken, while nodes are killed and come back, actors panic and engines die. Every seed runs twice and must give the same traces.
-//! With the feature `cluster`.
+//! Whole clusters on one thread in virtual time: three to five nodes, whose connections are late, cut off in one
+//! direction or both, and broken, while nodes are killed and come back, actors panic and engines die. Every seed runs
+//! twice and must give the same traces. With the feature `cluster`.
 //!
-//! Each run has a process of its own: `ractor` numbers its actors for the whole process, and knows them by these numbers in the order of
-//! a map. `SEED=7` runs one seed, `FIRST=1000 SEEDS=1000` others.
+//! Each run has a process of its own: `ractor` numbers its actors for the whole process, and knows them by these
+//! numbers in the order of a map. `SEED=7` runs one seed, `FIRST=1000 SEEDS=1000` others.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "cluster/chance.rs"]
@@ -49,7 +49,8 @@ enum Found {
 #[test]
 fn one_run_in_a_process_of_its_own() {
     let Some(seed) = number("RUN_SEED") else { return };
-    // Actors that wake each other for ever let no virtual time pass: that is a broken promise too. A run takes a tenth of a second.
+    // Actors that wake each other for ever let no virtual time pass: that is a broken promise too. A run takes a tenth
+    // of a second.
     std::thread::spawn(|| {
         let begin = std::time::Instant::now();
         while begin.elapsed() < LIVELOCK {

@@ -1,8 +1,9 @@
-//! What every engine must do, asked of each: servers written from the published API of each engine, which check every field that they are
-//! sent, and the real llama.cpp, Triton and vLLM.
+//! What every engine must do, asked of each: servers written from the published API of each engine, which check every
+//! field that they are sent, and the real llama.cpp, Triton and vLLM.
 //!
-//! `cargo xtask engines` installs llama.cpp and Triton; without them the tests say that they were skipped, and with `REQUIRE_ENGINES` they
-//! fail. vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_conforms -- --nocapture`.
+//! `cargo xtask engines` installs llama.cpp and Triton; without them the tests say that they were skipped, and with
+//! `REQUIRE_ENGINES` they fail. vLLM takes minutes:
+//! `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_conforms -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::sync::Arc;
@@ -34,8 +35,8 @@ fn sampling() -> Sampling {
     }
 }
 
-/// What every engine must do. `long` is a task that runs for at least a second; `is_idle_now` asks the engine itself whether it computes
-/// nothing; `wrong` is a request that it refuses.
+/// What every engine must do. `long` is a task that runs for at least a second; `is_idle_now` asks the engine itself
+/// whether it computes nothing; `wrong` is a request that it refuses.
 async fn conforms(orchestrator: &Orchestrator, long: TaskRequest, wrong: TaskRequest, is_idle_now: impl Fn() -> bool) {
     let name = orchestrator.pools()[0].engine.clone();
     for replica in &orchestrator.pools()[0].replicas {

@@ -1,6 +1,8 @@
-//! The same prompt, parameters and seed give the same bytes on every replica of a set, alone and in a backlog, with real engines (ORCH-3050).
+//! The same prompt, parameters and seed give the same bytes on every replica of a set, alone and in a backlog, with
+//! real engines (ORCH-3050).
 //!
-//! vLLM takes minutes: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_servers -- --nocapture`.
+//! vLLM takes minutes:
+//! `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines real_vllm_servers -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -28,8 +30,8 @@ async fn texts(orchestrator: &Orchestrator, level: usize) -> BTreeMap<u64, Strin
     tasks.buffer_unordered(level).collect().await
 }
 
-/// Runs every prompt on two replicas at each level, and compares all of it. `may_differ` is for an engine that says of itself that a
-/// backlog changes its tokens: then only runs alone must be equal, and the others are counted.
+/// Runs every prompt on two replicas at each level, and compares all of it. `may_differ` is for an engine that says of
+/// itself that a backlog changes its tokens: then only runs alone must be equal, and the others are counted.
 async fn two_replicas_say_the_same(pools: [PoolConfig; 2]) {
     let [first, second] = pools;
     // Each in a runtime of its own, so that it is known which replica gave which text.

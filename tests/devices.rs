@@ -1,4 +1,5 @@
-//! Devices as NVIDIA's library tells of them: a fake library, loaded through the unmodified wrapper, plays every part that a driver can.
+//! Devices as NVIDIA's library tells of them: a fake library, loaded through the unmodified wrapper, plays every part
+//! that a driver can.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};

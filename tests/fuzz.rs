@@ -1,5 +1,5 @@
-//! Bytes of all kinds into everything that outsiders write: the configuration, the API's JSON, keys, wire messages. `FUZZ_SECONDS` says
-//! for how long each is tried. No panic, no standstill.
+//! Bytes of all kinds into everything that outsiders write: the configuration, the API's JSON, keys, wire messages.
+//! `FUZZ_SECONDS` says for how long each is tried. No panic, no standstill.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Configurations that cannot be: each is refused at `check`, or at preload while the other pools serve, with the pool, the field, the
-//! reason, and what would be right.
+//! Configurations that cannot be: each is refused at `check`, or at preload while the other pools serve, with the pool,
+//! the field, the reason, and what would be right.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! What outsiders can make the service spend: silent and slow clients, floods, bodies and heads of every size (RELIABILITY R19).
+//! What outsiders can make the service spend: silent and slow clients, floods, bodies and heads of every size
+//! (RELIABILITY R19).
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::io::{Read, Write};

@@ -1,6 +1,7 @@
 //! A pool of real llama.cpp servers gets another model while it serves, and goes back when the new one is none.
 //!
-//! `cargo xtask engines` installs the server. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set, it fails.
+//! `cargo xtask engines` installs the server. Without it this test says that it was skipped; with `REQUIRE_ENGINES`
+//! set, it fails.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ fn home() -> PathBuf {
     named.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/orchestrator-core/llamacpp"))
 }
 
-/// The file of another model: the same shape, other weights. It takes its name when it is whole: a server that another run of this test has
-/// started maps the file of that name, and would die of `SIGBUS` were it written to in place.
+/// The file of another model: the same shape, other weights. It takes its name when it is whole: a server that another
+/// run of this test has started maps the file of that name, and would die of `SIGBUS` were it written to in place.
 fn other_model() -> String {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("other.gguf");
     let new = file.with_extension(std::process::id().to_string());

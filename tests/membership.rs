@@ -1,4 +1,5 @@
-//! Nodes as their operator has them: certificates that `cluster init` makes, and nodes that are put out and renewed while they run.
+//! Nodes as their operator has them: certificates that `cluster init` makes, and nodes that are put out and renewed
+//! while they run.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Servers of every engine that do everything wrong: each way has one documented outcome, takes bounded memory, and leaves the worker
-//! fit for the next task.
+//! Servers of every engine that do everything wrong: each way has one documented outcome, takes bounded memory, and
+//! leaves the worker fit for the next task.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::sync::atomic::Ordering::SeqCst;

@@ -1,4 +1,5 @@
-//! To operate it: the configuration changes while it runs, `top` and `doctor` look, and the process does as a service manager expects.
+//! To operate it: the configuration changes while it runs, `top` and `doctor` look, and the process does as a service
+//! manager expects.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "operate/borders.rs"]

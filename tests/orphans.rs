@@ -1,6 +1,7 @@
 //! Nothing that we started outlives us, however we end, and whatever it has started itself.
 //!
-//! `cargo xtask engines` installs llama.cpp. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set, it fails.
+//! `cargo xtask engines` installs llama.cpp. Without it this test says that it was skipped; with `REQUIRE_ENGINES` set,
+//! it fails.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};

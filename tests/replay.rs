@@ -1,7 +1,8 @@
-//! An hour of real traffic through the real actors, in virtual time, at 1.2 times what the pool can do; beside plain FIFO and
-//! strict priority on the same traffic.
+//! An hour of real traffic through the real actors, in virtual time, at 1.2 times what the pool can do; beside plain
+//! FIFO and strict priority on the same traffic.
 //!
-//! `PLOT=replay.svg cargo test --release --test suite_runtime replay:: -- --nocapture` prints the table and draws the plot.
+//! `PLOT=replay.svg cargo test --release --test suite_runtime replay:: -- --nocapture` prints the table and draws the
+//! plot.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -59,8 +60,8 @@ fn trace() -> Vec<Request> {
     include_str!("data/azure-llm-2023.csv").lines().skip(1).map(&mut line).collect()
 }
 
-/// An engine whose runs take time in proportion to their weighted tokens. The prompt's first word is the length of the answer,
-/// which nobody else looks at.
+/// An engine whose runs take time in proportion to their weighted tokens. The prompt's first word is the length of the
+/// answer, which nobody else looks at.
 struct Paced {
     us_per_cost: f64,
 }
@@ -152,7 +153,8 @@ struct Outcome {
     queue_s: Vec<f64>,
     /// Part of the weighted tokens that batch got while both classes waited.
     batch_share: f64,
-    /// Worst difference in service of two clients that both waited, over any interval, in each class; in weighted tokens.
+    /// Worst difference in service of two clients that both waited, over any interval, in each class; in weighted
+    /// tokens.
     gap: [u64; 2],
 }
 

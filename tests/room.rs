@@ -1,5 +1,5 @@
-//! Memory: what a load needs is there before it is begun, what an engine held is free before the next one comes, a device that runs out is
-//! good for fewer tasks, and what tasks may come to need in a KV cache counts.
+//! Memory: what a load needs is there before it is begun, what an engine held is free before the next one comes, a
+//! device that runs out is good for fewer tasks, and what tasks may come to need in a KV cache counts.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The whole tree on one thread in virtual time: random worlds with panics, engines that die, hang and garble, cancels, drains.
-//! Every seed runs twice and must give the same trace; every step keeps the rules; every accepted task ends.
+//! The whole tree on one thread in virtual time: random worlds with panics, engines that die, hang and garble, cancels,
+//! drains. Every seed runs twice and must give the same trace; every step keeps the rules; every accepted task ends.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "simulation/check.rs"]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use orchestrator_core::service::cli::reference;
 use orchestrator_core::service::config::config_file;
 use orchestrator_core::service::http;
-use tools_readme_index::{Index, Status, read, refresh};
+use tools_readme_index::{Index, PAGE, Status, page, read, refresh};
 
 fn root() -> &'static Path {
     crate::support::root()
@@ -141,4 +141,5 @@ fn the_generated_documents_are_fresh() {
     stale("docs/api.md", "cargo xtask regen-reference", &reference::api());
     let readme = text("README.md");
     stale("README.md", "cargo run -p tools-readme-index --quiet", &refresh(&readme, &index()).unwrap());
+    stale(PAGE, "cargo run -p tools-readme-index --quiet", &page(&index()));
 }

@@ -38,6 +38,74 @@ fn no_file_grows_beyond_its_topic() {
     }
 }
 
+/// A folder is a table of contents: what does not fit on it belongs into a room of its own.
+#[test]
+fn no_folder_has_more_than_twelve_files() {
+    let mut folders = std::collections::BTreeMap::new();
+    for (name, _) in files("src") {
+        *folders.entry(name.rsplit_once('/').unwrap().0.to_owned()).or_insert(0) += 1;
+    }
+    for (folder, count) in folders {
+        assert!(count <= 12, "{folder} has {count} files");
+    }
+}
+
+/// The words that `.specs/glossary.md` lists as replaced stay away: names in code, whole words.
+#[test]
+fn no_word_that_the_glossary_replaced_comes_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let glossary = std::fs::read_to_string(root.join(".specs/glossary.md")).unwrap();
+    let rows = glossary.split("## Replaced").nth(1).unwrap().lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let words: std::collections::BTreeSet<&str> = cells.filter(|word| !word.contains('.')).collect();
+    assert!(words.len() > 50, "{words:?}");
+    let is_word = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '!');
+    for (name, text) in ["src", "tests", "benches", "examples"].into_iter().flat_map(files) {
+        for (number, line) in text.lines().enumerate() {
+            let found = line.split(|letter| !is_word(letter)).find(|word| words.contains(word));
+            assert!(found.is_none(), "{name}:{}: {found:?}, see .specs/glossary.md", number + 1);
+        }
+    }
+}
+
+/// Comments and pages for people, at most 120 characters in a line: tables, code and what is generated apart.
+#[test]
+fn prose_has_at_most_120_characters_in_a_line() {
+    for (name, text) in ["src", "tests", "benches", "examples"].into_iter().flat_map(files) {
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//")) {
+            let is_table = line.trim_start_matches([' ', '/', '!']).starts_with('|');
+            assert!(is_table || line.chars().count() <= 120, "{name}:{}", number + 1);
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<_> = [".", "docs", "docs/design", ".specs"].map(|folder| root.join(folder)).to_vec();
+    pages =
+        pages.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path()).collect();
+    pages.retain(|path| path.extension().is_some_and(|kind| kind == "md"));
+    for path in pages {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.contains("enerated from") || ["api.md", "configuration.md"].iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        let mut is_code = false;
+        for (number, line) in text.lines().enumerate() {
+            is_code ^= line.trim_start().starts_with("```");
+            let may_be_long = is_code || line.trim_start().starts_with('|') || !line.trim().contains(' ');
+            assert!(may_be_long || line.chars().count() <= 120, "{}:{}", path.display(), number + 1);
+        }
+    }
+}
+
+/// The first page a newcomer reads, and the second.
+#[test]
+fn the_first_pages_are_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (page, lines, bytes) in [("README.md", 150, 8 * 1024), ("ARCHITECTURE.md", 250, usize::MAX)] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        assert!(text.lines().count() <= lines && text.len() <= bytes, "{page}");
+    }
+}
+
 /// Cargo finds no test program by itself here: a file that nothing names would never be compiled.
 #[test]
 fn every_file_of_tests_is_part_of_a_program() {

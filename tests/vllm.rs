@@ -1,4 +1,5 @@
-//! The real vLLM, killed in the middle: `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines vllm:: -- --nocapture`.
+//! The real vLLM, killed in the middle:
+//! `cargo xtask engines --vllm && VLLM=1 cargo test --test suite_engines vllm:: -- --nocapture`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use orchestrator_core::core::task::Phase;

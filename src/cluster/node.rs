@@ -100,7 +100,8 @@ fn end_links(shared: &ClusterShared) {
 }
 
 impl Node {
-    /// Makes this runtime a node of a cluster. `network` is given what there is with each peer, and makes what connections come from.
+    /// Makes this runtime a node of a cluster. `network` is given what there is with each peer, and makes what
+    /// connections come from.
     ///
     /// # Errors
     /// [`StartNodeError`]; nothing is left running.
@@ -194,8 +195,8 @@ impl Node {
         }
     }
 
-    /// Begins to drain the node: its pools take nothing new, from its clients or from other nodes, and finish what they have; what waits
-    /// goes to other nodes where they serve the same.
+    /// Begins to drain the node: its pools take nothing new, from its clients or from other nodes, and finish what they
+    /// have; what waits goes to other nodes where they serve the same.
     pub fn drain(&self) {
         self.shared.set_draining();
         for pool in own_pools(&self.shared) {

@@ -151,7 +151,8 @@ impl Peers {
         self.0.read().values().filter_map(|peer| peer.link()).collect()
     }
 
-    /// The peer of this name, new if it is not known; `None` when there are too many. `address` is where the configuration says it is.
+    /// The peer of this name, new if it is not known; `None` when there are too many. `address` is where the
+    /// configuration says it is.
     pub(crate) fn meet(&self, name: &NodeName, address: Option<String>) -> Option<Arc<PeerShared>> {
         let mut peers = self.0.write();
         if let Some(known) = peers.get(name) {

@@ -26,11 +26,11 @@ section! {
         pub requests_per_s: Option<f64> = None,
         /// Tasks that may come at once; left out, those of one second, and one at least.
         pub requests_burst: Option<u32> = None,
-        /// Tokens a second, prompt and generation together; left out, any number. A task takes its whole budget, and what it
-        /// did not generate comes back when it ends.
+        /// Tokens a second, prompt and generation together; left out, any number. A task takes its whole budget, and
+        /// what it did not generate comes back when it ends.
         pub tokens_per_s: Option<f64> = None,
-        /// Tokens that may come at once; left out, those of ten seconds. A larger task waits for a full bucket, and leaves
-        /// a debt.
+        /// Tokens that may come at once; left out, those of ten seconds. A larger task waits for a full bucket, and
+        /// leaves a debt.
         pub tokens_burst: Option<u32> = None,
     }
 }
@@ -42,8 +42,8 @@ section! {
         pub running: Option<u32> = None,
         /// Tasks that wait. More are refused.
         pub queued: Option<u32> = None,
-        /// Device memory of its running tasks, KV cache and scratch, in bytes. A task that does not fit beside the others
-        /// waits; one that would not fit alone is refused.
+        /// Device memory of its running tasks, KV cache and scratch, in bytes. A task that does not fit beside the
+        /// others waits; one that would not fit alone is refused.
         pub memory_bytes: Option<u64> = None,
     }
 }

@@ -19,27 +19,27 @@ pub struct ClusterConfig {
     /// Address and port where other nodes reach it.
     #[serde(default = "ClusterConfig::listen_default")]
     pub listen: String,
-    /// The nodes that it dials, by their names: address and port. These may link with it, and those of `allow`; each of two nodes has to
-    /// have the other in one of the two.
+    /// The nodes that it dials, by their names: address and port. These may link with it, and those of `allow`; each of
+    /// two nodes has to have the other in one of the two.
     #[serde(default)]
     pub peers: BTreeMap<String, String>,
-    /// The nodes that may link with it beside those of `peers`: names, or patterns such as `worker-*`; `*` is every node with a
-    /// certificate of the authority. With `dns` and nothing here, every such node may, and a line of the log says so at the start.
-    /// Takes effect while the service runs.
+    /// The nodes that may link with it beside those of `peers`: names, or patterns such as `worker-*`; `*` is every
+    /// node with a certificate of the authority. With `dns` and nothing here, every such node may, and a line of the
+    /// log says so at the start. Takes effect while the service runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
-    /// The nodes that may not, whoever else lists them: names or patterns; or certificates, as `serial:` or `sha256:` and hexadecimal
-    /// digits. Takes effect while the service runs, and cuts the links with them.
+    /// The nodes that may not, whoever else lists them: names or patterns; or certificates, as `serial:` or `sha256:`
+    /// and hexadecimal digits. Takes effect while the service runs, and cuts the links with them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
-    /// A host name of the domain name system, with a port, that stands for the addresses of nodes: each of them is dialled, every five
-    /// seconds, and who is there its certificate says.
+    /// A host name of the domain name system, with a port, that stands for the addresses of nodes: each of them is
+    /// dialled, every five seconds, and who is there its certificate says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
     /// Certificates, for both directions: files in PEM format. They are read again when they have changed.
     pub tls: NodeTlsConfig,
-    /// The authority's revocation lists, a file in PEM format. It is read again when it has changed, and links with nodes whose
-    /// certificates it names are cut. A list counts until another takes its place, however old it is.
+    /// The authority's revocation lists, a file in PEM format. It is read again when it has changed, and links with
+    /// nodes whose certificates it names are cut. A list counts until another takes its place, however old it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crl_file: Option<String>,
     /// The file of the cookie that all nodes of a cluster have: 32 bytes of chance or more.

@@ -30,10 +30,11 @@ section! {
         pub library: Option<String> = None,
         /// Time between two looks at each device, in milliseconds.
         pub poll_ms: u64 = 1_000,
-        /// How long the driver may take for one look, in milliseconds. Three looks in a row without an answer are a failure.
+        /// How long the driver may take for one look, in milliseconds. Three looks in a row without an answer are a
+        /// failure.
         pub answer_ms: u64 = 3_000,
-        /// How long a device that has failed stays out at least, in milliseconds; doubled with each failure of an hour, and ten minutes
-        /// behind the third.
+        /// How long a device that has failed stays out at least, in milliseconds; doubled with each failure of an hour,
+        /// and ten minutes behind the third.
         pub recover_ms: u64 = 10_000,
     }
 }
@@ -59,7 +60,8 @@ section! {
 pub struct Resolved {
     /// It.
     pub config: Config,
-    /// What cannot be with these devices, each with its place. Pools that it does not concern can be served all the same.
+    /// What cannot be with these devices, each with its place. Pools that it does not concern can be served all the
+    /// same.
     pub faults: Vec<ConfigError>,
 }
 
@@ -75,8 +77,8 @@ impl Resolved {
     }
 }
 
-/// Gives every device of a configuration without faults the name that this host has for it, and finds what cannot be with these
-/// devices.
+/// Gives every device of a configuration without faults the name that this host has for it, and finds what cannot be
+/// with these devices.
 ///
 /// With simulated devices each name stands for itself, and nothing is known that could not be.
 pub fn resolve(config: &Config, inventory: &Inventory) -> Resolved {

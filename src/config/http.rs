@@ -7,11 +7,11 @@ use crate::config::{Config, ConfigError, NodeTlsConfig, section};
 section! {
     /// The HTTP API of the service.
     pub struct HttpConfig {
-        /// Address and port to listen on; `--listen` comes first. One that others can reach wants `access.keys_file` and `tls`, unless
-        /// `--insecure` is given.
+        /// Address and port to listen on; `--listen` comes first. One that others can reach wants `access.keys_file`
+        /// and `tls`, unless `--insecure` is given.
         pub listen: String = "127.0.0.1:7700".into(),
-        /// Address and port for whoever operates the service; `--admin-listen` comes first. With one, what needs the scope `read` or
-        /// `admin` is served there and nowhere else.
+        /// Address and port for whoever operates the service; `--admin-listen` comes first. With one, what needs the
+        /// scope `read` or `admin` is served there and nowhere else.
         pub admin_listen: Option<String> = None,
         /// Names by which the service is reached beside loopback's and its own addresses, such as a proxy's: the
         /// `Host` of a request, and the `Origin` of a page that may use the service, must be one of them. `*.` in front
@@ -20,8 +20,9 @@ section! {
         pub hosts: Vec<String> = Vec::new(),
         /// Certificates, for both listeners; left out, connections are not encrypted.
         pub tls: Option<TlsConfig> = None,
-        /// Most connections of a listener. When there are more, the one that has been idle longest is closed; with none idle, the client
-        /// that holds most gives its newest one back to one that holds fewer. A connection without a request takes some 5 KiB.
+        /// Most connections of a listener. When there are more, the one that has been idle longest is closed; with none
+        /// idle, the client that holds most gives its newest one back to one that holds fewer. A connection without a
+        /// request takes some 5 KiB.
         pub connections_max: u32 = 16_384,
         /// Longest wait for the head of a request, in milliseconds; so long, too, a connection may stay without one.
         pub head_ms: u64 = 10_000,
@@ -29,10 +30,12 @@ section! {
         pub body_ms: u64 = 30_000,
         /// Largest body of a request, in bytes. JSON may need several bytes for one of the prompt.
         pub body_bytes_max: u32 = 8 * 1024 * 1024,
-        /// Most bytes of all bodies under way together. One client alone gets half of it, and what it may have shrinks as others come.
+        /// Most bytes of all bodies under way together. One client alone gets half of it, and what it may have shrinks
+        /// as others come.
         pub bodies_bytes_max: u64 = 128 * 1024 * 1024,
-        /// Requests a second of one client that are no submissions; those that cost an actor's time, such as `explain`, count as five, and
-        /// a refused submission as one. Twice as many may come at once; what comes faster waits, and is refused beyond a second.
+        /// Requests a second of one client that are no submissions; those that cost an actor's time, such as `explain`,
+        /// count as five, and a refused submission as one. Twice as many may come at once; what comes faster waits, and
+        /// is refused beyond a second.
         pub requests_per_s: f64 = 500.0,
         /// Most connections that read the events of one task at a time.
         pub readers_max: u32 = 16,
@@ -55,8 +58,9 @@ pub struct TlsConfig {
     /// Who vouches for clients. With it, a client without such a certificate is not let in (mutual TLS).
     #[serde(default)]
     pub client_ca_file: Option<String>,
-    /// Certificate revocation lists: a client whose certificate is in one is not let in. Every authority in a client's chain needs a list
-    /// here, and one that is not over (`nextUpdate`); without, its clients are not let in. Needs `client_ca_file`.
+    /// Certificate revocation lists: a client whose certificate is in one is not let in. Every authority in a client's
+    /// chain needs a list here, and one that is not over (`nextUpdate`); without, its clients are not let in. Needs
+    /// `client_ca_file`.
     #[serde(default)]
     pub client_crl_file: Option<String>,
 }
@@ -73,8 +77,9 @@ impl TlsConfig {
 section! {
     /// Who may use the service.
     pub struct AccessConfig {
-        /// The file of API keys that `orchestratord key` keeps. With it every request but those of the health pages needs a key; it is
-        /// read again within a second when it has changed. Without it anybody who reaches the port may do everything.
+        /// The file of API keys that `orchestratord key` keeps. With it every request but those of the health pages
+        /// needs a key; it is read again within a second when it has changed. Without it anybody who reaches the port
+        /// may do everything.
         pub keys_file: Option<String> = None,
         /// Wrong keys that one address may send at once before it is told to slow down.
         pub failures_burst: u32 = 10,

@@ -73,8 +73,8 @@ section! {
         pub disconnect_grace_ms: u64 = 10_000,
         /// Largest prompt, in bytes.
         pub prompt_bytes_max: u32 = 1024 * 1024,
-        /// Most bytes of the texts of all tasks that have not ended, those of up to 4 KiB not counted. One client alone gets half of it,
-        /// and what it may have shrinks as others come.
+        /// Most bytes of the texts of all tasks that have not ended, those of up to 4 KiB not counted. One client alone
+        /// gets half of it, and what it may have shrinks as others come.
         pub texts_bytes_max: u64 = 128 * 1024 * 1024,
         /// The devices of this host, and how they are watched.
         pub gpu: GpuConfig = GpuConfig::default(),
@@ -82,7 +82,8 @@ section! {
         pub host_labels: Vec<String> = Vec::new(),
         /// The HTTP API of the service; an embedded runtime has none.
         pub http: HttpConfig = HttpConfig::default(),
-        /// The cluster that the service is a node of; left out, it is none's. An embedded runtime starts its node itself.
+        /// The cluster that the service is a node of; left out, it is none's. An embedded runtime starts its node
+        /// itself.
         pub cluster: Option<ClusterConfig> = None,
         /// Who may use the service; an embedded runtime asks nobody.
         pub access: AccessConfig = AccessConfig::default(),
@@ -122,8 +123,9 @@ section! {
         pub preload_ms: u64 = 120_000,
         /// Longest drain; what still runs then is ended.
         pub drain_ms: u64 = 30_000,
-        /// Longest wait until an engine confirms that a stopped task has left its slot. Then the slot is quarantined until the engine
-        /// does; the engine is restarted as soon as no other task runs on it, and gets no more tasks after ten times this.
+        /// Longest wait until an engine confirms that a stopped task has left its slot. Then the slot is quarantined
+        /// until the engine does; the engine is restarted as soon as no other task runs on it, and gets no more tasks
+        /// after ten times this.
         pub stop_ms: u64 = 5_000,
         /// How long an engine's process has to end behind SIGTERM, before it and all of its group are killed.
         pub term_ms: u64 = 2_000,

@@ -18,9 +18,9 @@ section! {
         pub batch: Option<u32> = None,
         /// Who goes when it is full.
         pub full_policy: FullPolicy = FullPolicy::Reject,
-        /// Part of the room, in percent, that a client with its share or more does not get. Only with the policies that may
-        /// refuse a newcomer: what waits is kept there, so room for those who come later has to be kept too. 10 leaves most
-        /// of the room to whoever is alone.
+        /// Part of the room, in percent, that a client with its share or more does not get. Only with the policies that
+        /// may refuse a newcomer: what waits is kept there, so room for those who come later has to be kept too. 10
+        /// leaves most of the room to whoever is alone.
         pub reserve_percent: u32 = 10,
         /// How the classes share the pool.
         pub order: ClassOrder = ClassOrder::Weighted,
@@ -89,21 +89,23 @@ impl CostConfig {
 section! {
     /// What a task holds in device memory while it runs (ORCH-3036), and what its model needs before (ORCH-3003).
     pub struct MemoryConfig {
-        /// KV cache of one token, prompt and generation alike, in bytes. 128 KiB fits an 8-billion model with grouped heads.
+        /// KV cache of one token, prompt and generation alike, in bytes. 128 KiB fits an 8-billion model with grouped
+        /// heads.
         pub kv_bytes_per_token: u64 = 131_072,
         /// Scratch memory of one task beside its KV cache, in bytes.
         pub scratch_bytes: u64 = 0,
-        /// The model's weights in device memory, in bytes. Left out, the size of `model_files`; without either, a load is not checked for
-        /// room before it is begun.
+        /// The model's weights in device memory, in bytes. Left out, the size of `model_files`; without either, a load
+        /// is not checked for room before it is begun.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub model_bytes: Option<u64> = None,
-        /// What is to stay free on each device beside the model and the KV caches, in bytes: a driver's context takes some 500 MB.
+        /// What is to stay free on each device beside the model and the KV caches, in bytes: a driver's context takes
+        /// some 500 MB.
         pub reserve_bytes: u64 = 512 * 1024 * 1024,
         /// Host memory that a load needs, in bytes. Left out, the host's is not checked.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub host_bytes: Option<u64> = None,
-        /// Tokens that the KV cache of one replica holds, of all its tasks together: a task that would not fit beside those that run
-        /// waits. Left out, what the engine says; without either, slots alone are counted.
+        /// Tokens that the KV cache of one replica holds, of all its tasks together: a task that would not fit beside
+        /// those that run waits. Left out, what the engine says; without either, slots alone are counted.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub kv_tokens: Option<u64> = None,
     }

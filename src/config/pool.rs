@@ -20,13 +20,13 @@ use crate::core::task::resume::DeterminismClass;
 pub struct PoolConfig {
     /// Its name, unique: 1 to 128 letters, digits, '-', '_', '.' or ':'.
     pub id: String,
-    /// The engine: `sim`, `llamacpp`, `vllm`, `tgi`, `triton` or `openai` (any server of that shape), or the name of one that the host
-    /// program brings.
+    /// The engine: `sim`, `llamacpp`, `vllm`, `tgi`, `triton` or `openai` (any server of that shape), or the name of
+    /// one that the host program brings.
     pub engine: String,
     /// The model: its name of at most 256 characters, or the absolute path of its file of at most 4,095 bytes.
     pub model: String,
-    /// Other names by which tasks may ask for its model. Pools with different models may have one in common: the first of them serves
-    /// it, until a rollout sends a share to another (ORCH-3033).
+    /// Other names by which tasks may ask for its model. Pools with different models may have one in common: the first
+    /// of them serves it, until a rollout sends a share to another (ORCH-3033).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
     /// What it serves: `completion`, `embedding`, `rerank`.
@@ -51,12 +51,13 @@ pub struct PoolConfig {
     /// Where the engine answers already, such as `http://127.0.0.1:8080`. With `{index}` replaced by the replica's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// How to start the engine; `{port}`, `{port2}` and `{port3}` (free ones), `{slots}`, `{model}`, `{ctx}` (of all slots), `{ctx_one}`,
-    /// `{tensor_split}` and `{index}` are replaced, once. Where an argument begins with `{model}`, the model must not begin with '-'.
+    /// How to start the engine; `{port}`, `{port2}` and `{port3}` (free ones), `{slots}`, `{model}`, `{ctx}` (of all
+    /// slots), `{ctx_one}`, `{tensor_split}` and `{index}` are replaced, once. Where an argument begins with `{model}`,
+    /// the model must not begin with '-'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
-    /// The environment variable that holds the engine's key, which goes to it as a bearer token. The key itself is in no file. No engine
-    /// that is started here has the variable, unless its pool names it in `process.env_inherit`.
+    /// The environment variable that holds the engine's key, which goes to it as a bearer token. The key itself is in
+    /// no file. No engine that is started here has the variable, unless its pool names it in `process.env_inherit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
     /// What its engines' processes are given of the host, and as whom they run.
@@ -86,8 +87,9 @@ pub struct PoolConfig {
     /// Deadlines.
     #[serde(default)]
     pub timeouts: TimeoutConfig,
-    /// What its engines make of the same prompt, parameters and seed: an engine that the self-test finds to be worse does not become Ready.
-    /// Left out, nothing is claimed before long runs, made while a replica is idle, have shown it.
+    /// What its engines make of the same prompt, parameters and seed: an engine that the self-test finds to be worse
+    /// does not become Ready. Left out, nothing is claimed before long runs, made while a replica is idle, have shown
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub determinism_class: Option<DeterminismClass>,
     /// Whether an engine must show what it can before it gets a task: decode twice, stop, be measured (ORCH-3049).
@@ -227,12 +229,12 @@ section! {
     pub struct ReplicaConfig {
         /// The devices that it uses, by index or UUID. None means no GPU.
         pub devices: Vec<DeviceRef> = Vec::new(),
-        /// How the model is divided over several devices: a share for each of `devices`, in their order; together 1. Must be
-        /// there when they are not alike (ORCH-3012).
+        /// How the model is divided over several devices: a share for each of `devices`, in their order; together 1.
+        /// Must be there when they are not alike (ORCH-3012).
         #[serde(skip_serializing_if = "Option::is_none")]
         pub tensor_split: Option<Vec<f64>> = None,
-        /// Shares its devices with other workers, and may use this much of each one's memory, in bytes. Left out, its devices are its
-        /// own.
+        /// Shares its devices with other workers, and may use this much of each one's memory, in bytes. Left out, its
+        /// devices are its own.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub shared_bytes: Option<u64> = None,
     }

@@ -1,5 +1,5 @@
-//! What the processes of engines are given: memory, CPUs, a user, and an environment that is built name by name. The service's own
-//! environment has keys in it, of other engines too, and engines run code that comes with models.
+//! What the processes of engines are given: memory, CPUs, a user, and an environment that is built name by name. The
+//! service's own environment has keys in it, of other engines too, and engines run code that comes with models.
 
 use std::collections::BTreeMap;
 
@@ -17,24 +17,26 @@ section! {
         pub memory_bytes_max: Option<u64> = None,
         /// Whether it runs on the CPUs that its devices are near to (NUMA) and no others.
         pub numa_affinity: bool = true,
-        /// Variables of its environment, by their names; they go before those that it inherits. Whoever may see the configuration sees
-        /// them: secrets are better inherited.
+        /// Variables of its environment, by their names; they go before those that it inherits. Whoever may see the
+        /// configuration sees them: secrets are better inherited.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         pub env: BTreeMap<String, String> = BTreeMap::new(),
-        /// Variables of the service's environment that it gets beside those that every engine gets: names, and beginnings of names such as
-        /// `SGLANG_*`. What looks like a secret is given by its whole name alone: it has `TOKEN`, `SECRET`, `PASSWORD`, `PASSWD`,
-        /// `PASSPHRASE`, `CRED`, `APIKEY`, `AUTH` or `BEARER` in its name, or `KEY`, `KEYS`, `PASS`, `PWD` or `PAT` as a word behind a
-        /// `_`. The keys of other pools' engines and the service's own variables are not given.
+        /// Variables of the service's environment that it gets beside those that every engine gets: names, and
+        /// beginnings of names such as `SGLANG_*`. What looks like a secret is given by its whole name alone: it has
+        /// `TOKEN`, `SECRET`, `PASSWORD`, `PASSWD`, `PASSPHRASE`, `CRED`, `APIKEY`, `AUTH` or `BEARER` in its name, or
+        /// `KEY`, `KEYS`, `PASS`, `PWD` or `PAT` as a word behind a `_`. The keys of other pools' engines and the
+        /// service's own variables are not given.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub env_inherit: Vec<String> = Vec::new(),
-        /// The user of `/etc/passwd` that it runs as, with that user's group and no other. Left out, it is the service's. The service must
-        /// be root, or have CAP_SETUID, CAP_SETGID and CAP_KILL.
+        /// The user of `/etc/passwd` that it runs as, with that user's group and no other. Left out, it is the
+        /// service's. The service must be root, or have CAP_SETUID, CAP_SETGID and CAP_KILL.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub user: Option<String> = None,
     }
 }
 
-/// Variables that every engine gets where the service has them: where things lie, language and time, and settings that many read.
+/// Variables that every engine gets where the service has them: where things lie, language and time, and settings that
+/// many read.
 const COMMON: [&str; 25] = [
     "DO_NOT_TRACK",
     "HF_DATASETS_OFFLINE",

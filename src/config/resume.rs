@@ -10,15 +10,15 @@ use crate::core::task::{TaskRequest, Workload};
 section! {
     /// What becomes of a task whose worker or engine is lost while it runs.
     pub struct ResumeConfig {
-        /// What becomes of a task that does not say. Left out, `resume` for `determinism: strict` on an engine that repeats itself,
-        /// else `restart_if_no_token`.
+        /// What becomes of a task that does not say. Left out, `resume` for `determinism: strict` on an engine that
+        /// repeats itself, else `restart_if_no_token`.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub on_loss: Option<OnLoss> = None,
-        /// Most attempts of one task, the first included. Below `restart.intensity`, so that a task that kills engines ends
-        /// before a breaker opens.
+        /// Most attempts of one task, the first included. Below `restart.intensity`, so that a task that kills engines
+        /// ends before a breaker opens.
         pub attempts_max: u32 = 4,
-        /// How long a replica gets no task behind an attempt that failed on it, in milliseconds; doubled with each that follows without a
-        /// success in between. So long, too, one that says that it is busy and not for how long.
+        /// How long a replica gets no task behind an attempt that failed on it, in milliseconds; doubled with each that
+        /// follows without a success in between. So long, too, one that says that it is busy and not for how long.
         pub ejection_ms: u64 = 250,
         /// Longest such wait, in milliseconds.
         pub ejection_max_ms: u64 = 30_000,

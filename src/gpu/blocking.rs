@@ -1,8 +1,8 @@
 //! Engines whose inference blocks its thread: candle, bindings of llama.cpp, anything without an `await`.
 //!
-//! A future that computes for long holds up everything else on its thread: no reader hears of its tokens, and no timeout fires. So
-//! [`Blocking`] runs a [`BlockingEngine`] on threads of its own, one for each slot and one for loads and probes, and hands its tokens over
-//! as they come.
+//! A future that computes for long holds up everything else on its thread: no reader hears of its tokens, and no
+//! timeout fires. So [`Blocking`] runs a [`BlockingEngine`] on threads of its own, one for each slot and one for loads
+//! and probes, and hands its tokens over as they come.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -29,7 +29,8 @@ pub struct BlockingJob {
     pub request: Arc<TaskRequest>,
     /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::task::seed::SEED_MAX).
     pub seed: u64,
-    /// The slot to run in, from 0 to one less than the pool's slots. InFlight of one slot follow each other on one thread.
+    /// The slot to run in, from 0 to one less than the pool's slots. InFlight of one slot follow each other on one
+    /// thread.
     pub slot: u32,
     /// No client asked for it: the runtime finds out what the engine can do (ORCH-3049).
     pub is_self_test: bool,
@@ -65,8 +66,8 @@ impl Word {
 }
 
 impl BlockingOutput {
-    /// Whether nobody wants more: the task is cancelled, timed out, or has all that it may have. An engine that computes for long between
-    /// two tokens asks now and then, and returns.
+    /// Whether nobody wants more: the task is cancelled, timed out, or has all that it may have. An engine that
+    /// computes for long between two tokens asks now and then, and returns.
     pub fn is_stopped(&self) -> bool {
         self.left == 0 || self.is_stopped.load(SeqCst)
     }
@@ -151,9 +152,10 @@ pub trait BlockingEngine: Send + Sync + 'static {
 
 /// A [`BlockingEngine`] as an [`Engine`].
 ///
-/// A run that is stopped (cancelled, timed out, lost) is told so by its output, and its slot is given to nobody else before its thread has
-/// come back from it. A thread that never does is quarantined with its slot, and left behind when the engine is dropped. A paused clock of
-/// tokio's does not stand still for these threads: in tests with paused time use an engine without them.
+/// A run that is stopped (cancelled, timed out, lost) is told so by its output, and its slot is given to nobody else
+/// before its thread has come back from it. A thread that never does is quarantined with its slot, and left behind when
+/// the engine is dropped. A paused clock of tokio's does not stand still for these threads: in tests with paused time
+/// use an engine without them.
 pub struct Blocking<E: BlockingEngine> {
     engine: Arc<E>,
     /// Loads and probes.

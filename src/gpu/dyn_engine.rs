@@ -1,5 +1,5 @@
-//! Engines behind a pointer, and the border around their code: a panic in a call ends that call with an error that has its text, and
-//! takes nothing else along.
+//! Engines behind a pointer, and the border around their code: a panic in a call ends that call with an error that has
+//! its text, and takes nothing else along.
 //!
 //! Spec: ORCH-3053.
 
@@ -22,8 +22,8 @@ pub type BoxedCall<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// An [`Engine`] behind a pointer, for host programs that choose among several at run time. Every [`Engine`] is one.
 ///
-/// Each call costs an allocation. `Arc<dyn DynEngine>` and `Box<dyn DynEngine>` are engines again, so a factory may return them. A panic in
-/// the engine's code comes back as [`EngineError::Panicked`].
+/// Each call costs an allocation. `Arc<dyn DynEngine>` and `Box<dyn DynEngine>` are engines again, so a factory may
+/// return them. A panic in the engine's code comes back as [`EngineError::Panicked`].
 ///
 /// ```
 /// use std::sync::Arc;
@@ -80,7 +80,8 @@ impl<E: Engine> DynEngine for E {
 }
 
 pin_project_lite::pin_project! {
-    /// An engine's call. Where its code panics, before its first await or behind it, the call ends with an error that says so.
+    /// An engine's call. Where its code panics, before its first await or behind it, the call ends with an error that
+    /// says so.
     struct Caught<F> {
         during: &'static str,
         // The error of a call that panicked before there was a future.

@@ -39,7 +39,8 @@ pub struct EngineContext {
 }
 
 impl EngineContext {
-    /// What an engine of this pool's first worker is told when nothing is known of it yet, for a host program's own tests of its engine.
+    /// What an engine of this pool's first worker is told when nothing is known of it yet, for a host program's own
+    /// tests of its engine.
     ///
     /// # Errors
     /// [`ConfigError`] when the pool's id is none, or its first replica names no devices that can be.
@@ -53,7 +54,8 @@ impl EngineContext {
     }
 }
 
-/// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no room for more.
+/// What outlives the engines of one worker's place: what they have left that is still ending. Its device may have no
+/// room for more.
 #[derive(Clone, Default)]
 pub struct Teardown {
     ending: Arc<Mutex<Vec<BoxedCall<'static, ()>>>>,
@@ -183,7 +185,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// The slot to run in, from 0 to one less than the pool's slots; no other run has it.
     pub slot: u32,
-    /// No client asked for it: the runtime finds out what the engine can do (ORCH-3049). What counts, bills or logs may leave it out.
+    /// No client asked for it: the runtime finds out what the engine can do (ORCH-3049). What counts, bills or logs may
+    /// leave it out.
     pub is_self_test: bool,
 }
 
@@ -207,12 +210,13 @@ pub trait TokenOutput: Send {
     /// [`Stopped`] when nobody wants more: return from [`Engine::generate`] at once.
     fn push(&mut self, text: &str) -> Result<(), Stopped>;
 
-    /// Shows that the run goes on though no token comes: it waits for its turn, or its prompt is evaluated. Without it, so long a silence
-    /// counts as a hang.
+    /// Shows that the run goes on though no token comes: it waits for its turn, or its prompt is evaluated. Without it,
+    /// so long a silence counts as a hang.
     fn is_alive(&mut self) {}
 
-    /// Says how many tokens the engine has computed for this run so far, by its own count: what it hands over in one piece may be several
-    /// tokens, and some tokens have no text. What is charged is the highest count, up to the task's budget; without any, the pieces.
+    /// Says how many tokens the engine has computed for this run so far, by its own count: what it hands over in one
+    /// piece may be several tokens, and some tokens have no text. What is charged is the highest count, up to the
+    /// task's budget; without any, the pieces.
     fn counted(&mut self, tokens: u32) {
         let _ = tokens;
     }
@@ -264,9 +268,9 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError`] when it cannot; the worker then fails and is started again with backoff.
     fn preload(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
 
-    /// InFlight one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for the
-    /// self-test, unless the pool says `self_test: false` and this is no reload: twice alone, then in up to four slots at once, and a last
-    /// time, which is dropped behind its first token.
+    /// InFlight one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for
+    /// the self-test, unless the pool says `self_test: false` and this is no reload: twice alone, then in up to four
+    /// slots at once, and a last time, which is dropped behind its first token.
     ///
     /// # Errors
     /// [`EngineError`] when the run did not come to its end. [`Stopped`] may be passed on with `?`.

@@ -1,7 +1,7 @@
 //! The one place where threads are started: for calls that block and know no deadline, into a driver and into files.
 //!
-//! A thread cannot be stopped from outside. One that is stuck in a driver stays there; whoever started it goes on without it. Nothing that
-//! is simulated comes here, so no simulation sees a thread.
+//! A thread cannot be stopped from outside. One that is stuck in a driver stays there; whoever started it goes on
+//! without it. Nothing that is simulated comes here, so no simulation sees a thread.
 
 use std::sync::mpsc;
 use std::thread::JoinHandle as Thread;
@@ -26,8 +26,8 @@ pub(crate) async fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> T 
     }
 }
 
-/// InFlight work of a host program that may block on one of the runtime's threads for that. The runtime waits for it at its own end, and a paused
-/// clock stands still meanwhile.
+/// InFlight work of a host program that may block on one of the runtime's threads for that. The runtime waits for it at
+/// its own end, and a paused clock stands still meanwhile.
 pub(crate) fn blocking<T: Send + 'static>(
     runtime: &Handle,
     work: impl FnOnce() -> T + Send + 'static,
@@ -35,7 +35,8 @@ pub(crate) fn blocking<T: Send + 'static>(
     runtime.spawn_blocking(work)
 }
 
-/// A thread that does one piece of blocking work after another. Its work may keep what belongs to a thread, such as a device's context.
+/// A thread that does one piece of blocking work after another. Its work may keep what belongs to a thread, such as a
+/// device's context.
 pub(crate) struct Worker {
     work: Option<mpsc::Sender<Work>>,
     thread: Option<Thread<()>>,

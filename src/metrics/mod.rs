@@ -1,5 +1,5 @@
-//! The runtime's counters in Prometheus' text format (ORCH-3028). Nothing is counted here: each scrape reads the views, so a figure cannot
-//! differ from what the views say.
+//! The runtime's counters in Prometheus' text format (ORCH-3028). Nothing is counted here: each scrape reads the views,
+//! so a figure cannot differ from what the views say.
 
 mod devices;
 mod objectives;
@@ -24,8 +24,8 @@ use crate::views::{PoolView, ReplicaView};
 /// The content type of what [`text`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Every figure of a runtime, as OpenMetrics text: what a host program answers a scrape with, under [`CONTENT_TYPE`]. The names are those of
-/// the service's `/metrics`.
+/// Every figure of a runtime, as OpenMetrics text: what a host program answers a scrape with, under [`CONTENT_TYPE`].
+/// The names are those of the service's `/metrics`.
 ///
 /// It takes some milliseconds with hundreds of replicas, and waits for nothing.
 ///

@@ -63,8 +63,8 @@ impl std::fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// Adds a pool, and what makes an engine for each life of each of its workers. The factory runs on a thread where it may block, may
-    /// return a [`Result`] of an engine, and may panic: that is a failed load.
+    /// Adds a pool, and what makes an engine for each life of each of its workers. The factory runs on a thread where
+    /// it may block, may return a [`Result`] of an engine, and may panic: that is a failed load.
     #[must_use]
     pub fn pool<E, F>(mut self, config: PoolConfig, factory: F) -> Self
     where
@@ -76,8 +76,8 @@ impl Builder {
         self
     }
 
-    /// Sets everything but the pools that there are already, and adds those of the configuration: [`Builder::engines`] has to have what
-    /// makes their engines.
+    /// Sets everything but the pools that there are already, and adds those of the configuration: [`Builder::engines`]
+    /// has to have what makes their engines.
     #[must_use]
     pub fn config(mut self, mut config: Config) -> Self {
         self.factories.extend(config.pools.iter().map(|_| None));
@@ -115,8 +115,9 @@ impl Builder {
         if faults.is_empty() { Ok(made) } else { Err(faults) }
     }
 
-    /// Sets what is done with each request before admission sees it: it may refuse it with an error of its own, send it elsewhere (its
-    /// model, pools, class), or mark it (its client, session, trace). It runs in `submit`, in the caller's task: it must not block.
+    /// Sets what is done with each request before admission sees it: it may refuse it with an error of its own, send it
+    /// elsewhere (its model, pools, class), or mark it (its client, session, trace). It runs in `submit`, in the
+    /// caller's task: it must not block.
     ///
     /// What other nodes of a cluster send has passed their hook already, and does not pass this one.
     #[must_use]
@@ -128,8 +129,8 @@ impl Builder {
         self
     }
 
-    /// Logs the end of each task at `INFO`, under the target `orchestrator_core::task`, as the service does. Without it each step of a task
-    /// is logged at `DEBUG`.
+    /// Logs the end of each task at `INFO`, under the target `orchestrator_core::task`, as the service does. Without it
+    /// each step of a task is logged at `DEBUG`.
     #[must_use]
     pub fn log_tasks(mut self) -> Self {
         self.logs_tasks = true;
@@ -143,8 +144,8 @@ impl Builder {
         self
     }
 
-    /// Sets what looks at the devices: `gpu::nvml::open` (feature `nvml`) for real ones. Without it each device that the
-    /// configuration names is simulated, and well.
+    /// Sets what looks at the devices: `gpu::nvml::open` (feature `nvml`) for real ones. Without it each device that
+    /// the configuration names is simulated, and well.
     #[must_use]
     pub fn devices(mut self, probe: Arc<dyn DeviceProbe>) -> Self {
         self.probe = Some(probe);

@@ -67,7 +67,8 @@ impl Explanation {
         self.why = error.to_string();
     }
 
-    /// The same without what it says of other clients and of the pools' insides: for whoever may see its own tasks only.
+    /// The same without what it says of other clients and of the pools' insides: for whoever may see its own tasks
+    /// only.
     #[cfg(feature = "service")]
     pub(crate) fn hide_others(&mut self) {
         self.pools.clear();
@@ -109,8 +110,8 @@ pub struct ReplicaConsidered {
 }
 
 impl Orchestrator {
-    /// Why a task stands where it stands; `None` when nothing is known of it. Refused tasks are remembered for a while if
-    /// their clients chose the id.
+    /// Why a task stands where it stands; `None` when nothing is known of it. Refused tasks are remembered for a while
+    /// if their clients chose the id.
     ///
     /// # Errors
     /// `INTERNAL` when the queue does not answer.

@@ -79,8 +79,8 @@ impl Orchestrator {
         self.runtime.ledger.get(id).map_or(CancelOutcome::Unknown, |record| self.cancel_known(&record))
     }
 
-    /// This client's task with this id, as it stands now. Ids that clients choose are their own: two may choose the same, and then the
-    /// methods that are told an id alone mean the task of the client who used it first.
+    /// This client's task with this id, as it stands now. Ids that clients choose are their own: two may choose the
+    /// same, and then the methods that are told an id alone mean the task of the client who used it first.
     pub fn task_of(&self, client: &ClientId, id: &TaskId) -> Option<TaskView> {
         self.runtime.ledger.get_of(client, id).map(|record| record.view())
     }
@@ -110,8 +110,8 @@ impl Orchestrator {
         Some(pool.state())
     }
 
-    /// Waits until a pool is in a state that `wanted` names, or the runtime has ended; returns the state that it is in then. `None` when
-    /// there is no such pool.
+    /// Waits until a pool is in a state that `wanted` names, or the runtime has ended; returns the state that it is in
+    /// then. `None` when there is no such pool.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
@@ -120,7 +120,8 @@ impl Orchestrator {
         Some(self.until(&pool, wanted).await)
     }
 
-    /// Waits until every pool has a Ready replica; returns `false` when the runtime has ended or a pool has stopped, and none ever will.
+    /// Waits until every pool has a Ready replica; returns `false` when the runtime has ended or a pool has stopped,
+    /// and none ever will.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
@@ -170,9 +171,9 @@ impl Orchestrator {
         timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())
     }
 
-    /// Drains every pool for at most `within`, and for no longer than its `drain_ms`, then ends all actors and engines. What still runs
-    /// then is ended with an error. Every clone of this handle may call it, several at once, and when the runtime has ended already it
-    /// returns at once.
+    /// Drains every pool for at most `within`, and for no longer than its `drain_ms`, then ends all actors and engines.
+    /// What still runs then is ended with an error. Every clone of this handle may call it, several at once, and when
+    /// the runtime has ended already it returns at once.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the drains under way; drop the last handle to end at once.
@@ -215,7 +216,8 @@ impl Orchestrator {
         }
     }
 
-    /// What happens from now on: ends of tasks, lost attempts, deaths of workers. Without a subscriber it costs one look at a number.
+    /// What happens from now on: ends of tasks, lost attempts, deaths of workers. Without a subscriber it costs one
+    /// look at a number.
     pub fn subscribe(&self) -> Subscription {
         self.runtime.ledger.events.subscribe()
     }

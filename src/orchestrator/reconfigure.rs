@@ -40,8 +40,8 @@ impl Orchestrator {
     /// Begins to send a share of the tasks to a pool with a new model, and goes on or back by how it does (ORCH-3033).
     ///
     /// # Errors
-    /// `INVALID_PARAMS`: the spec is none, a pool is not there, the pools have no alias in common, or one of them is part of a rollout
-    /// that is under way.
+    /// `INVALID_PARAMS`: the spec is none, a pool is not there, the pools have no alias in common, or one of them is
+    /// part of a rollout that is under way.
     pub fn begin_rollout(&self, spec: RolloutSpec) -> Result<Rollout, TaskError> {
         self.runtime.begin_rollout(spec)
     }
@@ -60,24 +60,25 @@ impl Orchestrator {
         if faults.is_empty() { change::compare(&self.config(), config) } else { Err(faults) }
     }
 
-    /// What of a configuration without faults of its own cannot be on this host's devices, as they were found at the start. Asks no
-    /// driver, and waits for nothing.
+    /// What of a configuration without faults of its own cannot be on this host's devices, as they were found at the
+    /// start. Asks no driver, and waits for nothing.
     pub fn device_faults(&self, config: &Config) -> Vec<ConfigError> {
         let inventory = self.runtime.probe.as_ref().map(|probe| probe.inventory());
         inventory.map_or_else(Vec::new, |inventory| resolve(config, &inventory).faults)
     }
 
-    /// Puts another configuration in force. New pools are started, others get a new model or a successor, those that are not named
-    /// any more finish what they have. Nothing that was accepted is lost: what waits in a pool that gets a successor goes over to it,
-    /// unless it asks for what the successor has not; then, as in a pool that goes, it has the pool's `drain_ms` to be served.
-    /// What clients may do, objectives and other settings are changed at the same moment.
+    /// Puts another configuration in force. New pools are started, others get a new model or a successor, those that
+    /// are not named any more finish what they have. Nothing that was accepted is lost: what waits in a pool that gets
+    /// a successor goes over to it, unless it asks for what the successor has not; then, as in a pool that goes, it has
+    /// the pool's `drain_ms` to be served. What clients may do, objectives and other settings are changed at the same
+    /// moment.
     ///
-    /// A pool that differs in its model only is reloaded as by [`Orchestrator::reload`]; should that be undone later, the pool keeps
-    /// its old model, and [`PoolView::reload`](crate::PoolView::reload) says why.
+    /// A pool that differs in its model only is reloaded as by [`Orchestrator::reload`]; should that be undone later,
+    /// the pool keeps its old model, and [`PoolView::reload`](crate::PoolView::reload) says why.
     ///
     /// # Errors
-    /// As [`Orchestrator::compare`]; besides, a pool whose model is to be changed and that is being reloaded, drained or stopped. Then
-    /// nothing has changed.
+    /// As [`Orchestrator::compare`]; besides, a pool whose model is to be changed and that is being reloaded, drained
+    /// or stopped. Then nothing has changed.
     pub fn reconfigure(&self, mut to: Builder) -> Result<ConfigChange, Vec<ConfigError>> {
         let factories = to.factories()?;
         let config = to.config;

@@ -8,17 +8,19 @@ use crate::core::task::error::{ErrorCode, TaskError};
 use crate::orchestrator::Orchestrator;
 
 impl Orchestrator {
-    /// Begins to reload a pool: its replicas are left, ended and started with the new model, one after the other; waiting tasks keep
-    /// their places. The pool serves one model at every moment and changes over when half of the replicas have the new one. It is
-    /// undone, and the reason kept in [`ReloadView::reason`], when a replica with the new model does not load, fails its
-    /// self-test or dies before the end, or when a replica's tasks have not ended within the pool's `drain_ms`.
+    /// Begins to reload a pool: its replicas are left, ended and started with the new model, one after the other;
+    /// waiting tasks keep their places. The pool serves one model at every moment and changes over when half of the
+    /// replicas have the new one. It is undone, and the reason kept in [`ReloadView::reason`], when a replica with the
+    /// new model does not load, fails its self-test or dies before the end, or when a replica's tasks have not ended
+    /// within the pool's `drain_ms`.
     ///
-    /// Tasks that name a model, a sampler profile or a context which the pool has not any more end with `POOL_UNAVAILABLE` at that
-    /// moment. A task that loses its worker behind its first token is not resumed on another model: it ends with `WORKER_RESET`.
+    /// Tasks that name a model, a sampler profile or a context which the pool has not any more end with
+    /// `POOL_UNAVAILABLE` at that moment. A task that loses its worker behind its first token is not resumed on another
+    /// model: it ends with `WORKER_RESET`.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for a change that cannot be, or no such pool; `POOL_UNAVAILABLE` when the pool drains, has stopped, or is being
-    /// reloaded already. A reload that is being undone may be followed by another at once.
+    /// `INVALID_PARAMS` for a change that cannot be, or no such pool; `POOL_UNAVAILABLE` when the pool drains, has
+    /// stopped, or is being reloaded already. A reload that is being undone may be followed by another at once.
     pub fn reload(&self, pool: &PoolId, change: &ModelChange) -> Result<ReloadView, TaskError> {
         let unknown = || TaskError::new(ErrorCode::InvalidParams, format!("there is no pool {pool}"));
         let pool = self.pool_shared(pool).ok_or_else(unknown)?;
@@ -27,7 +29,8 @@ impl Orchestrator {
         pool.reload_view().ok_or_else(|| TaskError::new(ErrorCode::Internal, "a reload that began is unknown"))
     }
 
-    /// Waits until no reload of a pool is under way, and returns the last one; `None` when there was none, or no such pool.
+    /// Waits until no reload of a pool is under way, and returns the last one; `None` when there was none, or no such
+    /// pool.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless; the reload goes on.

@@ -1,4 +1,5 @@
-//! Pools of other nodes, as pools of this runtime: they come and go with their nodes, beside those of the configuration.
+//! Pools of other nodes, as pools of this runtime: they come and go with their nodes, beside those of the
+//! configuration.
 
 use std::sync::Arc;
 

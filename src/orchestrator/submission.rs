@@ -80,7 +80,8 @@ struct PendingSubmission<'a> {
 
 impl Drop for PendingSubmission<'_> {
     fn drop(&mut self) {
-        // A task that was accepted meanwhile under an id that its caller chose is found under it when the caller comes back.
+        // A task that was accepted meanwhile under an id that its caller chose is found under it when the caller comes
+        // back.
         let can_be_found = self.record.request.task_id.is_some() && self.record.was_accepted();
         if !self.decided && !can_be_found {
             cancel(self.runtime, self.record);
@@ -97,23 +98,24 @@ impl Orchestrator {
     /// [`TaskError`] when the task was not accepted; nothing of it is left, and its id is free.
     ///
     /// # Cancel safety
-    /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own goes
-    /// on: submitting it again finds it.
+    /// Dropping the future takes the task back. Only a task that was accepted meanwhile under an id of the caller's own
+    /// goes on: submitting it again finds it.
     pub async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
         let request = self.screened(request)?;
         self.submit_as(&request, |_| {}).await.map_err(|error| self.refused(&request, error))
     }
 
-    /// Hands in a task, and waits for room where [`Orchestrator::submit`] would refuse it for want of some: a full queue or runtime, a
-    /// quota, a rate limit, an engine that is being started again. Every other refusal is returned at once.
+    /// Hands in a task, and waits for room where [`Orchestrator::submit`] would refuse it for want of some: a full
+    /// queue or runtime, a quota, a rate limit, an engine that is being started again. Every other refusal is returned
+    /// at once.
     ///
-    /// Those who want the same model, engine, class and pools are called one after another, tenant by tenant, and of each tenant the
-    /// one who came first; who waits for a full pool holds up nobody who wants another. A plain `submit` does not wait behind them. Its
-    /// task's deadline counts from its submission, not from here.
+    /// Those who want the same model, engine, class and pools are called one after another, tenant by tenant, and of
+    /// each tenant the one who came first; who waits for a full pool holds up nobody who wants another. A plain
+    /// `submit` does not wait behind them. Its task's deadline counts from its submission, not from here.
     ///
     /// # Errors
-    /// [`TaskError`] as of `submit`; `ADMISSION_REJECT` with the policy `room` when this client has as many waiters as it may have: of
-    /// 65,536 for all, as many as it leaves free.
+    /// [`TaskError`] as of `submit`; `ADMISSION_REJECT` with the policy `room` when this client has as many waiters as
+    /// it may have: of 65,536 for all, as many as it leaves free.
     ///
     /// # Cancel safety
     /// Dropping the future gives its place up, and takes the task back as `submit` does; the next is called.
@@ -272,8 +274,8 @@ impl Orchestrator {
     }
 }
 
-/// The first submission's state, for one that repeats it (ORCH-3024), as soon as the first has been decided. `None` when
-/// it was not accepted: its id is free.
+/// The first submission's state, for one that repeats it (ORCH-3024), as soon as the first has been decided. `None`
+/// when it was not accepted: its id is free.
 async fn same_task(
     runtime: &Arc<RuntimeShared>,
     known: Arc<TaskRecord>,
@@ -292,7 +294,8 @@ async fn same_task(
     Some(Ok(Submitted { is_repeated: true, ..submitted(runtime, known, accepted) }))
 }
 
-/// Waits until it is this waiter's turn. PoolCapacity that nobody tells of, such as that of a rate limit, may be there when `pause` is over.
+/// Waits until it is this waiter's turn. PoolCapacity that nobody tells of, such as that of a rate limit, may be there
+/// when `pause` is over.
 async fn until_turn(waiter: &Waiter<'_>, pause: Option<Duration>) {
     let Some(pause) = pause else { return waiter.until_called().await };
     while timeout(pause, waiter.until_called()).await.is_err() {

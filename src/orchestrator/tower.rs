@@ -12,7 +12,8 @@ use crate::orchestrator::{Orchestrator, Submitted};
 
 /// Submits each task as soon as there is room ([`Orchestrator::submit_when_room`]).
 ///
-/// It is always ready: whether there is room depends on who asks for what, so the call waits, and its future may be dropped at any time.
+/// It is always ready: whether there is room depends on who asks for what, so the call waits, and its future may be
+/// dropped at any time.
 impl Service<TaskRequest> for Orchestrator {
     type Response = Submitted;
     type Error = TaskError;

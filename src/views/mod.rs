@@ -80,8 +80,8 @@ pub struct PoolView {
     pub stalls: u64,
     /// Attempts that were lost here and whose tasks ran again.
     pub resumed: u64,
-    /// Tasks that ended because an attempt gave other tokens than the one before it. More than 0 says that the engine does
-    /// not repeat itself as it is configured.
+    /// Tasks that ended because an attempt gave other tokens than the one before it. More than 0 says that the engine
+    /// does not repeat itself as it is configured.
     pub diverged: u64,
     /// The full policy.
     pub full_policy: String,
@@ -143,7 +143,8 @@ pub struct ReplicaView {
     pub restarts: u64,
     /// What its workers died of.
     pub deaths: BTreeMap<Cause, u64>,
-    /// What attempts on it failed of, those among them that ran again included. `client` is a request that the engine refused.
+    /// What attempts on it failed of, those among them that ran again included. `client` is a request that the engine
+    /// refused.
     pub attempts_failed: BTreeMap<Cause, u64>,
     /// What its engine was last heard to say, while it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,5 @@
-//! The file of keys: where the commands write it, whose links they follow, how long they wait for another, and that keys
-//! and what is said of clients count together or not at all.
+//! The file of keys: where the commands write it, whose links they follow, how long they wait for another, and that
+//! keys and what is said of clients count together or not at all.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};

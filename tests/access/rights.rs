@@ -1,5 +1,5 @@
-//! Rights that end, end: answers that go on end with their key. What an engine says is seen by whose task it is and by operators, and a
-//! refusal names what its key may use.
+//! Rights that end, end: answers that go on end with their key. What an engine says is seen by whose task it is and by
+//! operators, and a refusal names what its key may use.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

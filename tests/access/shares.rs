@@ -1,5 +1,5 @@
-//! What a client can make the service hold: each line of the table in docs/access.md beside a service with small bounds, and a neighbour
-//! who loses nothing.
+//! What a client can make the service hold: each line of the table in docs/access.md beside a service with small
+//! bounds, and a neighbour who loses nothing.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

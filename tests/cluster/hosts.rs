@@ -116,8 +116,8 @@ impl Fleet {
         ip(&["-n", &self.hosts[from].space, "neigh", "del", &address(to, from), "dev", NAMES[to]]).unwrap();
     }
 
-    /// Loses so many percent of all packets on each wire, in both directions: by `tc netem` where the kernel has it, else where they arrive, by
-    /// the packet filter. Says by which.
+    /// Loses so many percent of all packets on each wire, in both directions: by `tc netem` where the kernel has it,
+    /// else where they arrive, by the packet filter. Says by which.
     pub fn lose(&self, percent: u32) -> Result<&'static str, String> {
         let netem = |space: &str, device: &str| {
             let share = format!("{percent}%");
@@ -300,7 +300,8 @@ impl Host {
     }
 }
 
-/// Submits a task to the node of this thread's network, and reads its stream to the end: every index once and in order, one end.
+/// Submits a task to the node of this thread's network, and reads its stream to the end: every index once and in order,
+/// one end.
 pub fn stream(id: &str, prompt: &str, seed: u64, tokens: u32) -> String {
     let body = json!({ "task_id": id, "prompt": prompt, "seed": seed, "max_tokens": tokens }).to_string();
     let mut stream = TcpStream::connect(API).unwrap();

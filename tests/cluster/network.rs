@@ -1,8 +1,9 @@
-//! A network in memory, under virtual time: delays that follow from a seed, directions that are cut, connections that are broken.
+//! A network in memory, under virtual time: delays that follow from a seed, directions that are cut, connections that
+//! are broken.
 //!
-//! Bytes on their way are as on a TCP connection: in order, bounded, late. What is cut off stays on its way until the cut is mended, as
-//! what TCP would send again. The delay of a direction is constant between two changes, so that the random pings inside `ractor_cluster`
-//! shift nothing else.
+//! Bytes on their way are as on a TCP connection: in order, bounded, late. What is cut off stays on its way until the
+//! cut is mended, as what TCP would send again. The delay of a direction is constant between two changes, so that the
+//! random pings inside `ractor_cluster` shift nothing else.
 #![allow(dead_code)] // Each program uses its part.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,7 +32,8 @@ const INTRODUCTION: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Wires(Mutex<State>);
 
-/// Tells the networks of one process apart. Link actors are named after their tokens in all of it, and nodes of two tests may draw the same.
+/// Tells the networks of one process apart. Link actors are named after their tokens in all of it, and nodes of two
+/// tests may draw the same.
 struct Salt(u128);
 
 impl Default for Salt {

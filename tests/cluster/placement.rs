@@ -58,7 +58,8 @@ async fn four(wires: &Arc<Wires>) -> BTreeMap<&'static str, Living> {
     nodes
 }
 
-/// The next task of a conversation runs where its cache is, whichever node it comes to, and there it is known to be warm.
+/// The next task of a conversation runs where its cache is, whichever node it comes to, and there it is known to be
+/// warm.
 #[tokio::test(start_paused = true)]
 async fn a_conversation_finds_its_cache_through_every_node() {
     let wires = Arc::<Wires>::default();
@@ -109,7 +110,8 @@ async fn a_conversation_does_not_wait_for_its_cache() {
     }
 }
 
-/// Four nodes in zones: the pool of `west` keeps away from zone `north`, that of `east` from node `south`, and gateway `aloof` from `east`.
+/// Four nodes in zones: the pool of `west` keeps away from zone `north`, that of `east` from node `south`, and gateway
+/// `aloof` from `east`.
 #[tokio::test(start_paused = true)]
 async fn no_task_runs_where_anti_affinity_forbids_it() {
     let wires = Arc::<Wires>::default();
@@ -219,7 +221,8 @@ async fn a_task_that_waits_at_a_full_node_goes_where_a_place_comes_free() {
     assert!(begin.elapsed() < Duration::from_millis(120));
 }
 
-/// A law that comes with a new configuration holds for what is there already: a gateway's attempts leave the pool, and go on elsewhere.
+/// A law that comes with a new configuration holds for what is there already: a gateway's attempts leave the pool, and
+/// go on elsewhere.
 #[tokio::test(start_paused = true)]
 async fn a_law_that_comes_later_holds_for_what_runs_already() {
     let wires = Arc::<Wires>::default();

@@ -74,7 +74,8 @@ async fn submit(node: &Living, count: &Arc<Count>, tokens: u32) -> bool {
     true
 }
 
-/// Six tasks at once are six at once, and thirty that wait are thirty, whichever nodes they come through, and whoever is cut off.
+/// Six tasks at once are six at once, and thirty that wait are thirty, whichever nodes they come through, and whoever
+/// is cut off.
 #[tokio::test(start_paused = true)]
 async fn a_quota_holds_over_all_gateways() {
     let wires = Arc::<Wires>::default();

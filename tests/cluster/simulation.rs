@@ -160,8 +160,8 @@ impl Cluster {
         self.cuts.borrow_mut().clear();
     }
 
-    /// What must hold at every moment between nodes: nobody computes for a gateway that it has not heard of for a lease, and no link
-    /// outlives 3 s of silence.
+    /// What must hold at every moment between nodes: nobody computes for a gateway that it has not heard of for a
+    /// lease, and no link outlives 3 s of silence.
     fn look(&self) {
         let nodes = self.nodes.borrow();
         for (index, living) in nodes.iter().enumerate() {

@@ -1,5 +1,6 @@
-//! Engines that answer in the right shape with words of any length and any character in any field: what they say is seen everywhere, and
-//! everything stays whole and small: the log, `/metrics`, the overview, `top`, and the dashboard in a real browser.
+//! Engines that answer in the right shape with words of any length and any character in any field: what they say is
+//! seen everywhere, and everything stays whole and small: the log, `/metrics`, the overview, `top`, and the dashboard
+//! in a real browser.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ const METRICS_MAX: usize = 24 * 1024;
 /// Most bytes that the log has for each pool: some lines for each start of its engine, and for each task.
 const LOG_MAX: usize = 16 * 1024;
 
-/// Characters of `words` are of these: all that control, end lines or turn the direction, and some that mean something to somebody.
+/// Characters of `words` are of these: all that control, end lines or turn the direction, and some that mean something
+/// to somebody.
 fn characters() -> Vec<char> {
     let controls = (0..=0x9f_u8).map(char::from).filter(|c| c.is_control());
     let others = "\u{2028}\u{2029}\u{202e}\u{2066}\u{feff}E\"\\<>{}'`$%&#=,".chars();
@@ -84,7 +86,8 @@ fn twisted(text: &str, at: usize, with: &Value) -> String {
     text.split_terminator("\n\n").map(event).collect()
 }
 
-/// Every answer but those by which a server shows that it lives has one word of this server's in one place; now and then it is an error.
+/// Every answer but those by which a server shows that it lives has one word of this server's in one place; now and
+/// then it is an error.
 fn twist(random: &mut fastrand::Rng) -> Twist {
     let length = *random.choice(&[0, 1, 127, 128, 129, 300, 301, 4_096, 65_536, 1_000_000, 3_000_000]).unwrap();
     let word = json!(words(random, length));

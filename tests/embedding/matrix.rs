@@ -1,5 +1,5 @@
-//! Each method of an engine, and each way in which a stranger's code fails in it, on one thread and on several: the worker dies of a cause
-//! that says so and comes back, every accepted task ends, and nothing is left behind.
+//! Each method of an engine, and each way in which a stranger's code fails in it, on one thread and on several: the
+//! worker dies of a cause that says so and comes back, every accepted task ends, and nothing is left behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -58,7 +58,8 @@ fn documented(at: At, how: How) -> (Option<Cause>, Option<Cause>) {
         (At::Probe, How::Hang | How::Endless) => (Some(Cause::Unreachable), None),
         (At::Probe | At::Failure, How::Error) => (Some(Cause::Lost), None),
         (At::Preload | At::SelfTest | At::Factory, _) => (Some(Cause::Load), None),
-        // What an engine leaves is waited for before the next one is loaded, for `term_ms` and ten seconds: here longer than a load may take.
+        // What an engine leaves is waited for before the next one is loaded, for `term_ms` and ten seconds: here longer
+        // than a load may take.
         (At::Drop, How::Hang | How::Endless) => (Some(Cause::Load), None),
         // A watch that finds nothing never comes back.
         _ => (None, None),

@@ -125,11 +125,11 @@ fn lost(fates: &[Fate]) -> u64 {
     fates.iter().map(|fate| fate.refused + fate.evicted).sum()
 }
 
-/// The polite send half of their share. Fair is then what they ask for, and the rest to the flood (max-min fairness); Jain's
-/// index is of what each got, beside that.
+/// The polite send half of their share. Fair is then what they ask for, and the rest to the flood (max-min fairness);
+/// Jain's index is of what each got, beside that.
 ///
-/// With one slot, tasks wait without a flood too, and the flood may double that. With eight, hardly any ever waits; a flood
-/// that keeps every slot busy then makes a task wait for one to become free, for less than a mean run.
+/// With one slot, tasks wait without a flood too, and the flood may double that. With eight, hardly any ever waits; a
+/// flood that keeps every slot busy then makes a task wait for one to become free, for less than a mean run.
 #[tokio::test(start_paused = true)]
 async fn a_flood_costs_the_polite_nothing_whatever_the_policy() {
     println!("policy, slots: p99 queue time of the polite without and with the flood; losses; Jain's index");

@@ -1,5 +1,5 @@
-//! Ten times more than the pool can do, for a minute: everything is bounded, every refusal is computed, and the work that
-//! gets done is that of a pool at its capacity.
+//! Ten times more than the pool can do, for a minute: everything is bounded, every refusal is computed, and the work
+//! that gets done is that of a pool at its capacity.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

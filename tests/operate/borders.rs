@@ -126,8 +126,8 @@ impl Drop for Place {
     }
 }
 
-/// Open files of this process that every program gets which is started by it or by a child of it: a harness leaves some open. The
-/// standard ones are not among them.
+/// Open files of this process that every program gets which is started by it or by a child of it: a harness leaves some
+/// open. The standard ones are not among them.
 fn left_open() -> Vec<String> {
     const CLOSED_BY_EXEC: u32 = 0o2_000_000;
     let files = std::fs::read_dir("/proc/self/fdinfo").unwrap();

@@ -1,7 +1,7 @@
 //! The bounds F1 to F6, F11 and F13, each with the worst that was measured beside it.
 //!
-//! Service is counted in weighted tokens divided by the client's weight. A bound over *any* interval is checked as the range
-//! of the difference process: its largest value minus its smallest is the worst interval there was.
+//! Service is counted in weighted tokens divided by the client's weight. A bound over *any* interval is checked as the
+//! range of the difference process: its largest value minus its smallest is the worst interval there was.
 
 use orchestrator_core::Priority::{self, Batch, Interactive};
 use orchestrator_core::core::fairness::{Accounts, CostWeights, Served, Size, price};

@@ -1,5 +1,5 @@
-//! Random programs of operations, run on the queue and on the model side by side. Every return value must be equal, and the
-//! invariants F7 to F13 hold after each operation.
+//! Random programs of operations, run on the queue and on the model side by side. Every return value must be equal, and
+//! the invariants F7 to F13 hold after each operation.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

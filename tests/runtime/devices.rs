@@ -1,4 +1,5 @@
-//! Devices that fail at any moment, and a monitor that dies: streams are the undisturbed ones, and pools come back with their devices.
+//! Devices that fail at any moment, and a monitor that dies: streams are the undisturbed ones, and pools come back with
+//! their devices.
 
 use std::time::Duration;
 

@@ -12,7 +12,8 @@ fn exact(values: &mut [f64], part: f64) -> f64 {
     values[((part * values.len() as f64).ceil() as usize).max(1) - 1]
 }
 
-/// Runs so many tasks and compares each percentile with the one of the tasks' own ends; returns the largest difference, as a share.
+/// Runs so many tasks and compares each percentile with the one of the tasks' own ends; returns the largest difference,
+/// as a share.
 async fn largest_difference(tasks: usize) -> f64 {
     let sim = SimConfig { first_token_us: 1_000, token_us: 700, preload_us: 0, ..SimConfig::default() };
     let mut busy = pool("a", 4, 8, sim);

@@ -58,7 +58,8 @@ impl Engine for Clinging {
 
 const STOP: Duration = Duration::from_millis(100);
 
-/// A replica of two slots, slot 0 of which clings to a cancelled run, beside a task of so many milliseconds in the other.
+/// A replica of two slots, slot 0 of which clings to a cancelled run, beside a task of so many milliseconds in the
+/// other.
 async fn start(beside_ms: u32) -> (Orchestrator, Arc<Clings>, tokio::task::JoinHandle<(String, Event)>) {
     let clings = Arc::new(Clings::default());
     let mut config = pool("a", 1, 2, millisecond());

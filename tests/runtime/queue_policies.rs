@@ -81,7 +81,8 @@ async fn a_refusals_advice_follows_the_queue() {
         let _ = add(&orchestrator, id, Priority::Batch).await;
     }
     let late = add(&orchestrator, "new", Priority::Batch).await.unwrap_err().retry_after_ms.unwrap();
-    // A guess of 2 s a task is no reason to stay away for longer; what is known is: four are ahead, of the measured second each.
+    // A guess of 2 s a task is no reason to stay away for longer; what is known is: four are ahead, of the measured
+    // second each.
     assert_eq!(early, 2_000);
     assert!((4_000..=5_500).contains(&late), "{late}");
 }

@@ -1,4 +1,5 @@
-//! The whole configuration changes while the runtime serves: in one step or not at all, and nothing is lost (ORCH-3031).
+//! The whole configuration changes while the runtime serves: in one step or not at all, and nothing is lost
+//! (ORCH-3031).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

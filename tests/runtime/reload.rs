@@ -117,8 +117,8 @@ async fn replicas_are_replaced_one_by_one_and_every_task_runs_on_one_model() {
         assert!(least >= replicas as usize / 2, "{least} of {replicas} served");
         let last = load.ends().await;
         assert!(last.iter().any(|model| model == "tiny") && last.last().is_some_and(|model| model == "other"));
-        // Whoever waits keeps its place: one client's tasks leave the queue in the order in which they came, whatever the model; and
-        // no task begins on the old model behind the first on the new one.
+        // Whoever waits keeps its place: one client's tasks leave the queue in the order in which they came, whatever
+        // the model; and no task begins on the old model behind the first on the new one.
         let sent = env.recorded().into_iter().filter_map(|event| match event.kind {
             TraceKind::Assigned { seq, .. } => Some(seq.0),
             _ => None,

@@ -46,7 +46,8 @@ async fn an_engine_that_loads_and_cannot_decode_never_gets_a_task() {
     }
 }
 
-/// An engine of one fault: it says something else each time, goes on computing when nobody wants more, or is busy for nobody.
+/// An engine of one fault: it says something else each time, goes on computing when nobody wants more, or is busy for
+/// nobody.
 struct Odd {
     /// From which of these classes it is.
     class: DeterminismClass,
@@ -140,7 +141,8 @@ async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against
 async fn only_long_runs_show_a_class_and_a_task_goes_before_them() {
     use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
     let up_to = Repeats::UpTo(BatchInvariant);
-    // What the engine is; from which token on it differs; what it says of itself; its slots; what is claimed in the end.
+    // What the engine is; from which token on it differs; what it says of itself; its slots; what is claimed in the
+    // end.
     let cases = [
         (BatchInvariant, 0, up_to, 4, BatchInvariant),
         (BatchInvariant, 0, up_to, 1, SingleSlot),

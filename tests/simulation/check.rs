@@ -235,7 +235,8 @@ impl<'a> Checker<'a> {
         let bound = self.law.capacity[pool as usize] as usize;
         self.room[pool as usize] = self.room[pool as usize].min(self.waiting_in(pool)).max(bound);
         let task = &self.tasks[&seq];
-        // First in, first out, in a lane: who has a smaller number and came sooner goes first. Conversations step aside.
+        // First in, first out, in a lane: who has a smaller number and came sooner goes first. Conversations step
+        // aside.
         let overtaken = self.waiting().find(|(other_seq, other)| {
             let before = **other_seq < seq && other.arrival < task.arrival;
             before && other.lane == task.lane && !other.in_session && !task.in_session

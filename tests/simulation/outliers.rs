@@ -1,5 +1,5 @@
-//! Engines that fail fast, turn tasks away, and do not answer beside their work, while their pool is busy: no task is lost, and a replica
-//! that is no good costs its own share alone.
+//! Engines that fail fast, turn tasks away, and do not answer beside their work, while their pool is busy: no task is
+//! lost, and a replica that is no good costs its own share alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -90,8 +90,8 @@ fn world(dice: &mut Rng, id: &str) -> PoolConfig {
     pool
 }
 
-/// Engines whose code panics, does not come back, and fakes its ends, in half of all worlds. By dice of their own, so that the other half
-/// is what it was without them.
+/// Engines whose code panics, does not come back, and fakes its ends, in half of all worlds. By dice of their own, so
+/// that the other half is what it was without them.
 fn with_rough_code(mut pool: PoolConfig, seed: u64) -> PoolConfig {
     let mut dice = Rng(fastrand::Rng::with_seed(seed ^ 0x9e37_79b9_7f4a_7c15));
     if let (0, Some(sim)) = (seed % 2, &mut pool.sim) {

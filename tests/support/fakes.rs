@@ -1,5 +1,5 @@
-//! Servers that speak each engine's words, written from its published API. They check every field that they are sent, count what they
-//! compute as the real one does, and misbehave when they are told to.
+//! Servers that speak each engine's words, written from its published API. They check every field that they are sent,
+//! count what they compute as the real one does, and misbehave when they are told to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::SeqCst};

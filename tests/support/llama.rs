@@ -1,5 +1,5 @@
-//! A real llama.cpp server for tests. `cargo xtask engines` installs it; without it tests say that they were skipped, and with
-//! `REQUIRE_ENGINES` set they fail instead.
+//! A real llama.cpp server for tests. `cargo xtask engines` installs it; without it tests say that they were skipped,
+//! and with `REQUIRE_ENGINES` set they fail instead.
 
 use std::path::PathBuf;
 

@@ -26,8 +26,8 @@ pub type Alone = tokio::sync::MutexGuard<'static, ()>;
 
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// For a test that measures real time, or keeps every core busy: of these, one runs at a time in a program. Beside it run those that do
-/// neither.
+/// For a test that measures real time, or keeps every core busy: of these, one runs at a time in a program. Beside it
+/// run those that do neither.
 pub async fn alone() -> Alone {
     ALONE.lock().await
 }

@@ -45,8 +45,8 @@ pub fn pool(id: &str, replicas: u32, slots: u32, sim: SimConfig) -> PoolConfig {
     PoolConfig { slots, replicas, sim: Some(sim), self_test: false, ..PoolConfig::new(id, "sim", "tiny") }
 }
 
-/// A model whose name begins with `dies` kills its engine at the first token, one with `hangs` never gives a token; with `-on-1` at
-/// the end only on the second replica. For reloads.
+/// A model whose name begins with `dies` kills its engine at the first token, one with `hangs` never gives a token;
+/// with `-on-1` at the end only on the second replica. For reloads.
 fn with_manners(context: &EngineContext) -> EngineContext {
     let mut context = context.clone();
     let (model, index) = (context.pool.model.clone(), context.replica.index.to_string());

@@ -1,5 +1,5 @@
-//! The list of what the library shows to a host program: every public item with its methods, fields and variants, as its documentation has
-//! them. What is hidden there is ours alone.
+//! The list of what the library shows to a host program: every public item with its methods, fields and variants, as
+//! its documentation has them. What is hidden there is ours alone.
 
 use std::path::Path;
 use std::process::Command;

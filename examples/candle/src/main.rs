@@ -1,7 +1,8 @@
 //! A host with a model in its own process: `cargo run --release --manifest-path examples/candle/Cargo.toml`.
 //!
-//! The model is a small recurrent network of candle's tensors, with weights that are made on the spot, so it says nothing that makes sense.
-//! What matters is its shape: `step` blocks its thread, as inference does, and knows no `await`.
+//! The model is a small recurrent network of candle's tensors, with weights that are made on the spot, so it says
+//! nothing that makes sense. What matters is its shape: `step` blocks its thread, as inference does, and knows no
+//! `await`.
 
 use std::error::Error;
 use std::time::Duration;

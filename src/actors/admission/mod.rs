@@ -131,8 +131,8 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     Ok(pool)
 }
 
-/// Tasks of a set that spans nodes stand in one order: that of its first pool that serves. The pools of other nodes lend their slots to it.
-/// What another node has sent here is run here.
+/// Tasks of a set that spans nodes stand in one order: that of its first pool that serves. The pools of other nodes
+/// lend their slots to it. What another node has sent here is run here.
 fn exclude_remote_duplicates(pools: &[Arc<PoolShared>], is_inbound: bool, facts: &mut [PoolFacts<'_>]) {
     for (position, pool) in pools.iter().enumerate().filter(|(_, pool)| pool.is_remote()) {
         let before = pools[..position].iter().zip(&*facts);

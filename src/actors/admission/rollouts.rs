@@ -1,7 +1,8 @@
 //! The rollouts actor: owns how rollouts go on. It looks at the new sides once a second, while there is any.
 //!
-//! The public handle begins and ends rollouts; admission reads which side a task is for. The table outlives the actor; what a restart loses
-//! is at most one look. A rollout is gone with the process: the configuration says what is served then.
+//! The public handle begins and ends rollouts; admission reads which side a task is for. The table outlives the actor;
+//! what a restart loses is at most one look. A rollout is gone with the process: the configuration says what is served
+//! then.
 //!
 //! Spec: ORCH-3033.
 

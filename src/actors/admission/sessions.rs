@@ -215,8 +215,8 @@ impl SessionsState {
         session
     }
 
-    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are too many. The one
-    /// that is used now, at this turn, stays.
+    /// The client with most conversations by its weight forgets the one that it has used longest ago, while there are
+    /// too many. The one that is used now, at this turn, stays.
     fn make_room(&mut self, turn: u64) {
         self.kept.set_count_max(self.runtime.config().sessions.capacity.into());
         while let Some(key) = self.kept.evict_beside(turn) {

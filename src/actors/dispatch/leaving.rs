@@ -1,4 +1,5 @@
-//! A pool that leaves: its waiting tasks go to the pool that takes its place, as far as that can serve them; the others it finishes.
+//! A pool that leaves: its waiting tasks go to the pool that takes its place, as far as that can serve them; the others
+//! it finishes.
 //!
 //! Spec: ORCH-3031.
 
@@ -61,8 +62,8 @@ impl PoolShared {
     }
 }
 
-/// Hands the waiting tasks over to the pool that takes this one's place. A conversation whose task is out here goes on here, as long as
-/// this pool runs anything.
+/// Hands the waiting tasks over to the pool that takes this one's place. A conversation whose task is out here goes on
+/// here, as long as this pool runs anything.
 pub(in crate::actors) fn migrate_queue(state: &mut QueueState, accounts: &mut Accounts) {
     let pool = state.pool.clone();
     if pool.successor.get().is_none() {

@@ -1,4 +1,5 @@
-//! How tasks leave the queue actor: for its own slots, for those that an idle sibling lends, and to where their conversations are warm.
+//! How tasks leave the queue actor: for its own slots, for those that an idle sibling lends, and to where their
+//! conversations are warm.
 
 pub(in crate::actors) mod deadlines;
 pub(in crate::actors) mod leaving;
@@ -50,7 +51,8 @@ pub(in crate::actors) fn on_lend(
 
 /// Takes up to `most` tasks, in order, to run in `runs_in`.
 ///
-/// One whose conversation is warm in another pool of the set that has a free slot goes there instead, which costs none of those at hand.
+/// One whose conversation is warm in another pool of the set that has a free slot goes there instead, which costs none
+/// of those at hand.
 fn take(state: &mut QueueState, accounts: &mut Accounts, runs_in: &Arc<PoolShared>, most: u32) -> Vec<Assignment> {
     let (mut batch, mut barred, mut warm) = (Vec::new(), Vec::new(), CacheRedirect::default());
     let home = state.pool.clone();
@@ -90,8 +92,9 @@ fn take(state: &mut QueueState, accounts: &mut Accounts, runs_in: &Arc<PoolShare
 struct CacheRedirect(Vec<(Arc<PoolShared>, Vec<Assignment>)>);
 
 impl CacheRedirect {
-    /// The pool in which the task's conversation is warm, if that is neither its own nor the one at hand and has a slot that is free now. A
-    /// task is sent there once: should the slot be taken when it comes, it goes back to its place, and then runs wherever it can.
+    /// The pool in which the task's conversation is warm, if that is neither its own nor the one at hand and has a slot
+    /// that is free now. A task is sent there once: should the slot be taken when it comes, it goes back to its place,
+    /// and then runs wherever it can.
     fn pool_for(
         &self,
         record: &TaskRecord,

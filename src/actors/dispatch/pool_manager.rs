@@ -1,8 +1,9 @@
 //! The pool manager: owns which replica runs which task, and how many slots are on offer to the queue.
 //!
-//! The queue sends it tasks for the slots it offered; leases and workers nudge it when something has changed. It promises
-//! that a task goes only to a Ready replica inside the pool's mask, with a slot of its own. It counts nothing that it
-//! could lose: which slots are taken is a fact of the slot tables, where replicas stand is a fact of their places.
+//! The queue sends it tasks for the slots it offered; leases and workers nudge it when something has changed. It
+//! promises that a task goes only to a Ready replica inside the pool's mask, with a slot of its own. It counts nothing
+//! that it could lose: which slots are taken is a fact of the slot tables, where replicas stand is a fact of their
+//! places.
 //!
 //! Spec: ORCH-3008, ORCH-3010, ORCH-3011, ORCH-3019.
 
@@ -44,8 +45,8 @@ pub(crate) enum PoolManagerMsg {
     StallCheck,
 }
 
-/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it sends by itself what is
-/// warm here.
+/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it
+/// sends by itself what is warm here.
 pub(crate) struct LoanReply {
     /// The sibling's position.
     pub(crate) by: u16,
@@ -191,8 +192,8 @@ fn choose(pool: &PoolShared, (affinity, avoid): (Option<u16>, Option<u16>), kv_t
     chosen
 }
 
-/// Replicas whose KV cache has no room for the task that is first in line offer nothing before one of their tasks ends: else it would be
-/// sent back and forth, or smaller ones would pass it by for ever.
+/// Replicas whose KV cache has no room for the task that is first in line offer nothing before one of their tasks ends:
+/// else it would be sent back and forth, or smaller ones would pass it by for ever.
 fn wait_for_kv(pool: &PoolShared, demand: &Demand<'_>) {
     for replica in &pool.replicas {
         if fit(&replica.candidate(), demand) == Fit::NoKvRoom {
@@ -217,8 +218,9 @@ fn on_look_around(state: &mut PoolManagerState) {
     publish_rate(state);
 }
 
-/// Tasks that could run wait, slots are free, and for a whole second nothing was dispatched: that is a bug of ours. It is
-/// counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns whether.
+/// Tasks that could run wait, slots are free, and for a whole second nothing was dispatched: that is a bug of ours. It
+/// is counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns
+/// whether.
 fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
     myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
     state.recalls_in = state.recalls_in.saturating_sub(1);
@@ -265,8 +267,8 @@ fn offer(state: &mut PoolManagerState) {
 
 /// Lends slots for which there is nothing to do here to siblings whose tasks wait: no slot idles beside a backlog.
 ///
-/// A sibling answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's offer
-/// first; should a task come for it all the same, it finds no slot and goes back to its place.
+/// A sibling answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's
+/// offer first; should a task come for it all the same, it finds no slot and goes back to its place.
 fn lend(state: &mut PoolManagerState) {
     if state.pool.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
         return;
@@ -295,8 +297,9 @@ fn revoke(state: &mut PoolManagerState, slots: u32) {
     }
 }
 
-/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. No more are recalled before any of these has
-/// come here, or a second has passed; and for some time, when their queues then have no use for the places.
+/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. No more are recalled
+/// before any of these has come here, or a second has passed; and for some time, when their queues then have no use for
+/// the places.
 fn recall(state: &mut PoolManagerState, spare: u32) {
     let mut places = spare.min(state.pool.immediate_slots());
     let is_of_use = state.pool.is_idle() && state.declined_by.is_empty(); // Else they are for its own tasks, or for nobody.

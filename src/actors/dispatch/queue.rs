@@ -141,7 +141,8 @@ impl Actor for QueueActor {
         let calls = !matches!(message, QueueMsg::Lend { .. });
         let mut accounts = pool.accounts.lock();
         if state.generation != pool.queue_generation.load(SeqCst) {
-            // Killed, and a newer queue has the accounts already. What this message says is found in the ledger, or said again.
+            // Killed, and a newer queue has the accounts already. What this message says is found in the ledger, or
+            // said again.
             return Ok(());
         }
         settle(state, &mut accounts);

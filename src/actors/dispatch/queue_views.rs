@@ -1,5 +1,5 @@
-//! What a queue shows of itself: its depth, to admission and to metrics; and where a waiting task stands, to people who ask. However many
-//! ask, it draws its picture at most ten times a second.
+//! What a queue shows of itself: its depth, to admission and to metrics; and where a waiting task stands, to people who
+//! ask. However many ask, it draws its picture at most ten times a second.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use crate::core::queue::position::{Picture, QueuePosition};
 use crate::core::task::Priority;
 use crate::core::units::Timestamp;
 
-/// Clients up to which each explanation is of this moment; with more, all that are asked for within [`PICTURE_AGE`] are of one.
+/// Clients up to which each explanation is of this moment; with more, all that are asked for within [`PICTURE_AGE`] are
+/// of one.
 const PICTURE_CLIENTS: usize = 256;
 const PICTURE_AGE: Duration = Duration::from_millis(100);
 

@@ -1,8 +1,8 @@
 //! The one interpreter of the restart rule: each supervisor has a [`Children`] table and obeys its answers.
 //!
-//! Owns which children there are, which incarnation lives, and their restart records. `core::restart` decides; this file
-//! connects its decisions with ractor's events. A supervisor never lets ractor's default act, which is to die with any
-//! child. Children are started left to right and stopped right to left.
+//! Owns which children there are, which incarnation lives, and their restart records. `core::restart` decides; this
+//! file connects its decisions with ractor's events. A supervisor never lets ractor's default act, which is to die with
+//! any child. Children are started left to right and stopped right to left.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -15,8 +15,8 @@ use crate::core::task::trace::TraceKind;
 use crate::core::units::Timestamp;
 use crate::env::Env;
 
-/// The rule of a pool's supervisor for its bookkeepers, all together, as in Erlang/OTP: their state is rebuilt from the ledger, so
-/// they come back at once. More than twenty restarts in ten seconds are a bug that a restart does not cure.
+/// The rule of a pool's supervisor for its bookkeepers, all together, as in Erlang/OTP: their state is rebuilt from the
+/// ledger, so they come back at once. More than twenty restarts in ten seconds are a bug that a restart does not cure.
 pub(crate) const PERMANENT_CHILDREN: RestartPolicy =
     RestartPolicy { intensity: 20, period: Duration::from_secs(10), backoff: Backoff::NONE, excess: Excess::Escalate };
 

@@ -1,5 +1,5 @@
-//! The span of the host program that a task was submitted in: its attempts run inside it, until the task has ended. It is open as long as
-//! somebody has it, and a record may stay for long.
+//! The span of the host program that a task was submitted in: its attempts run inside it, until the task has ended. It
+//! is open as long as somebody has it, and a record may stay for long.
 
 use tracing::Span;
 use tracing::dispatcher::has_been_set;

@@ -1,7 +1,7 @@
 //! Ends a task because somebody wants it, or because nobody does any more.
 //!
-//! A task whose client asked for it is cancelled when its last reader is gone and none has come back within the runtime's
-//! `disconnect_grace_ms`. A task that nobody ever read is left alone: its client may come for the result.
+//! A task whose client asked for it is cancelled when its last reader is gone and none has come back within the
+//! runtime's `disconnect_grace_ms`. A task that nobody ever read is left alone: its client may come for the result.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What happens in a runtime, for a host program that wants to hear of it: ends of tasks, attempts that were lost, deaths of workers.
+//! What happens in a runtime, for a host program that wants to hear of it: ends of tasks, attempts that were lost,
+//! deaths of workers.
 
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -69,8 +70,8 @@ impl Events {
     }
 }
 
-/// What happens in a runtime from the subscription on. The newest 1,024 events are kept for one that reads slowly; when more are lost to
-/// it, [`RuntimeEvent::Missed`] says how many.
+/// What happens in a runtime from the subscription on. The newest 1,024 events are kept for one that reads slowly; when
+/// more are lost to it, [`RuntimeEvent::Missed`] says how many.
 #[derive(Debug)]
 pub struct Subscription(broadcast::Receiver<RuntimeEvent>);
 

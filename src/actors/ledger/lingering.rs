@@ -55,7 +55,8 @@ impl LingeringRoom {
         self.0.lock().used()
     }
 
-    /// Notes that a task is forgotten. One that is still read goes on being counted; without room for it its readers are cut off.
+    /// Notes that a task is forgotten. One that is still read goes on being counted; without room for it its readers
+    /// are cut off.
     pub(in crate::actors) fn take_over(&self, record: &TaskRecord, bytes: u64) {
         if record.readership.streams.load(Relaxed) == 0 {
             return;

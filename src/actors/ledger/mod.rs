@@ -149,7 +149,8 @@ impl Ledger {
         Ok(record)
     }
 
-    /// Ends a task, and does all that follows from an end: counters, log, trace, memory. With `by`, only for that epoch.
+    /// Ends a task, and does all that follows from an end: counters, log, trace, memory. With `by`, only for that
+    /// epoch.
     ///
     /// # Errors
     /// [`TransitionError`] when it has ended already, or that epoch is over; nothing happened.

@@ -1,9 +1,11 @@
-//! The latency actor: owns a pool's histograms, its tally of objectives and its clients' shares, and computes its percentiles.
+//! The latency actor: owns a pool's histograms, its tally of objectives and its clients' shares, and computes its
+//! percentiles.
 //!
-//! Whoever seals a task puts a sample into [`Samples`](crate::actors::metrics::samples::Samples) and knocks once; the actor takes all that are there. So
-//! at most one message is under way however many tasks end, and what is not collected yet is bounded. Percentiles walk through whole
-//! histograms, so they are computed a few times a second at most, whatever the rate of tasks. While something is in a window the actor
-//! looks every ten seconds whether it has left; an idle pool costs nothing. A restart begins with empty histograms.
+//! Whoever seals a task puts a sample into [`Samples`](crate::actors::metrics::samples::Samples) and knocks once; the
+//! actor takes all that are there. So at most one message is under way however many tasks end, and what is not
+//! collected yet is bounded. Percentiles walk through whole histograms, so they are computed a few times a second at
+//! most, whatever the rate of tasks. While something is in a window the actor looks every ten seconds whether it has
+//! left; an idle pool costs nothing. A restart begins with empty histograms.
 //!
 //! Spec: ORCH-3028, ORCH-3041.
 

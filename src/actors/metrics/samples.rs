@@ -15,8 +15,8 @@ use crate::core::slo::objectives::{Outcome, TOKENS_AWAITED, counts_as_failure};
 use crate::core::task::trace::TraceKind;
 use crate::core::task::{FinishReason, Priority};
 
-/// Most samples that wait to be collected; beyond it the newest are counted as lost. Some 400 KiB. The actor takes all at once, a
-/// few hundred nanoseconds each, so they gather only while it is dead or the machine is stopped.
+/// Most samples that wait to be collected; beyond it the newest are counted as lost. Some 400 KiB. The actor takes all
+/// at once, a few hundred nanoseconds each, so they gather only while it is dead or the machine is stopped.
 const SAMPLES_MAX: usize = 4096;
 
 /// Durations of a task that ran to an end.

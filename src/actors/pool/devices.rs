@@ -86,7 +86,8 @@ impl Devices {
         all.iter().filter(named).cloned().collect::<Vec<_>>().into_iter()
     }
 
-    /// Takes up what was seen of a device, and of the parts that it is divided into; returns what that changes for each.
+    /// Takes up what was seen of a device, and of the parts that it is divided into; returns what that changes for
+    /// each.
     pub(crate) fn observe(&self, id: &DeviceId, seen: &Observation) -> Vec<(DeviceId, Change)> {
         let now = self.env.now();
         let table = self.all();
@@ -173,11 +174,12 @@ impl Devices {
         names.any(|id| mask.devices().contains(id))
     }
 
-    /// Waits until what a load needs is free on the devices of a mask, by a look that is newer than now, and earlier processes are seen on
-    /// none of them. Devices that say nothing of their memory are not waited for.
+    /// Waits until what a load needs is free on the devices of a mask, by a look that is newer than now, and earlier
+    /// processes are seen on none of them. Devices that say nothing of their memory are not waited for.
     ///
     /// # Errors
-    /// [`EngineError::OutOfVram`] or [`EngineError::Preload`] when it is not within `limit`: what is short, and by how much.
+    /// [`EngineError::OutOfVram`] or [`EngineError::Preload`] when it is not within `limit`: what is short, and by how
+    /// much.
     ///
     /// # Cancel safety
     /// Dropping it is harmless.

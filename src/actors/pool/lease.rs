@@ -211,9 +211,9 @@ impl Drop for Assignment {
     }
 }
 
-/// Puts a task that is to be run again back to its place in its queue. First the record, then the message: a queue that starts
-/// in between finds the task in the ledger, and one that gets both takes it once. Returns whether it goes back; not when it
-/// has ended, or that epoch is over.
+/// Puts a task that is to be run again back to its place in its queue. First the record, then the message: a queue that
+/// starts in between finds the task in the ledger, and one that gets both takes it once. Returns whether it goes back;
+/// not when it has ended, or that epoch is over.
 pub(crate) fn return_to_queue(record: Arc<TaskRecord>, epoch: Epoch) -> bool {
     let home = record.pool().filter(|_| record.give_back(epoch).is_ok());
     if let Some(home) = &home {

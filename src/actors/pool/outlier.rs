@@ -1,7 +1,7 @@
 //! Outlier detection of one replica: what its attempts say about it, and what follows for the slots that it may use.
 //!
-//! Attempts tell it how they went; its worker, and a timer behind each wait, look whether it may be used again. Pools of other nodes have
-//! none: their owner looks after the engine.
+//! Attempts tell it how they went; its worker, and a timer behind each wait, look whether it may be used again. Pools
+//! of other nodes have none: their owner looks after the engine.
 //!
 //! Spec: ORCH-3040, ORCH-3053.
 
@@ -123,8 +123,8 @@ impl ReplicaShared {
         self.slots.set_ceiling(if seeded_bug!(NoSlowStart) && allowance > 0 { self.slots.total() } else { allowance });
     }
 
-    /// The context that its runs share was full for this task. Returns whether that was so a moment ago for another one: a whole batch is
-    /// lost at once, task by task.
+    /// The context that its runs share was full for this task. Returns whether that was so a moment ago for another
+    /// one: a whole batch is lost at once, task by task.
     pub(crate) fn note_context_full(&self, now: Timestamp, task: TaskSeq) -> bool {
         let before = self.outlier.context_full.lock().replace((now, task));
         before.is_some_and(|(at, other)| other != task && now.since(at) < SETTLE)

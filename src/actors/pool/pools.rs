@@ -1,7 +1,9 @@
-//! The pools of a runtime: those that serve, in the order of the configuration, and those that leave and finish what they have.
+//! The pools of a runtime: those that serve, in the order of the configuration, and those that leave and finish what
+//! they have.
 //!
-//! Written by the public handle, when the configuration changes, and by a pool's supervisor, when the pool has left. Everybody else
-//! takes a table as of now. A pool's number is its name inside the runtime, and is not given to another while the runtime lives.
+//! Written by the public handle, when the configuration changes, and by a pool's supervisor, when the pool has left.
+//! Everybody else takes a table as of now. A pool's number is its name inside the runtime, and is not given to another
+//! while the runtime lives.
 //!
 //! Spec: ORCH-3031.
 
@@ -73,7 +75,8 @@ impl Pools {
         self.is_stopping.load(SeqCst)
     }
 
-    /// Puts another table in place, and tells each pool which others there are. For whoever holds the guard of `begin_change`.
+    /// Puts another table in place, and tells each pool which others there are. For whoever holds the guard of
+    /// `begin_change`.
     pub(crate) fn set(&self, table: Table) {
         let table = Arc::new(table);
         table.every().for_each(|pool| pool.meet(&table));

@@ -1,5 +1,5 @@
-//! What a pool serves, and the reload that changes it (ORCH-3031): the facts, which outlive the pool's supervisor that acts on
-//! them. `core::reload` says which step is next.
+//! What a pool serves, and the reload that changes it (ORCH-3031): the facts, which outlive the pool's supervisor that
+//! acts on them. `core::reload` says which step is next.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -162,7 +162,8 @@ pub(crate) struct Plan {
 }
 
 impl PoolShared {
-    /// What the pool serves now. A short lock, taken once for each task at admission; the supervisor holds it for moments.
+    /// What the pool serves now. A short lock, taken once for each task at admission; the supervisor holds it for
+    /// moments.
     pub(crate) fn revision(&self) -> Arc<Revision> {
         self.reloads.lock().serving.clone()
     }
@@ -177,7 +178,8 @@ impl PoolShared {
     /// Begins a reload.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for a change that cannot be, `POOL_UNAVAILABLE` for a pool that drains, has stopped, or is being reloaded.
+    /// `INVALID_PARAMS` for a change that cannot be, `POOL_UNAVAILABLE` for a pool that drains, has stopped, or is
+    /// being reloaded.
     pub(crate) fn begin_reload(&self, change: &ModelChange) -> Result<(), TaskError> {
         let out = |text: String| TaskError::new(ErrorCode::PoolUnavailable, text).engine(&self.config.engine);
         let invalid = |text: String| TaskError::new(ErrorCode::InvalidParams, text);

@@ -1,7 +1,8 @@
 //! A pool of another node, as a pool of this one: what is known of it here.
 //!
-//! Of its slots here some would run a task at once. What is beyond them waits at its node, in the one order of its pool: such a place is of
-//! use only while none in the whole set is better. So it is kept back then, and a task that waits there is recalled when a better one comes.
+//! Of its slots here some would run a task at once. What is beyond them waits at its node, in the one order of its
+//! pool: such a place is of use only while none in the whole set is better. So it is kept back then, and a task that
+//! waits there is recalled when a better one comes.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst, fence};
 
@@ -55,8 +56,8 @@ impl PoolShared {
         free.min(remote.at_once.load(Relaxed).saturating_sub(self.slots_used()))
     }
 
-    /// Those of its free slots that may be used now, of which so many are lent: what would wait at its node is kept back as long as a sibling
-    /// has something better.
+    /// Those of its free slots that may be used now, of which so many are lent: what would wait at its node is kept
+    /// back as long as a sibling has something better.
     pub(in crate::actors) fn usable(&self, lent: u32) -> u32 {
         let unlent = self.slots_free().saturating_sub(lent);
         if !self.is_remote() || unlent == 0 {
@@ -67,8 +68,8 @@ impl PoolShared {
             other.is_idle() && other.immediate_slots() > 0 && !other.local_preference.declined.load(Relaxed)
         };
         let is_better = |other: &PoolShared| {
-            // It is told that somebody waits, and looked at again: either it is seen here that its places are gone, or there that they were
-            // waited for.
+            // It is told that somebody waits, and looked at again: either it is seen here that its places are gone, or
+            // there that they were waited for.
             has_places(other) && {
                 other.local_preference.withheld_for.store(true, SeqCst);
                 fence(SeqCst);
@@ -78,8 +79,8 @@ impl PoolShared {
         if at_once < unlent && self.peers().any(|other| is_better(&other)) { at_once } else { unlent }
     }
 
-    /// Tells siblings that have kept places back for this pool's when these are no better any more. For its manager, behind whatever it has
-    /// done.
+    /// Tells siblings that have kept places back for this pool's when these are no better any more. For its manager,
+    /// behind whatever it has done.
     pub(in crate::actors) fn release_withheld_slots(&self, declined: bool) {
         self.local_preference.declined.store(declined, Relaxed);
         fence(SeqCst);

@@ -34,7 +34,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) fault: Option<String>,
     pub(crate) slots: SlotTable,
     pub(crate) kv: KvReservations,
-    /// Slots that it is good for. Written by whoever learns that its device ran out of memory, and by its worker as time goes by.
+    /// Slots that it is good for. Written by whoever learns that its device ran out of memory, and by its worker as
+    /// time goes by.
     pub(crate) estimate: Mutex<SlotEstimate>,
     /// Slots that its engine was started for.
     pub(crate) slots_started: AtomicU32,
@@ -67,8 +68,8 @@ pub(crate) struct ReplicaShared {
     pub(crate) preload_successes: AtomicU64,
     pub(crate) preload_failures: AtomicU64,
     pub(crate) restarts: AtomicU64,
-    /// Why the worker's current life is about to end, as far as it knows. Written by it; each life has its own, which its attempts
-    /// hold too.
+    /// Why the worker's current life is about to end, as far as it knows. Written by it; each life has its own, which
+    /// its attempts hold too.
     pub(crate) failing: Mutex<Arc<OnceLock<EngineError>>>,
     /// What the last life died of. Written by the supervisor.
     pub(crate) last_death: Mutex<Option<(Timestamp, Cause, Message)>>,
@@ -134,8 +135,9 @@ impl ReplicaShared {
         }
     }
 
-    /// Takes it out of service until its worker has looked at this engine, which an attempt found wanting. Returns whether it has that
-    /// engine. Not when the attempt is that late that the place has another one: nobody would ever look at it for that.
+    /// Takes it out of service until its worker has looked at this engine, which an attempt found wanting. Returns
+    /// whether it has that engine. Not when the attempt is that late that the place has another one: nobody would ever
+    /// look at it for that.
     pub(crate) fn suspect(&self, engine: &Arc<dyn DynEngine>) -> bool {
         let mut state = self.state.lock(); // Held over both: the next engine becomes Ready behind it.
         let has_it =

@@ -45,7 +45,7 @@ pub(crate) struct PoolShared {
     pub(crate) id: PoolId,
     /// As it was configured. What a reload may change is in its revision.
     pub(crate) config: Arc<PoolConfig>,
-    /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which carries it out.
+    /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which performs it.
     pub(crate) reloads: Mutex<Reloads>,
     /// The family of what it serves; a glance at it needs no lock.
     pub(crate) family: AtomicU64,
@@ -66,8 +66,8 @@ pub(crate) struct PoolShared {
     pub(crate) pinned: Mutex<Option<Arc<(Name, Name)>>>,
     /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
     pub(crate) queue_generation: AtomicU64,
-    /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a drain,
-    /// the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
+    /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a
+    /// drain, the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
     intent: AtomicU8,
     /// Waiting tasks by class. Written by the queue.
     pub(crate) depth: [AtomicU32; 2],
@@ -187,7 +187,7 @@ impl PoolShared {
         }
     }
 
-    /// Goes on to what the operator wants; from there nobody goes back, whoever comes late. Returns whether that was a step.
+    /// Advances to what the operator wants, never back. Returns whether that was a step.
     pub(crate) fn advance_intent(&self, intent: Intent) -> bool {
         let is_step = self.intent.fetch_max(intent as u8, SeqCst) < intent as u8;
         self.state_changed.notify_waiters();
@@ -199,8 +199,8 @@ impl PoolShared {
         PoolState::of(self.intent(), self.replicas.iter().map(ReplicaShared::state))
     }
 
-    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What waits for a node that
-    /// is gone may run in a pool of the same set.
+    /// Whether nothing that waits here can be expected to run: the pool has stopped, or every breaker is open. What
+    /// waits for a node that is gone may run in a pool of the same set.
     pub(crate) fn is_unavailable(&self) -> bool {
         match self.state() {
             PoolState::Stopped => true,
@@ -214,8 +214,8 @@ impl PoolShared {
         next_try(self.env.now(), self.replicas.iter().map(ReplicaShared::state))
     }
 
-    /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back if it is refused;
-    /// `None` is a client of whom nothing waits.
+    /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back
+    /// if it is refused; `None` is a client of whom nothing waits.
     pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> (Duration, Duration) {
         let backlog = *self.backlog.lock();
         // The accounts are locked only when somebody waits.
@@ -233,13 +233,13 @@ impl PoolShared {
         self.expected_wait(class, None).1
     }
 
-    /// What becomes of this task when its attempt is lost: by what the pool states of its engines, else by what they have shown.
+    /// The rule for this task when its attempt is lost: by the pool's stated class, else by what its engines showed.
     pub(crate) fn loss_rule(&self, request: &TaskRequest) -> LossRule {
         self.config.resume.rule(request, self.told_class())
     }
 
-    /// The determinism class of its engines: what is stated, `none` where one does not even repeat itself alone, else what all have shown,
-    /// if they have shown any.
+    /// The determinism class of its engines: what is stated, `none` where one does not even repeat itself alone, else
+    /// what all have shown, if they have shown any.
     pub(crate) fn told_class(&self) -> Option<DeterminismClass> {
         let served = self.revision().generation;
         let serve = self.replicas.iter().filter(|replica| replica.revision().generation == served);
@@ -368,8 +368,8 @@ impl PoolShared {
         offered > 0
     }
 
-    /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it hears
-    /// from the next task anyway.
+    /// Nudges the pool manager about a slot that was freed, when the queue has none on offer. With some on offer it
+    /// hears from the next task anyway.
     pub(crate) fn nudge_manager_if_starving(&self) {
         if seeded_bug!(LostNudge) {
             return;

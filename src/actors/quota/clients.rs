@@ -1,7 +1,8 @@
 //! The clients: what each may do, and what it uses of that now. Outlives every actor.
 //!
-//! A record carries its client's entry; whatever takes from a limit is noted in the record and given back when the record is
-//! sealed, so nothing has to be recounted when an actor dies. A client without limits has no entry of its own.
+//! A record carries its client's entry; whatever takes from a limit is noted in the record and given back when the
+//! record is sealed, so nothing has to be recounted when an actor dies. A client without limits has no entry of its
+//! own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use crate::core::admission::limits::{Demand, Exceeded, Limits, Quotas, Usage};
 use crate::core::id::{ClientId, PoolId};
 use crate::core::units::{Timestamp, Tokens};
 
-/// Clients that are not in the configuration and whose limits are kept. Beyond them the one that was seen longest ago and
-/// has no task is forgotten, and starts afresh.
+/// Clients that are not in the configuration and whose limits are kept. Beyond them the one that was seen longest ago
+/// and has no task is forgotten, and starts afresh.
 const STRANGERS_MAX: usize = 65_536;
 
 /// Clients that are looked at for each new one beyond the bound.
@@ -155,7 +156,8 @@ impl ClientShared {
         self.state.lock().usage.held()
     }
 
-    /// Another part of its quotas is this node's from now on, and so much is in use at others. Pools that passed it over look again.
+    /// Another part of its quotas is this node's from now on, and so much is in use at others. Pools that passed it
+    /// over look again.
     #[cfg(feature = "cluster")]
     pub(crate) fn set_quotas(&self, client: &ClientId, share: u32, elsewhere: Held) {
         self.quota_share.store(share, Relaxed);
@@ -211,7 +213,8 @@ impl ClientShared {
     }
 }
 
-/// The part of its limits, in millionths, that this node has of a client of whom nothing is known: the whole, without a cluster.
+/// The part of its limits, in millionths, that this node has of a client of whom nothing is known: the whole, without a
+/// cluster.
 pub(crate) type Even = Arc<AtomicU32>;
 
 /// All clients of one runtime.
@@ -257,7 +260,8 @@ impl Clients {
         Clients { even, listed, strangers: Mutex::default() }
     }
 
-    /// Takes another configuration up. What clients use now stays counted. Their pools are told, since who had to wait may run now.
+    /// Takes another configuration up. What clients use now stays counted. Their pools are told, since who had to wait
+    /// may run now.
     pub(crate) fn update(&self, config: &Config) {
         let fresh = Listed::new(config, &self.even);
         let mut listed = self.listed.write();

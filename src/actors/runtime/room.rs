@@ -1,4 +1,5 @@
-//! Those who wait until there is room for their task, and the words that call them. `core::waiting_room` says whose turn it is.
+//! Those who wait until there is room for their task, and the words that call them. `core::waiting_room` says whose
+//! turn it is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -91,8 +92,8 @@ impl Room {
         self.waiters.load(SeqCst) > 0 && self.waiting.lock().room.is_wanted(lane)
     }
 
-    /// Waits behind those who want the same; `None` when this client may have no more waiters. `seen` is what [`Room::freed`] was before
-    /// the refusal: should some have been freed since, it is called at once.
+    /// Waits behind those who want the same; `None` when this client may have no more waiters. `seen` is what
+    /// [`Room::freed`] was before the refusal: should some have been freed since, it is called at once.
     pub(crate) fn enter(&self, lane: Lane, client: &ClientId, seen: u64) -> Option<Waiter<'_>> {
         let mut waiting = self.waiting.lock();
         let ticket = waiting.room.enter(&lane, client)?;

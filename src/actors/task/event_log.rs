@@ -1,8 +1,8 @@
 //! The event log of one task: append-only, sealed by its one terminal event, read by any number of cursors.
 //!
-//! Token text lies end to end in one string and an entry is 16 bytes, so a token costs no allocation of its own. Nothing
-//! is ever removed or changed: a reader that knows an index can resume from it (`Last-Event-ID`). This file knows no lock
-//! and no clock; `TaskRecord` puts one lock around appending and sealing.
+//! Token text lies end to end in one string and an entry is 16 bytes, so a token costs no allocation of its own.
+//! Nothing is ever removed or changed: a reader that knows an index can resume from it (`Last-Event-ID`). This file
+//! knows no lock and no clock; `TaskRecord` puts one lock around appending and sealing.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use crate::core::task::error::TaskError;
 use crate::core::text::line::Name;
 use crate::core::units::Tokens;
 
-/// Text of one visit, which is made under the record's lock: an event may have half a mebibyte (an embedding), and a visit hundreds of events.
+/// Text of one visit, which is made under the record's lock: an event may have half a mebibyte (an embedding), and a
+/// visit hundreds of events.
 const VISIT_BYTES: usize = 64 * 1024;
 
 /// Who serves: the identity that makes output repeatable, shared by all tasks of a worker's life (ORCH-3032).
@@ -302,8 +303,8 @@ impl EventLog {
         Ok(())
     }
 
-    /// Visits at most `most` events from index `from` on, in order, and no more behind 64 KiB of text; returns the index behind the
-    /// last.
+    /// Visits at most `most` events from index `from` on, in order, and no more behind 64 KiB of text; returns the
+    /// index behind the last.
     pub fn visit(&self, from: usize, most: usize, mut visitor: impl FnMut(usize, EventRef<'_>)) -> usize {
         let from = from.min(self.entries.len());
         let mut begin = self.text_begin(from);

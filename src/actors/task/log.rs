@@ -1,7 +1,8 @@
-//! The log of tasks: an event with target `orchestrator_core::task` for each step of a task's life, each with the fields of ORCH-3027.
+//! The log of tasks: an event with target `orchestrator_core::task` for each step of a task's life, each with the
+//! fields of ORCH-3027.
 //!
-//! All are logged at `DEBUG`. The service has the last step at `INFO`: one line a task is what a log can bear under load. Prompts and
-//! tokens are in none of them.
+//! All are logged at `DEBUG`. The service has the last step at `INFO`: one line a task is what a log can bear under
+//! load. Prompts and tokens are in none of them.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;

@@ -50,7 +50,8 @@ impl TaskRecord {
         self.counted.load(Relaxed)
     }
 
-    /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a sibling.
+    /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a
+    /// sibling.
     pub(crate) fn runs_again(&self) -> bool {
         let (attempts, tokens) = self.progress();
         let attempts = if seeded_bug!(NoAttemptBound) { 0 } else { attempts };

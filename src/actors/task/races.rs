@@ -1,5 +1,5 @@
-//! Every interleaving of an attempt, a cancel, a failover to a second attempt, and a drain. Each of their steps takes one lock,
-//! so the orders of the steps are all that can happen, on any number of threads.
+//! Every interleaving of an attempt, a cancel, a failover to a second attempt, and a drain. Each of their steps takes
+//! one lock, so the orders of the steps are all that can happen, on any number of threads.
 
 #![expect(clippy::print_stdout, reason = "a test that says how much it looked at")]
 

@@ -5,7 +5,8 @@ use crate::actors::task::record::TaskRecord;
 use crate::core::task::Phase;
 
 impl TaskRecord {
-    /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will follow.
+    /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will
+    /// follow.
     pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
         let state = self.state.lock();
         let next = state.log.visit(from, most, visitor);
@@ -45,7 +46,8 @@ impl TaskRecord {
         (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
     }
 
-    /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their doing.
+    /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their
+    /// doing.
     pub(crate) fn abandon_if_unread_since(&self, visits: u64) -> bool {
         let mut state = self.state.lock();
         state.abandoned = state.readers == 0 && state.visits == visits;

@@ -1,7 +1,7 @@
 //! One task from submission to its end: the record that every actor is lent and none owns.
 //!
-//! Phase, epoch and event log change under one lock, so "no token after cancel" and "exactly one terminal state" hold by
-//! construction: appending and sealing cannot interleave, and an attempt of an older epoch is refused (fencing).
+//! Phase, epoch and event log change under one lock, so "no token after cancel" and "exactly one terminal state" hold
+//! by construction: appending and sealing cannot interleave, and an attempt of an older epoch is refused (fencing).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -324,8 +324,8 @@ impl TaskRecord {
         Ok(index)
     }
 
-    /// Wakes readers for what was appended since the last call. The attempt calls it whenever its engine has nothing more at hand: tokens
-    /// that came together are read together, with one write to each connection.
+    /// Wakes readers for what was appended since the last call. The attempt calls it whenever its engine has nothing
+    /// more at hand: tokens that came together are read together, with one write to each connection.
     pub(crate) fn tell_readers(&self) {
         if self.has_news.swap(false, Relaxed) {
             self.wake_readers(self.state.lock());
@@ -368,7 +368,7 @@ impl State {
         self.log.tokens() - self.rests
     }
 
-    /// What is left of a task that goes on behind its tokens without repeating them: by its engine's count, where that is higher.
+    /// What is left of a task that continues after its tokens: by its engine's count, where that is higher.
     fn rest(&self, request: &TaskRequest, counted: u32) -> Option<TaskRequest> {
         let tokens = self.log.tokens();
         let home = self.route.as_ref().filter(|_| tokens > 0).map(|route| &route.pool)?;

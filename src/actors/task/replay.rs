@@ -1,7 +1,7 @@
 //! A second attempt beside the log of the first: what it repeats is compared byte for byte, what goes beyond is new.
 //!
-//! Engines may cut the same text into other pieces the second time (several tokens in one event, by how busy they are), so bytes are
-//! compared and not pieces.
+//! Engines may cut the same text into other pieces the second time (several tokens in one event, by how busy they are),
+//! so bytes are compared and not pieces.
 
 use crate::actors::task::event_log::{Entry, EventLog, Sealed};
 

@@ -1,4 +1,5 @@
-//! Where a task goes, whose it is, and what it takes from its client: the part of a record that admission and queue use.
+//! Where a task goes, whose it is, and what it takes from its client: the part of a record that admission and queue
+//! use.
 
 use std::sync::Arc;
 
@@ -59,7 +60,8 @@ impl TaskRecord {
         self.state.lock().affinity = Some(served_by);
     }
 
-    /// The replica that served the task's session last, and the one that had its last attempt, if they are of this pool.
+    /// The replica that served the task's session last, and the one that had its last attempt, if they are of this
+    /// pool.
     pub(crate) fn inclinations(&self, pool: &PoolShared) -> (Option<u16>, Option<u16>) {
         let state = self.state.lock();
         let index = |identity: &Option<Arc<ReplicaIdentity>>| {
@@ -125,8 +127,8 @@ impl TaskRecord {
             && state.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
     }
 
-    /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they may.
-    /// A task that has ended may always leave its queue.
+    /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they
+    /// may. A task that has ended may always leave its queue.
     pub(crate) fn may_run(&self, pool: &Arc<PoolShared>) -> bool {
         if seeded_bug!(IgnoreQuota) {
             return true;

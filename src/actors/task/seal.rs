@@ -84,8 +84,8 @@ impl TaskRecord {
 }
 
 impl TaskRecord {
-    /// Tokens that were computed for it so far: by the engine's count, which may be of several in one piece, up to the budget; else
-    /// those that its log has.
+    /// Tokens that were computed for it so far: by the engine's count, which may be of several in one piece, up to the
+    /// budget; else those that its log has.
     pub(in crate::actors) fn tokens_out(&self, state: &State) -> u32 {
         if let Some(tokens) = state.tokens_at_end {
             return tokens;

@@ -22,8 +22,8 @@ const FETCHED_MAX: usize = 256;
 
 /// The events of one task, from an index on, as they come.
 ///
-/// It stays readable after the runtime has forgotten the task, as long as what is so read has room of `retention.bytes`, of which each
-/// client has a part; without room it ends. Dropping the last one of a task that says
+/// It stays readable after the runtime has forgotten the task, as long as what is so read has room of
+/// `retention.bytes`, of which each client has a part; without room it ends. Dropping the last one of a task that says
 /// [`OnDisconnect::Cancel`](crate::core::task::OnDisconnect) ends the task, unless another reader comes in time.
 pub struct TaskStream {
     record: Arc<TaskRecord>,

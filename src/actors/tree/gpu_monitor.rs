@@ -1,7 +1,8 @@
 //! The GPU monitor: has every device looked at once a period, and tells the workers whose devices have failed.
 //!
-//! The probe's threads send it what they see; nobody else speaks to it. It waits for no driver: a look without an answer in time is
-//! itself something that was seen. What it learns lies in the table of devices, so a monitor that dies is followed by one that goes on.
+//! The probe's threads send it what they see; nobody else speaks to it. It waits for no driver: a look without an
+//! answer in time is itself something that was seen. What it learns lies in the table of devices, so a monitor that
+//! dies is followed by one that goes on.
 //!
 //! Spec: ORCH-3038, ORCH-3053.
 

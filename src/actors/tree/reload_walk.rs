@@ -1,7 +1,7 @@
 //! How a pool's supervisor carries out a reload: it looks which step is next, takes it, and looks again a moment later.
 //!
-//! Nothing of a reload lives here but which workers have been told to end: a supervisor that dies is followed by one that sees the
-//! same facts and goes on.
+//! Nothing of a reload lives here but which workers have been told to end: a supervisor that dies is followed by one
+//! that sees the same facts and goes on.
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
@@ -126,8 +126,8 @@ pub(in crate::actors) struct Ending {
 /// Longest wait for an engine to be let go by all who had it; then the next one is started beside it.
 const ENGINE_END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A worker that a reload told to end has done so: the next one follows when its engine is gone too, since a device may have no room
-/// for both.
+/// A worker that a reload told to end has done so: the next one follows when its engine is gone too, since a device may
+/// have no room for both.
 pub(in crate::actors) fn after_end(state: &mut PoolSupervisorState, index: u16) {
     let now = state.pool.env.now();
     if let Some(ending) = state.ending.get_mut(&index) {

@@ -1,7 +1,7 @@
 //! One attempt: one run of a task on one engine, from its begin to the moment its slot is free again.
 //!
-//! It owns the slot and answers for the task: however it ends, dropped in the middle included, the log gets its terminal
-//! event and the slot comes back. Tokens go straight into the log; no mailbox sees them.
+//! It owns the slot and answers for the task: however it ends, dropped in the middle included, the log gets its
+//! terminal event and the slot comes back. Tokens go straight into the log; no mailbox sees them.
 //!
 //! Spec: ORCH-3016, ORCH-3017, ORCH-3026.
 
@@ -69,7 +69,8 @@ enum Outcome {
 /// Runs a task to its end.
 ///
 /// # Cancel safety
-/// Dropping it returns the task to its queue or seals the log with `WORKER_RESET`, by the task's rule, and frees the slot.
+/// Dropping it returns the task to its queue or seals the log with `WORKER_RESET`, by the task's rule, and frees the
+/// slot.
 pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
     if attempt.place().slots.usable() == 0 && !attempt.pool.is_remote() {
         return; // It was left out while the task was on its way; dropped, that goes back to its place in the queue.
@@ -131,7 +132,8 @@ fn refuse(attempt: &Attempt, record: Arc<TaskRecord>, epoch: Epoch, refusal: Tra
     let _ = attempt.runtime.ledger.seal(&record, Some(epoch), Terminal::Error(error));
 }
 
-/// Lets the engine run until it returns, the log is sealed, or the watchdog fires. Returns whether the engine may compute still, too.
+/// Lets the engine run until it returns, the log is sealed, or the watchdog fires. Returns whether the engine may
+/// compute still, too.
 async fn drive(attempt: &Attempt, record: &TaskRecord, rest: Option<TaskRequest>, epoch: Epoch) -> (Outcome, bool) {
     let request = rest.as_ref().unwrap_or(&record.request);
     let job = Job { task_id: &record.id, request, seed: record.seed, slot: attempt.lease.slot, is_self_test: false };

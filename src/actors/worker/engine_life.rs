@@ -1,7 +1,7 @@
-//! The two ends of an engine's life that are no calls of its own: the factory makes it, and it is dropped. Both run code of whoever wrote
-//! it, which may panic, and which may block for as long as it likes: so both run on threads where nobody else waits, and a load does not
-//! begin before what an earlier engine left is gone. In a simulation they run in place, since threads of the system would have an order
-//! of their own.
+//! The two ends of an engine's life that are no calls of its own: the factory makes it, and it is dropped. Both run
+//! code of whoever wrote it, which may panic, and which may block for as long as it likes: so both run on threads where
+//! nobody else waits, and a load does not begin before what an earlier engine left is gone. In a simulation they run in
+//! place, since threads of the system would have an order of their own.
 //!
 //! Spec: ORCH-3002, ORCH-3053.
 

@@ -16,16 +16,16 @@ use crate::planted::seeded_bug;
 
 /// How often a Ready engine is measured.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
-/// Looks in a row at which an engine has more busy slots than we have runs, before that counts as a leak: a run may just
-/// have ended on one side.
+/// Looks in a row at which an engine has more busy slots than we have runs, before that counts as a leak: a run may
+/// just have ended on one side.
 const LOOKS_BUSIER: u32 = 2;
 /// How long an engine may take to answer a measurement.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Measurements without an answer, in a row, after which an engine counts as lost.
 const PROBES_MISSED_MAX: u32 = 3;
 
-/// The attempts, by slot: a slot has one at a time, so a new one takes the place of one that has ended. Aborted with the
-/// worker. Lighter than a `JoinSet`, which is told of each end; nobody waits for an attempt here.
+/// The attempts, by slot: a slot has one at a time, so a new one takes the place of one that has ended. Aborted with
+/// the worker. Lighter than a `JoinSet`, which is told of each end; nobody waits for an attempt here.
 pub(crate) struct Attempts(Vec<Option<AbortHandle>>);
 
 impl Attempts {
@@ -46,8 +46,8 @@ impl Drop for Attempts {
     }
 }
 
-/// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own view
-/// of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
+/// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own
+/// view of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
 pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngine, worker: ActorRef<WorkerMsg>) {
     let place = &pool.replicas[index as usize];
     let (mut missed, mut looks_busier) = (0, 0);

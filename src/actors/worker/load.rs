@@ -35,8 +35,8 @@ impl Load<'_> {
     /// Loads the engine, and lets it show what it can.
     ///
     /// # Errors
-    /// [`EngineError`]: it cannot be on these devices, its files are not what they should be, there is no room for it, it does not load,
-    /// it is seen on other devices, or it fails the self-test.
+    /// [`EngineError`]: it cannot be on these devices, its files are not what they should be, there is no room for it,
+    /// it does not load, it is seen on other devices, or it fails the self-test.
     pub(crate) async fn run(&self) -> Result<EngineInfo, EngineError> {
         let place = self.place();
         if let Some(fault) = &place.fault {
@@ -98,7 +98,8 @@ impl Load<'_> {
         sized.need()
     }
 
-    /// What its processes are seen on must be inside the mask (ORCH-3011): what an engine was told is not always what it does.
+    /// What its processes are seen on must be inside the mask (ORCH-3011): what an engine was told is not always what
+    /// it does.
     fn check_place(&self, info: &EngineInfo) -> Result<(), EngineError> {
         let Some(pid) = info.process_id else { return Ok(()) };
         let (place, processes) = (self.place(), host::group_of(pid));

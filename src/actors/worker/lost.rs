@@ -1,4 +1,5 @@
-//! What an attempt that was lost means: for its task, which runs again or ends, and for the replica, which gets no tasks for a while.
+//! What an attempt that was lost means: for its task, which runs again or ends, and for the replica, which gets no
+//! tasks for a while.
 //!
 //! Spec: ORCH-3016, ORCH-3040, ORCH-3053.
 
@@ -17,7 +18,8 @@ use crate::core::units::Timestamp;
 use crate::gpu::engine::EngineError;
 use crate::planted::seeded_bug;
 
-/// Failures in a row, the last of them a panic and not all of one task, behind which an engine is broken and started anew.
+/// Failures in a row, the last of them a panic and not all of one task, behind which an engine is broken and started
+/// anew.
 const PANICS_MAX: u32 = 3;
 
 impl Attempt {
@@ -40,8 +42,8 @@ impl Attempt {
             EngineError::Recalled => true,
             error => {
                 let is_the_replicas = self.suspect(record, error.clone());
-                // Another node did not take it; or it came to a replica that turns everybody down, while another works; or to a server that
-                // has taken the place of its engine's.
+                // Another node did not take it; or it came to a replica that turns everybody down, while another works;
+                // or to a server that has taken the place of its engine's.
                 self.pool.is_remote() && matches!(error, EngineError::Unreachable(_))
                     || matches!(error, EngineError::Failed(_)) && is_the_replicas && self.has_another()
                     || matches!(error, EngineError::Replaced(_))
@@ -62,7 +64,8 @@ impl Attempt {
         Some(Terminal::Error(self.error(ErrorCode::WorkerReset, error.to_string()).quoting(cause)))
     }
 
-    /// Its engine has too much to do: it is left alone for a while. The task waits for it, or for another; at most as long as it may run.
+    /// Its engine has too much to do: it is left alone for a while. The task waits for it, or for another; at most as
+    /// long as it may run.
     fn turned_away(&self, record: &TaskRecord, asked: Option<Duration>, said: &str) -> Option<Terminal> {
         let now = self.pool.env.now();
         let wall = Duration::from_millis(self.pool.config.timeouts.wall_ms);
@@ -77,8 +80,8 @@ impl Attempt {
         })
     }
 
-    /// The context that the engine's runs share is full: fewer run at once from now on. Returns whether that was no attempt of the
-    /// task's: others took the room.
+    /// The context that the engine's runs share is full: fewer run at once from now on. Returns whether that was no
+    /// attempt of the task's: others took the room.
     fn crowded_out(&self, record: &TaskRecord, tokens: Option<u64>) -> bool {
         let (now, place) = (self.pool.env.now(), self.place());
         self.note_failed(record, Cause::ContextFull);
@@ -113,8 +116,9 @@ impl Attempt {
         self.place().worker.cast(WorkerMsg::Ejected { until }); // Gone: the next worker looks by itself.
     }
 
-    /// Takes the replica out of service until its engine has been looked at, and for a wait that grows. Before the task goes back to its
-    /// queue: else it would be sent here again at once. Returns whether the failure is the replica's, as far as can be known.
+    /// Takes the replica out of service until its engine has been looked at, and for a wait that grows. Before the task
+    /// goes back to its queue: else it would be sent here again at once. Returns whether the failure is the replica's,
+    /// as far as can be known.
     pub(in crate::actors) fn suspect(&self, record: &TaskRecord, cause: EngineError) -> bool {
         self.note_failed(record, cause.cause());
         if self.pool.is_remote() && !matches!(cause, EngineError::Unreachable(_)) {
@@ -130,7 +134,8 @@ impl Attempt {
                 self.eject(verdict.until, now.after(wait).min(verdict.until));
             }
             is_the_replicas = verdict.is_the_replicas;
-            // One run that panics says nothing of the others, and their clients are not to suffer; several tasks in a row do.
+            // One run that panics says nothing of the others, and their clients are not to suffer; several tasks in a
+            // row do.
             is_broken = panicked && is_the_replicas && self.place().outlier.view(now).1 >= PANICS_MAX;
         }
         if self.place().suspect(&self.engine) {

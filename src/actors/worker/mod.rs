@@ -50,8 +50,8 @@ use crate::gpu::dyn_engine::{DynEngine, text_of};
 use crate::gpu::engine::{EngineContext, EngineError, EngineInfo, Repeats};
 use crate::planted::seeded_bug;
 
-/// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken connection.
-/// It gets no task meanwhile.
+/// How long an engine that does not answer has to say what it ended of: how its process ended says more than a broken
+/// connection. It gets no task meanwhile.
 pub(in crate::actors) const OWN_WORD_GRACE: Duration = Duration::from_secs(1);
 
 /// How long beyond its wait a failed device may stay out before those who wait for its pool are turned out.
@@ -185,8 +185,8 @@ fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<()
     Ok(())
 }
 
-/// Starts nothing on a device that has failed, and looks again when it is well. That is no failure of this worker's, unless a reload
-/// waits for it.
+/// Starts nothing on a device that has failed, and looks again when it is well. That is no failure of this worker's,
+/// unless a reload waits for it.
 fn wait_for_device(
     state: &mut WorkerState,
     myself: ActorRef<WorkerMsg>,

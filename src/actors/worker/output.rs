@@ -45,8 +45,8 @@ impl<'a> LogOutput<'a> {
         matches!(self.refused, Some(TransitionError::Budget(_)))
     }
 
-    /// How the run ended, by all that is known: an engine cannot say that it was stopped, that its budget is used up, or that its client has
-    /// gone, when that is not so.
+    /// How the run ended, by all that is known: an engine cannot say that it was stopped, that its budget is used up,
+    /// or that its client has gone, when that is not so.
     ///
     /// # Errors
     /// The index of the token at which it did not repeat an earlier attempt.

@@ -14,10 +14,12 @@ use crate::env::timeout_awake;
 use crate::gpu::engine::EngineError;
 use crate::planted::seeded_bug;
 
-/// Holds the slot until the engine has really left it: a slot is never given to another task while it may still compute.
+/// Holds the slot until the engine has really left it: a slot is never given to another task while it may still
+/// compute.
 ///
-/// A slot that is not left in time is quarantined. The engine's own view of it decides when it is free; should it never be, the
-/// engine is restarted as soon as that costs no other task anything, and after a while gets no more tasks, so that this moment comes.
+/// A slot that is not left in time is quarantined. The engine's own view of it decides when it is free; should it never
+/// be, the engine is restarted as soon as that costs no other task anything, and after a while gets no more tasks, so
+/// that this moment comes.
 pub(in crate::actors) async fn confirm_stopped(attempt: &Attempt) {
     if seeded_bug!(FreeUnconfirmed) {
         return;

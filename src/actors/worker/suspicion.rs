@@ -1,4 +1,5 @@
-//! What a worker does about an engine that is suspected, stuck, or left out for a while: it looks, and says when tasks may come again.
+//! What a worker does about an engine that is suspected, stuck, or left out for a while: it looks, and says when tasks
+//! may come again.
 //!
 //! Spec: ORCH-3016, ORCH-3040.
 

@@ -1,8 +1,10 @@
-//! The link actor: owns one connection to one peer, from its hand-over to its end. The only actor that other nodes can speak to.
+//! The link actor: owns one connection to one peer, from its hand-over to its end. The only actor that other nodes can
+//! speak to.
 //!
-//! The members actor starts it; its peer's link actor sends it envelopes; whoever has something to say puts it into the link's outbox and
-//! nudges it. It promises that what it takes in comes from that life of that peer, in order and in time, and that what it sends is
-//! bounded: a peer that takes too little, errs, or is silent for too long loses the link, and with it every lease on both sides.
+//! The members actor starts it; its peer's link actor sends it envelopes; whoever has something to say puts it into the
+//! link's outbox and nudges it. It promises that what it takes in comes from that life of that peer, in order and in
+//! time, and that what it sends is bounded: a peer that takes too little, errs, or is silent for too long loses the
+//! link, and with it every lease on both sides.
 //!
 //! Spec: ORCH-3044.
 
@@ -95,7 +97,8 @@ pub(crate) struct LinkState {
     remote: Option<ActorCell>,
     session: Option<ActorRef<NodeSessionMessage>>,
     began_at: Timestamp,
-    /// The least difference between our clock and the peer's that an envelope has shown, in microseconds: that of the quickest one.
+    /// The least difference between our clock and the peer's that an envelope has shown, in microseconds: that of the
+    /// quickest one.
     quickest: Option<i64>,
     /// The peer's clock in its last envelope, and when that came.
     last_stamp: (u64, Timestamp),
@@ -225,7 +228,8 @@ fn on_envelope(state: &mut LinkState, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// An envelope that has been on its way for much longer than others is of a time that is over: one of the nodes stood still.
+/// An envelope that has been on its way for much longer than others is of a time that is over: one of the nodes stood
+/// still.
 fn check_delay(state: &mut LinkState, now: Timestamp, envelope: &Envelope) -> Result<(), String> {
     // The peer's clock is its own word: nothing that it says may overflow here.
     let sent = i64::try_from(envelope.sent_us).unwrap_or(i64::MAX);

@@ -1,7 +1,8 @@
 //! What is shared around one link: what it is to say, the guests on both of its ends, and how it does.
 //!
-//! The link actor owns the connection; whoever has something to say puts it here and nudges it, so that all that is said while it is busy
-//! goes out together. A link is one life: when it is over it stays over, and everything on it is lost at that moment.
+//! The link actor owns the connection; whoever has something to say puts it here and nudges it, so that all that is
+//! said while it is busy goes out together. A link is one life: when it is over it stays over, and everything on it is
+//! lost at that moment.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -274,8 +275,8 @@ impl LinkShared {
         }));
     }
 
-    /// How many attempts of ours this pool runs at once, and how many it may have: those that have begun and as many as there were free places
-    /// for; and one that waits, unless it takes none at all.
+    /// How many attempts of ours this pool runs at once, and how many it may have: those that have begun and as many as
+    /// there were free places for; and one that waits, unless it takes none at all.
     pub(crate) fn limit(&self, pool: &PoolId) -> (u32, u32) {
         let told = self.limits.lock().get(pool).copied().unwrap_or_default();
         let begun = self.begun.lock().get(pool).copied().unwrap_or(0);

@@ -1,7 +1,7 @@
 //! What nodes say to each other on a link, behind the introduction: envelopes, and the words in them.
 //!
-//! Every type here has a fixed form in bytes: no optional fields are left out, nothing is recursive, and every list has a bound that
-//! [`Envelope::read`] checks. A change of any of them is another protocol.
+//! Every type here has a fixed form in bytes: no optional fields are left out, nothing is recursive, and every list has
+//! a bound that [`Envelope::read`] checks. A change of any of them is another protocol.
 //!
 //! Spec: ORCH-3044.
 
@@ -35,7 +35,8 @@ pub const CREDIT_BYTES: u32 = 256 * 1024;
 /// One message of a link.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Envelope {
-    /// What the receiver told the sender to show with everything that it says: nobody else on this node's wire knows it.
+    /// What the receiver told the sender to show with everything that it says: nobody else on this node's wire knows
+    /// it.
     pub token: [u8; 16],
     /// The protocol of what is inside.
     pub protocol: u16,
@@ -49,7 +50,8 @@ pub struct Envelope {
     pub sent_us: u64,
     /// The `sent_us` of the last envelope that came, and for how long it has been here, in microseconds.
     pub echo: (u64, u64),
-    /// How much later than the quickest envelope of the link it may arrive, in milliseconds: after that it is void, and the link too.
+    /// How much later than the quickest envelope of the link it may arrive, in milliseconds: after that it is void, and
+    /// the link too.
     pub deadline_ms: u32,
     /// What is said.
     pub words: Vec<LinkMessage>,
@@ -91,7 +93,8 @@ pub enum LinkMessage {
     Capacity(Vec<PoolCapacity>),
     /// The gateway asks the owner to run an attempt.
     Run {
-        /// Its number: the epoch of the lease. Each attempt has its own, so that what comes late of an earlier one is nobody's.
+        /// Its number: the epoch of the lease. Each attempt has its own, so that what comes late of an earlier one is
+        /// nobody's.
         guest: AttemptId,
         /// What is to be run.
         task: Box<AttemptTask>,

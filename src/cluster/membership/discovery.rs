@@ -1,7 +1,8 @@
 //! Nodes that are found by a name: each address behind it is dialled, and who is there its certificate says.
 //!
-//! Of two nodes that find each other one dials; what was found is dialled again by its name, like a node of the configuration, until the
-//! name stands for it no more. A node that is not in the configuration is forgotten some minutes behind its last link.
+//! Of two nodes that find each other one dials; what was found is dialled again by its name, like a node of the
+//! configuration, until the name stands for it no more. A node that is not in the configuration is forgotten some
+//! minutes behind its last link.
 //!
 //! Spec: ORCH-3044.
 

@@ -1,7 +1,8 @@
-//! The members actor: owns who is linked with whom. It dials and lets in, hands connections over, and starts a link actor for each.
+//! The members actor: owns who is linked with whom. It dials, accepts, and starts a link actor for each connection.
 //!
-//! The network gives it introduced peers, `ractor_cluster` tells it of sessions, link actors tell it of announcements. It promises that a
-//! peer has one link at a time, that an old one is over before a new one begins, and that what a dead link held is lost at once.
+//! The network gives it introduced peers, `ractor_cluster` tells it of sessions, link actors tell it of announcements.
+//! It promises that a peer has one link at a time, that an old one is over before a new one begins, and that what a
+//! dead link held is lost at once.
 //!
 //! Spec: ORCH-3044.
 
@@ -114,7 +115,7 @@ impl MembersState {
         if !self.dialling.insert(peer.clone()) {
             return;
         }
-        // Of two nodes that know each other's address one dials first: the other's turn comes when nothing has come of it.
+        // Of two nodes that know each other's address one dials first; the other dials if that fails.
         let wait = if dials_first(&self.shared.name, peer) { wait } else { wait + ITS_TURN };
         let peer = peer.clone();
         self.myself.send_after(wait, move || MembersMsg::Dial(peer));
@@ -137,7 +138,7 @@ impl Actor for Members {
         myself: ActorRef<MembersMsg>,
         shared: Arc<ClusterShared>,
     ) -> Result<MembersState, ActorProcessingErr> {
-        // Each life of a node has a name of its own there: two sessions of one name would be weighed against each other.
+        // Each boot of a node has its own name there: two sessions of one name would compete.
         let name = format!("{}-{}", shared.name, shared.boot_id);
         let (cookie, mode) = (shared.session_cookie.clone(), NodeConnectionMode::Isolated);
         let server = NodeServer::new(0, cookie, name, "localhost".into(), None, Some(mode))
@@ -273,7 +274,7 @@ async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), Actor
     let Caller { peer: introduced, token, role, stream, address, shown } = caller;
     let name = introduced.hello.name;
     if let Some(why) = objection(&state.shared, &name, shown.as_deref()) {
-        // The rules have changed since it was introduced. It is dialled again as after any failure, and refused at the door.
+        // The rules have changed since its handshake. It is dialled again as after any failure, and refused.
         let _ = state.myself.cast(MembersMsg::DialFailed { peer: name, why }); // It is ourselves.
         return Ok(());
     }

@@ -1,7 +1,8 @@
 //! What a node tells its peers of its pools: what they are, and how many guests of each peer they take now.
 //!
-//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that have begun, so that each gateway's
-//! most deserving task waits in the pool's own order: which of them is next is decided there, and nowhere else.
+//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that have begun,
+//! so that each gateway's most deserving task waits in the pool's own order: which of them is next is decided there,
+//! and nowhere else.
 //!
 //! Spec: ORCH-3007, ORCH-3008.
 

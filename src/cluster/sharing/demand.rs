@@ -1,4 +1,5 @@
-//! A client's limits over all nodes: each second the nodes tell each other what it asked of them, and each takes its part.
+//! A client's limits over all nodes: each second the nodes tell each other what it asked of them, and each takes its
+//! part.
 //!
 //! What is divided, and why no two nodes have one part, is in [`core::dividing`](crate::core::admission::partition).
 

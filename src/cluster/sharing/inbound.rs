@@ -1,5 +1,6 @@
-//! Guests: attempts that other nodes' gateways have sent here. Each is a task of this runtime, in the one order of its pool, whose tokens
-//! go back over the link. A guest lives under its link's lease: when the link is over, or its gateway is silent, it is stopped.
+//! Guests: attempts that other nodes' gateways have sent here. Each is a task of this runtime, in the one order of its
+//! pool, whose tokens go back over the link. A guest lives under its link's lease: when the link is over, or its
+//! gateway is silent, it is stopped.
 //!
 //! Spec: ORCH-3007, ORCH-3026.
 
@@ -130,8 +131,8 @@ fn end(shared: &ClusterShared, guest: &InboundAttempt) {
     guest.more_credit.notify_waiters();
 }
 
-/// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their gateways count
-/// time by what they hear.
+/// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their
+/// gateways count time by what they hear.
 pub(crate) fn say_who_waits(link: &LinkShared, since: Timestamp) {
     let waits = |guest: &InboundAttempt| {
         let record = guest.record.lock();
@@ -263,8 +264,8 @@ impl TokenForwarder {
         }
     }
 
-    /// Waits until something may be sent; returns how many tokens. What they have in bytes is not known before: the last ones may exceed
-    /// the credit.
+    /// Waits until something may be sent; returns how many tokens. What they have in bytes is not known before: the
+    /// last ones may exceed the credit.
     async fn until_credit(&self) -> u32 {
         loop {
             let more = self.guest.more_credit.notified();

@@ -1,4 +1,5 @@
-//! What nodes do for each other: pools of peers as pools here, attempts of peers as tasks here, usage and limits over all nodes.
+//! What nodes do for each other: pools of peers as pools here, attempts of peers as tasks here, usage and limits over
+//! all nodes.
 
 pub(in crate::cluster) mod announce;
 pub(in crate::cluster) mod anti_affinity;

@@ -1,7 +1,7 @@
 //! Another node's pool as an engine of this one: what is asked of it goes over the link, and its tokens come back.
 //!
-//! One engine is good for one life of the link and one identity of the pool. When either is over, the engine has failed, its worker
-//! starts the next one, and that waits for the node to come back.
+//! One engine is good for one life of the link and one identity of the pool. When either is over, the engine has
+//! failed, its worker starts the next one, and that waits for the node to come back.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,8 @@
-//! Other nodes' pools as pools of this runtime: made when a node announces them, replaced when they become others, gone when they go.
+//! Other nodes' pools as pools of this runtime: made when a node announces them, replaced when they become others, gone
+//! when they go.
 //!
-//! A shadow is a pool like any other: admission, order, placement, supervision and resume need not know. Its engine is the link.
+//! A shadow is a pool like any other: admission, order, placement, supervision and resume need not know. Its engine is
+//! the link.
 
 use std::sync::Arc;
 
@@ -61,8 +63,8 @@ fn factory(peer: &Arc<PeerShared>, pool: &PoolId) -> EngineFactory {
     })
 }
 
-/// A pool of one replica that has all the places of the node's pool. It waits for its node as long as it takes, and is tried again at
-/// once.
+/// A pool of one replica that has all the places of the node's pool. It waits for its node as long as it takes, and is
+/// tried again at once.
 fn config(card: &PoolAdvertisement, node: &NodeName) -> PoolConfig {
     let base = PoolConfig::new(shadow_id(&card.pool, node), card.engine.clone(), card.spec.model.clone());
     PoolConfig {

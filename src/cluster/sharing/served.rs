@@ -1,8 +1,9 @@
-//! One fairness over many gateways: what a pool has served is told to the other nodes, so that each gateway's order knows what its clients
-//! got through the others, and each owner's what they got at other owners.
+//! One fairness over many gateways: what a pool has served is told to the other nodes, so that each gateway's order
+//! knows what its clients got through the others, and each owner's what they got at other owners.
 //!
-//! A unit of service counts once in each queue: where it was charged, or by the report of the node whose engine served it. A report leaves
-//! out what the receiver itself has sent, since that was charged there. It is sent with every look of a link, some 50 ms.
+//! A unit of service counts once in each queue: where it was charged, or by the report of the node whose engine served
+//! it. A report leaves out what the receiver itself has sent, since that was charged there. It is sent with every look
+//! of a link, some 50 ms.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! Conversations find their caches over all nodes: each node tells the others which conversations its own replicas have served, so that the
-//! next task of one goes where its cache is, whichever gateway it comes to. A hint, like all that is known of conversations.
+//! Conversations find their caches over all nodes: each node tells the others which conversations its own replicas have
+//! served, so that the next task of one goes where its cache is, whichever gateway it comes to. A hint, like all that
+//! is known of conversations.
 //!
 //! Spec: ORCH-3009.
 

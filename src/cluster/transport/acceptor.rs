@@ -1,7 +1,9 @@
-//! The way in for other nodes, and the way to theirs: handshakes with deadlines, few at once, and none that keeps others out.
+//! The way in for other nodes, and the way to theirs: handshakes with deadlines, few at once, and none that keeps
+//! others out.
 //!
-//! Each connection has a task of its own until it is introduced, so a silent one holds up nobody. When too many are under way, the one
-//! that has said nothing for longest makes room, and only when all have spoken the oldest. A good peer speaks at once.
+//! Each connection has a task of its own until it is introduced, so a silent one holds up nobody. When too many are
+//! under way, the one that has said nothing for longest makes room, and only when all have spoken the oldest. A good
+//! peer speaks at once.
 //!
 //! Spec: ORCH-3035, ORCH-3044.
 
@@ -69,7 +71,8 @@ pub enum AcceptorError {
     /// It could not be made, or broke.
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
-    /// No encrypted connection came about: no certificate, one that nobody vouches for, one that has expired, another name's.
+    /// No encrypted connection came about: no certificate, one that nobody vouches for, one that has expired, another
+    /// name's.
     #[error("the handshake failed: {0}")]
     Handshake(std::io::Error),
     /// The introduction failed.
@@ -152,8 +155,8 @@ impl Acceptor {
         self
     }
 
-    /// Shows another certificate from the next connection on, and asks another authority or list. Links that these do not vouch for are
-    /// judged anew; others stay.
+    /// Shows another certificate from the next connection on, and asks another authority or list. Links that these do
+    /// not vouch for are judged anew; others stay.
     pub fn renew(&self, identity: Identity) {
         *self.hall.identity.write() = Arc::new(identity);
         self.hall.roster.note_change();
@@ -194,7 +197,8 @@ impl Acceptor {
     /// Dials an address to find out which node is there.
     ///
     /// # Errors
-    /// As [`Acceptor::dial`]; also a refusal that says who is there ([`PeerRefusal::found`](crate::core::cluster::node::PeerRefusal::found)).
+    /// As [`Acceptor::dial`]; also a refusal that says who is there
+    /// ([`PeerRefusal::found`](crate::core::cluster::node::PeerRefusal::found)).
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection.
@@ -205,7 +209,8 @@ impl Acceptor {
         })
     }
 
-    /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction under way.
+    /// Lets peers in as long as somebody receives them. Runs in a task of its own; dropped, it ends every introduction
+    /// under way.
     pub fn open(
         &self,
         listener: TcpListener,
@@ -359,7 +364,8 @@ fn prepare(stream: &TcpStream) {
 }
 
 impl AcceptorCounts {
-    /// Counts what came to nothing since this node will have nothing to do with a peer, and returns whether it was that.
+    /// Counts what came to nothing since this node will have nothing to do with a peer, and returns whether it was
+    /// that.
     fn note_membership(&self, error: &AcceptorError) -> bool {
         let AcceptorError::Hello(HandshakeError::Refused(refusal)) = error else { return false };
         let count = match refusal {

@@ -1,8 +1,9 @@
-//! What two nodes say to each other first, over an encrypted connection: who they are, a proof that they know the cookie, and whether each
-//! takes the other. Both sides say the same three things, at the same time.
+//! What two nodes say to each other first, over an encrypted connection: who they are, a proof that they know the
+//! cookie, and whether each takes the other. Both sides say the same three things, at the same time.
 //!
-//! The proof is bound to the connection (by key material that TLS exports), to the role, and to both greetings, so that none can be
-//! recorded, reflected or passed on. These three messages never change their form: a newer node must still be able to say that it is newer.
+//! The proof is bound to the connection (by key material that TLS exports), to the role, and to both greetings, so that
+//! none can be recorded, reflected or passed on. These three messages never change their form: a newer node must still
+//! be able to say that it is newer.
 //!
 //! Spec: ORCH-3044.
 
@@ -92,7 +93,8 @@ enum Verdict {
     Refused { why: String },
 }
 
-/// Introduces this node, and hears who the other is. `judge` is told what the other says and whether it knows the cookie.
+/// Introduces this node, and hears who the other is. `judge` is told what the other says and whether it knows the
+/// cookie.
 ///
 /// # Errors
 /// [`HandshakeError`]; the connection is of no use any more. A peer that is refused has been told why.
@@ -126,8 +128,9 @@ pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// What shows that whoever says `said` in this role, and has heard `heard`, knows the cookie. Everything behind the cookie is of fixed
-/// length, so that nothing can be appended, and its own length comes first: no two inputs are written alike.
+/// What shows that whoever says `said` in this role, and has heard `heard`, knows the cookie. Everything behind the
+/// cookie is of fixed length, so that nothing can be appended, and its own length comes first: no two inputs are
+/// written alike.
 fn proof(side: &Side<'_>, role: Role, said: &[u8], heard: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"orchestrator-core node 1");

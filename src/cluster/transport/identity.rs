@@ -1,7 +1,7 @@
 //! What a node is known by: its name, a certificate for that name, and the cookie that all nodes of a cluster have.
 //!
-//! TLS 1.3 in both directions, always: each side shows a certificate, by the cluster's own authority. The cookie is a second factor, for
-//! the case that the authority signs for others too.
+//! TLS 1.3 in both directions, always: each side shows a certificate, by the cluster's own authority. The cookie is a
+//! second factor, for the case that the authority signs for others too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -118,7 +118,8 @@ impl Identity {
     /// Reads a node's certificate.
     ///
     /// # Errors
-    /// One line that says which file is wrong, and how; also when the certificate is not one for `name`, which every peer would refuse.
+    /// One line that says which file is wrong, and how; also when the certificate is not one for `name`, which every
+    /// peer would refuse.
     pub fn load(name: NodeName, cookie: Cookie, files: &CertificateFiles) -> Result<Self, String> {
         let chain = certificates(&files.certificate)?;
         if !chain.first().is_some_and(|own| is_for(own, &name)) {
@@ -159,7 +160,8 @@ impl Identity {
         self.ends
     }
 
-    /// What speaks now against a certificate that a handshake has found good: the authority has revoked it, or does not vouch any more.
+    /// What speaks now against a certificate that a handshake has found good: the authority has revoked it, or does not
+    /// vouch any more.
     pub(crate) fn objection(&self, name: &NodeName, shown: &Shown) -> Option<String> {
         let (own, behind) = shown.chain.split_first()?;
         let verdict = match shown.role {
@@ -176,8 +178,8 @@ impl Identity {
     }
 }
 
-/// Those who ask the authority and its revocation lists. A list counts until another takes its place, however old it is; an authority that
-/// has no list there has revoked nothing.
+/// Those who ask the authority and its revocation lists. A list counts until another takes its place, however old it
+/// is; an authority that has no list there has revoked nothing.
 fn verifiers(
     files: &CertificateFiles,
     roots: &Arc<RootCertStore>,
@@ -216,7 +218,8 @@ fn first_end(path: &str) -> Result<i64, String> {
     ends.flatten().ok_or_else(|| format!("{path}: a certificate that cannot be read"))
 }
 
-/// Takes every certificate that the cluster's authority vouches for: whose it is, the introduction compares with what the node says.
+/// Takes every certificate that the cluster's authority vouches for: whose it is, the introduction compares with what
+/// the node says.
 #[derive(Debug)]
 struct AnyNode {
     roots: Arc<RootCertStore>,

@@ -1,8 +1,8 @@
-//! What is read from certificates and revocation lists beside what the TLS library verifies: serial numbers, digests, ends, and what a list
-//! names.
+//! What is read from certificates and revocation lists beside what the TLS library verifies: serial numbers, digests,
+//! ends, and what a list names.
 //!
-//! Nothing is trusted and nothing is copied: a field that is not as it should be makes the whole `None`. Whether a signature is right is
-//! asked elsewhere.
+//! Nothing is trusted and nothing is copied: a field that is not as it should be makes the whole `None`. Whether a
+//! signature is right is asked elsewhere.
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
@@ -87,7 +87,8 @@ fn seconds(tag: u8, text: &[u8]) -> Option<i64> {
     Some(((days(year, month, day) * 24 + hour) * 60 + minute) * 60 + second)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar, whose years begin in March here: so the leap day is the last of a year.
+/// Days from 1970-01-01 to a date of the Gregorian calendar, whose years begin in March here: so the leap day is the
+/// last of a year.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
@@ -128,7 +129,8 @@ pub(crate) fn common_name(name: &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok().filter(|_| is_common_name)
 }
 
-/// What a revocation list names: serial numbers, and since when each does not count, in seconds since 1970. `None` when it is no list.
+/// What a revocation list names: serial numbers, and since when each does not count, in seconds since 1970. `None` when
+/// it is no list.
 #[cfg(any(feature = "service", test))]
 pub(crate) fn revoked(list: &[u8]) -> Option<Vec<(Vec<u8>, i64)>> {
     let mut inside = Der(list).enter()?.enter()?;

@@ -1,4 +1,5 @@
-//! What it takes to go from one configuration to another while the runtime serves (ORCH-3031). Decides nothing about when.
+//! What it takes to go from one configuration to another while the runtime serves (ORCH-3031). Decides nothing about
+//! when.
 
 use serde::Serialize;
 

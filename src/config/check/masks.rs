@@ -1,4 +1,5 @@
-//! Which workers may use which devices: masks are a law, and what would break it is a fault of the configuration (ORCH-3011).
+//! Which workers may use which devices: masks are a law, and what would break it is a fault of the configuration
+//! (ORCH-3011).
 
 use crate::config::{Config, ConfigError, PoolConfig, ReplicaConfig};
 use crate::core::id::DeviceMask;
@@ -31,7 +32,8 @@ pub(in crate::config) fn faults(config: &Config, faults: &mut Vec<ConfigError>) 
     }
 }
 
-/// Pools that are to be apart from this one exist, and do not share devices with it; hosts that it avoids are not this one.
+/// Pools that are to be apart from this one exist, and do not share devices with it; hosts that it avoids are not this
+/// one.
 fn affinity_faults(config: &Config, position: usize, faults: &mut Vec<ConfigError>) {
     let pool = &config.pools[position];
     let path = format!("pools[{position}].anti_affinity");

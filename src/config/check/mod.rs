@@ -94,7 +94,8 @@ impl Config {
 }
 
 impl ClientConfig {
-    /// What is wrong with it whatever pools there are; `path` is where it stands. The file of keys is held against the same.
+    /// What is wrong with it whatever pools there are; `path` is where it stands. The file of keys is held against the
+    /// same.
     pub(crate) fn faults(&self, path: &str) -> Vec<ConfigError> {
         let mut faults = Vec::new();
         let at = |field: &str| format!("{path}.{field}");

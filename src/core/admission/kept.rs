@@ -10,9 +10,9 @@ const WHOLE: u64 = 1 << 40;
 
 /// Things by client and by number, the oldest with the lowest. Numbers of a client only rise.
 ///
-/// The load of a client is the larger of its two parts of the bounds, divided by its weight. When a bound is exceeded, the client with
-/// the largest load holds more than its part by weight among those that hold anything, so whoever stays within its part never has to
-/// give way. Of clients with the same load the one with the oldest gives way first.
+/// The load of a client is the larger of its two parts of the bounds, divided by its weight. When a bound is exceeded,
+/// the client with the largest load holds more than its part by weight among those that hold anything, so whoever stays
+/// within its part never has to give way. Of clients with the same load the one with the oldest gives way first.
 #[derive(Debug)]
 pub struct Kept<T> {
     count_max: u64,
@@ -94,7 +94,8 @@ impl<T> Kept<T> {
         }
     }
 
-    /// Keeps one more of a client, which has this weight as of now. What is too much stays until [`evict`](Self::evict) is asked for it.
+    /// Keeps one more of a client, which has this weight as of now. What is too much stays until [`evict`](Self::evict)
+    /// is asked for it.
     pub fn insert(&mut self, client: &ClientId, weight: u32, number: u64, (bytes, what): (u64, T)) {
         let (was, held) = match self.by_client.get_mut(client) {
             Some(own) => {
@@ -137,13 +138,14 @@ impl<T> Kept<T> {
         Some(what)
     }
 
-    /// While there is too much, takes out the oldest of whoever holds most by its weight. That may be the newest of all, where it is the
-    /// only one of a client of little weight.
+    /// While there is too much, takes out the oldest of whoever holds most by its weight. That may be the newest of
+    /// all, where it is the only one of a client of little weight.
     pub fn evict(&mut self) -> Option<(ClientId, T)> {
         self.evict_unless(|_| false)
     }
 
-    /// The same where the newest of all, which has this number, stays: whoever has it as its oldest, and so has no other, gives no way.
+    /// The same where the newest of all, which has this number, stays: whoever has it as its oldest, and so has no
+    /// other, gives no way.
     pub fn evict_beside(&mut self, newest: u64) -> Option<(ClientId, T)> {
         self.evict_unless(|oldest| oldest == newest)
     }

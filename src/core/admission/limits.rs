@@ -1,7 +1,7 @@
 //! How fast a client may send, and how much it may have at once (ORCH-3006, ORCH-3036).
 //!
-//! Token buckets in integers: the same calls at the same moments give the same answers everywhere. Every "no" says how long
-//! until it could be a "yes", as far as that follows from the limit alone.
+//! Token buckets in integers: the same calls at the same moments give the same answers everywhere. Every "no" says how
+//! long until it could be a "yes", as far as that follows from the limit alone.
 
 use std::time::Duration;
 
@@ -109,8 +109,8 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// This node's part of them, in millionths, for a client that has `elsewhere` at other nodes. Counts are rounded up: with none of it
-    /// in use elsewhere, a node that has almost all of a small quota has all of it.
+    /// This node's part of them, in millionths, for a client that has `elsewhere` at other nodes. Counts are rounded
+    /// up: with none of it in use elsewhere, a node that has almost all of a small quota has all of it.
     #[must_use]
     pub fn part(self, millionths: u32, elsewhere: Held) -> Self {
         let part = |whole: u64, used: u64| {
@@ -125,8 +125,8 @@ impl Quotas {
         }
     }
 
-    /// The part with which this task may be begun: alone at its node it may have what is left of the whole, so that a large one is not kept
-    /// waiting for ever.
+    /// The part with which this task may be begun: alone at its node it may have what is left of the whole, so that a
+    /// large one is not kept waiting for ever.
     #[must_use]
     pub fn part_for(self, take: Demand, millionths: u32, elsewhere: Held) -> Self {
         let left = self.memory_bytes.map(|whole| whole.saturating_sub(elsewhere.memory_bytes));

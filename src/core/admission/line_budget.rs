@@ -1,5 +1,5 @@
-//! How many lines of the log a cause that costs its sender nothing may write: a burst, then a few each second. What has no line is counted,
-//! and the next line says how many there were.
+//! How many lines of the log a cause that costs its sender nothing may write: a burst, then a few each second. What has
+//! no line is counted, and the next line says how many there were.
 
 use std::collections::BTreeMap;
 

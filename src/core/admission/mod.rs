@@ -82,14 +82,14 @@ pub fn estimate_tokens(text: &str, bytes_per_token: u32) -> Tokens {
     Tokens(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
-/// Chooses the pool of a task: among those that serve what it asks for, take tasks and have room, the one that is predicted
-/// to start it first; the one configured first when equal. Allocates only to refuse.
+/// Chooses the pool of a task: among those that serve what it asks for, take tasks and have room, the one that is
+/// predicted to start it first; the one configured first when equal. Allocates only to refuse.
 ///
 /// # Errors
-/// `INVALID_PARAMS` when the request is wrong, nothing serves it or its client may not use what does. `POOL_UNREADY` when what
-/// serves it has not loaded its model and will try again; `POOL_UNAVAILABLE` when it drains, is stopped or broken;
-/// `REPLICA_EXHAUSTED` when of several pools each is full or out. A pool that is alone and full is chosen all the same: its
-/// queue knows best what to say.
+/// `INVALID_PARAMS` when the request is wrong, nothing serves it or its client may not use what does. `POOL_UNREADY`
+/// when what serves it has not loaded its model and will try again; `POOL_UNAVAILABLE` when it drains, is stopped or
+/// broken; `REPLICA_EXHAUSTED` when of several pools each is full or out. A pool that is alone and full is chosen all
+/// the same: its queue knows best what to say.
 pub fn route(request: &TaskRequest, pools: &[PoolFacts<'_>]) -> Result<Route, TaskError> {
     check_request(request)?;
     let mut refused = None;
@@ -334,8 +334,8 @@ fn check_inputs(request: &TaskRequest, pool: &PoolFacts<'_>, query: Tokens) -> R
     Ok(all)
 }
 
-/// The refusal of a task that would exceed one of its client's limits. `next_start` is the predicted time until one of the
-/// client's tasks leaves the queue.
+/// The refusal of a task that would exceed one of its client's limits. `next_start` is the predicted time until one of
+/// the client's tasks leaves the queue.
 pub fn over_limit(request: &TaskRequest, exceeded: Exceeded, next_start: Duration) -> TaskError {
     let client = &request.client_id;
     let reject = |text: String| TaskError::new(ErrorCode::AdmissionReject, text);
@@ -370,8 +370,8 @@ pub const QUOTA: &str = "quota";
 /// The policy that is named when a task could not start before its deadline.
 pub const DEADLINE: &str = "deadline";
 
-/// The refusal of a task that is predicted to start behind its deadline; `None` when it may come in time. One comes back
-/// when the wait has shrunk to the deadline.
+/// The refusal of a task that is predicted to start behind its deadline; `None` when it may come in time. One comes
+/// back when the wait has shrunk to the deadline.
 pub fn too_late(deadline: Duration, predicted: Duration) -> Option<TaskError> {
     let late = predicted.checked_sub(deadline).filter(|late| !late.is_zero())?;
     let (predicted, deadline) = (millis_ceil(predicted), millis_ceil(deadline));

@@ -13,9 +13,9 @@ pub struct Offer {
     pub has_room: bool,
 }
 
-/// How many guests each gateway may have here that have not begun: as many as there is room for. A full pool takes one, which waits: so the
-/// most deserving task of each gateway stands in the pool's own order, and no other is kept from another place for no use. None where
-/// nothing is Ready or the queue is full.
+/// How many guests each gateway may have here that have not begun: as many as there is room for. A full pool takes one,
+/// which waits: so the most deserving task of each gateway stands in the pool's own order, and no other is kept from
+/// another place for no use. None where nothing is Ready or the queue is full.
 pub fn guests_allowed(offer: Offer) -> u32 {
     match offer {
         Offer { slots: 0, .. } | Offer { has_room: false, .. } => 0,

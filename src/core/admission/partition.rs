@@ -1,10 +1,12 @@
-//! A client's limit, divided over the nodes through which it comes: shares that together never exceed the whole, and follow the demand.
+//! A client's limit, divided over the nodes through which it comes: shares that together never exceed the whole, and
+//! follow the demand.
 //!
-//! Every node that is known has an even part. Those that are linked put their parts together and divide them by what the client asked of
-//! each in the last second, a tenth of it evenly; a node that is not linked keeps its part. A share falls at once and rises late: only
-//! behind five seconds in which nothing spoke against it, all others having heard of it, and four in which nobody came or went, longer than it takes until a dead link is
-//! noticed on both sides. So no two nodes have one part at a time, and in any interval of T seconds a limit of R a second with a burst of B
-//! lets through no more than `R·T + B`, and one task of each node, which is never denied a burst of one.
+//! Every node that is known has an even part. Those that are linked put their parts together and divide them by what
+//! the client asked of each in the last second, a tenth of it evenly; a node that is not linked keeps its part. A share
+//! falls at once and rises late: only behind five seconds in which nothing spoke against it, all others having heard of
+//! it, and four in which nobody came or went, longer than it takes until a dead link is noticed on both sides. So no
+//! two nodes have one part at a time, and in any interval of T seconds a limit of R a second with a burst of B lets
+//! through no more than `R·T + B`, and one task of each node, which is never denied a burst of one.
 
 use std::collections::VecDeque;
 
@@ -12,8 +14,8 @@ use std::collections::VecDeque;
 pub const WHOLE: u32 = 1_000_000;
 /// Looks without a change of who is linked, before a share may rise.
 const CALM_LOOKS: u32 = 4;
-/// The last divisions of which the least counts. Nodes divide by demands that are up to two looks apart: with four divisions random demands
-/// came to 1.14 times the whole, with five never to more than the whole, with six to 0.98.
+/// The last divisions of which the least counts. Nodes divide by demands that are up to two looks apart: with four
+/// divisions random demands came to 1.14 times the whole, with five never to more than the whole, with six to 0.98.
 const LOOKS: usize = 6;
 /// One in so many parts is divided evenly, so that whoever comes to a node is not turned away for a second.
 const EVEN_SHARE: u64 = 10;
@@ -42,7 +44,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// A second has passed: the share that is in force from now on. `calm` counts the looks since somebody came or went.
+    /// A second has passed: the share that is in force from now on. `calm` counts the looks since somebody came or
+    /// went.
     pub fn look(&mut self, own: u32, others: &[u32], known: usize, calm: u32) -> u32 {
         let now = divide(own, others, known);
         self.last.push_back(now);
@@ -75,8 +78,8 @@ mod tests {
     }
 
     proptest! {
-        /// Nodes that look at different moments, with demands that are up to two looks old, and links that come and go, noticed by each side up to
-        /// three looks apart: the shares never exceed the whole.
+        /// Nodes that look at different moments, with demands that are up to two looks old, and links that come and go,
+        /// noticed by each side up to three looks apart: the shares never exceed the whole.
         #[test]
         fn together_no_more_than_the_whole(
             demands in prop::collection::vec([0_u32..100, 0_u32..100, 0_u32..100], 40),

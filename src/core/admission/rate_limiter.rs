@@ -60,7 +60,8 @@ impl<K: Ord + Clone> RateLimiter<K> {
         Turn::Behind(wait.min(WAIT_MAX))
     }
 
-    /// Notes what a request has cost that nobody could know before. At most as much is owed as makes the next one wait for long.
+    /// Notes what a request has cost that nobody could know before. At most as much is owed as makes the next one wait
+    /// for long.
     pub fn charge(&mut self, asker: &K, cost: f64, now: Timestamp) {
         let per_s = self.per_s;
         let left = self.left_mut(asker, now);

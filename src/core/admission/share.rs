@@ -6,10 +6,10 @@ use crate::core::id::ClientId;
 
 /// So much of something, held for clients.
 ///
-/// A client may hold as much as is left free behind it: alone it gets half, two that grow together a third each, and some is always left
-/// for whoever comes next, who may take any of it. That is the dynamic threshold of shared-memory switches with the factor 1
-/// (Choudhury and Hahne, *Dynamic queue length thresholds for shared-memory packet switches*, IEEE/ACM ToN 1998), which needs no
-/// list of who might come.
+/// A client may hold as much as is left free behind it: alone it gets half, two that grow together a third each, and
+/// some is always left for whoever comes next, who may take any of it. That is the dynamic threshold of shared-memory
+/// switches with the factor 1 (Choudhury and Hahne, *Dynamic queue length thresholds for shared-memory packet
+/// switches*, IEEE/ACM ToN 1998), which needs no list of who might come.
 #[derive(Debug)]
 pub struct Share {
     most: u64,
@@ -38,8 +38,8 @@ impl Share {
         self.by_client.get(client).copied().unwrap_or_default()
     }
 
-    /// Takes `amount` for a client, if that leaves it within its part; returns whether it did. `own` is what the taker holds of it
-    /// already: a client's first is bounded by what is free alone.
+    /// Takes `amount` for a client, if that leaves it within its part; returns whether it did. `own` is what the taker
+    /// holds of it already: a client's first is bounded by what is free alone.
     pub fn try_take(&mut self, client: &ClientId, amount: u64, own: u64) -> bool {
         let free = self.most.saturating_sub(self.used);
         let held = self.held(client);

@@ -1,9 +1,12 @@
-//! One side of the connection between two nodes: what may be sent, what must have come, and whether the other side lives.
+//! One side of the connection between two nodes: what may be sent, what must have come, and whether the other side
+//! lives.
 //!
-//! The bytes below are a stream that neither loses nor reorders, and whose own buffers have no bound. So nothing is ever sent again
-//! here: numbers find a peer that errs, acknowledgements bound what is under way, and a clock finds a peer that has stopped.
+//! The bytes below are a stream that neither loses nor reorders, and whose own buffers have no bound. So nothing is
+//! ever sent again here: numbers find a peer that errs, acknowledgements bound what is under way, and a clock finds a
+//! peer that has stopped.
 //!
-//! Spec: ORCH-3044. The bounds are those of a slow receiver: `flying + waiting <= window + outbox`, in bytes and in messages.
+//! Spec: ORCH-3044. The bounds are those of a slow receiver: `flying + waiting <= window + outbox`, in bytes and in
+//! messages.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -30,7 +33,8 @@ pub struct LinkPolicy {
 }
 
 impl Default for LinkPolicy {
-    /// A dead peer is known 3 s after its last word, 15 beats. A megabyte under way keeps a connection of 10 Gbit/s and 0.8 ms busy.
+    /// A dead peer is known 3 s after its last word, 15 beats. A megabyte under way keeps a connection of 10 Gbit/s and
+    /// 0.8 ms busy.
     fn default() -> Self {
         LinkPolicy {
             beat: Duration::from_millis(200),
@@ -278,8 +282,8 @@ mod tests {
     }
 
     proptest! {
-        /// Two sides over a wire that neither loses nor reorders: all arrives once and in order, within the bounds, and whoever is
-        /// blocked is freed by an acknowledgement that the other side owes.
+        /// Two sides over a wire that neither loses nor reorders: all arrives once and in order, within the bounds, and
+        /// whoever is blocked is freed by an acknowledgement that the other side owes.
         #[test]
         fn what_is_pushed_arrives_once_in_order_and_within_the_window(sizes in prop::collection::vec(0_usize..120, 1..80), steps in prop::collection::vec(0_u8..3, 1..400)) {
             let (mut near, mut far) = (Link::new(small(), at(0)), Link::<usize>::new(small(), at(0)));

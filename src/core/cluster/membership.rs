@@ -1,7 +1,7 @@
 //! Which nodes may link with this one: those that its configuration names, and none of those that it denies.
 //!
-//! A right certificate and the cookie say who a node is. Whether it may come is asked here, of those who dial and of those who are dialled,
-//! and again of every link when the rules change.
+//! A right certificate and the cookie say who a node is. Whether it may come is asked here, of those who dial and of
+//! those who are dialled, and again of every link when the rules change.
 //!
 //! Spec: ORCH-3035, ORCH-3044.
 

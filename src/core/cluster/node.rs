@@ -1,7 +1,8 @@
 //! Nodes: what they are called, which of their lives it is, and whom a node takes as a peer.
 //!
-//! Before anything else two nodes tell each other who they are, over a connection that is encrypted and whose certificate is known.
-//! What follows from that is decided here, so that each refusal names what was found and what would be right.
+//! Before anything else two nodes tell each other who they are, over a connection that is encrypted and whose
+//! certificate is known. What follows from that is decided here, so that each refusal names what was found and what
+//! would be right.
 //!
 //! Spec: ORCH-3044.
 
@@ -69,7 +70,8 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// One life of a node, from a start to its end: by chance, and new at every start. What an earlier life was lent is lost.
+/// One life of a node, from a start to its end: by chance, and new at every start. What an earlier life was lent is
+/// lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootId(pub u64);
@@ -196,7 +198,8 @@ impl PeerRefusal {
     }
 }
 
-/// Of two nodes that know each other's address, this one dials first; else both would, and each would end what the other has begun.
+/// Of two nodes that know each other's address, this one dials first; else both would, and each would end what the
+/// other has begun.
 pub fn dials_first(ours: &NodeName, theirs: &NodeName) -> bool {
     theirs > ours
 }

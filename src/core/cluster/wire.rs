@@ -65,7 +65,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     decode_within::<T, MESSAGE_BYTES_MAX>(bytes)
 }
 
-/// The same for a message of whom nobody knows yet: never allocates more than `MAX` bytes, whatever it says of its lengths.
+/// The same for a message of whom nobody knows yet: never allocates more than `MAX` bytes, whatever it says of its
+/// lengths.
 ///
 /// # Errors
 /// As [`decode`].

@@ -1,7 +1,8 @@
-//! Whether a device may be used: what it was seen to do decides when it is taken out, and when it is tried again (ORCH-3038, ORCH-3053).
+//! Whether a device may be used: what it was seen to do decides when it is taken out, and when it is tried again
+//! (ORCH-3038, ORCH-3053).
 //!
-//! A device that has failed is out for a wait that doubles with each failure, behind a breaker when it fails too often, and comes back
-//! with the first good look behind that. The caller brings the time; nothing here waits.
+//! A device that has failed is out for a wait that doubles with each failure, behind a breaker when it fails too often,
+//! and comes back with the first good look behind that. The caller brings the time; nothing here waits.
 
 use std::time::Duration;
 
@@ -107,8 +108,8 @@ pub struct Health {
     contained: bool,
 }
 
-/// The rule of devices: three failures within an hour come back after the wait, doubled each time; the fourth opens the breaker for
-/// ten minutes. A device that fails so often wants a person.
+/// The rule of devices: three failures within an hour come back after the wait, doubled each time; the fourth opens the
+/// breaker for ten minutes. A device that fails so often wants a person.
 pub fn policy(wait: Duration) -> RestartPolicy {
     RestartPolicy {
         intensity: 3,
@@ -196,7 +197,8 @@ impl Health {
         }
     }
 
-    /// Takes it out. One that is out already only has its reason replaced by a worse one: it has not come back in between.
+    /// Takes it out. One that is out already only has its reason replaced by a worse one: it has not come back in
+    /// between.
     pub fn fail(&mut self, now: Timestamp, failure: Failure) -> Change {
         if let Condition::Failed { until, .. } = self.condition {
             self.condition = Condition::Failed { failure, until };

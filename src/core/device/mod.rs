@@ -1,4 +1,5 @@
-//! Devices as values: which there are, what one look at them gives, and how a configuration's names for them are understood.
+//! Devices as values: which there are, what one look at them gives, and how a configuration's names for them are
+//! understood.
 
 #[doc(hidden)]
 pub mod health;
@@ -56,7 +57,8 @@ impl DeviceInfo {
         }
     }
 
-    /// Whether a model may be split over the two without a word about how: both have the same name, memory and capability.
+    /// Whether a model may be split over the two without a word about how: both have the same name, memory and
+    /// capability.
     pub fn is_like(&self, other: &DeviceInfo) -> bool {
         (&self.name, self.memory, self.compute_capability) == (&other.name, other.memory, other.compute_capability)
     }

@@ -1,5 +1,5 @@
-//! What the driver's XID numbers mean and do. The driver reports each as a bare number; what stands here follows NVIDIA's "XID Errors"
-//! catalogue and its recommended actions.
+//! What the driver's XID numbers mean and do. The driver reports each as a bare number; what stands here follows
+//! NVIDIA's "XID Errors" catalogue and its recommended actions.
 
 use serde::Serialize;
 
@@ -9,11 +9,11 @@ use serde::Serialize;
 pub enum XidEffect {
     /// Nothing now: it is counted and logged.
     Note,
-    /// A process on the device has lost its context, the device is well: engines on it are looked at, and those that do not answer
-    /// are started again.
+    /// A process on the device has lost its context, the device is well: engines on it are looked at, and those that do
+    /// not answer are started again.
     Process,
-    /// The device's memory is not to be trusted: its engines end, their tasks resume elsewhere. The driver does not say when it has been
-    /// reset; behind its wait a load with its self-test is the trial.
+    /// The device's memory is not to be trusted: its engines end, their tasks resume elsewhere. The driver does not say
+    /// when it has been reset; behind its wait a load with its self-test is the trial.
     Memory,
     /// The device does not work as it is: as for memory.
     Reset,
@@ -79,7 +79,8 @@ pub const XIDS: [XidRule; 30] = [
     row(155, Reset, "NVLink software-defined error"),
 ];
 
-/// What this number means. One that is not known is treated as one that leaves the device usable and its processes suspect.
+/// What this number means. One that is not known is treated as one that leaves the device usable and its processes
+/// suspect.
 pub fn xid(number: u64) -> XidRule {
     let found = XIDS.binary_search_by_key(&number, |rule| rule.number);
     found.map_or(row(number, Process, "not in the table"), |at| XIDS[at])

@@ -1,5 +1,5 @@
-//! Service that counts in more than one place: what one queue's accounts charge is told to the others that keep the same clients, on other
-//! nodes, and counts there as if it had been served there (FAIR-1).
+//! Service that counts in more than one place: what one queue's accounts charge is told to the others that keep the
+//! same clients, on other nodes, and counts there as if it had been served there (FAIR-1).
 
 use crate::core::fairness::Accounts;
 use crate::core::fairness::cost::price;
@@ -49,13 +49,15 @@ impl Accounts {
         let account = &mut self.accounts[slot as usize];
         let virtual_time = price(cost.unsigned_abs(), account.weight);
         let time = &mut account.time[class.index()];
-        // The least there is, when nothing of it has come in this class yet: it joins in at the start when something does.
+        // The least there is, when nothing of it has come in this class yet: it joins in at the start when something
+        // does.
         *time = time.saturating_add(if cost < 0 { -virtual_time } else { virtual_time });
     }
 }
 
 impl<T> Queue<T> {
-    /// A client has been served elsewhere: see [`Accounts`]. One that is not known here joins in as anybody does when it comes.
+    /// A client has been served elsewhere: see [`Accounts`]. One that is not known here joins in as anybody does when
+    /// it comes.
     pub fn serve_elsewhere(&mut self, accounts: &mut Accounts, client: &ClientId, class: Priority, cost: i64) {
         let Some(slot) = accounts.slot(client) else { return };
         accounts.serve_elsewhere(slot, class, cost);

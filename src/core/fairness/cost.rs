@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::units::Tokens;
 
-/// Virtual time: cost times [`SCALE`] divided by a weight. 128 bits never overflow: at 2^32 weighted tokens a second they
-/// last for 10^19 seconds.
+/// Virtual time: cost times [`SCALE`] divided by a weight. 128 bits never overflow: at 2^32 weighted tokens a second
+/// they last for 10^19 seconds.
 pub type Virtual = i128;
 
 /// Units of virtual time for one weighted token at weight 1. Large, so that a weight of a million still tells single

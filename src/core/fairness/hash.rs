@@ -9,8 +9,8 @@ use crate::core::id::TaskSeq;
 /// nobody can choose colliding ones, and SipHash would double the cost of a cancel. What comes from outside, such as a
 /// client's name, keeps the standard library's keyed hash.
 ///
-/// Sixteen numbers in a row fall into buckets in a row: tasks come in order and mostly go in order, so the next one's bucket
-/// is in the caches already. The blocks themselves are scattered.
+/// Sixteen numbers in a row fall into buckets in a row: tasks come in order and mostly go in order, so the next one's
+/// bucket is in the caches already. The blocks themselves are scattered.
 #[derive(Default)]
 pub struct SeqHasher(u64);
 

@@ -1,15 +1,15 @@
 //! Who has been served how much: the accounts that a pool's order rests on (FAIR-1).
 //!
-//! Two levels of virtual time. A *class* has a tag (start-time fair queueing, Goyal 1996), a *client* has a counter in each
-//! class (virtual token counter, "Fairness in Serving Large Language Models", OSDI 2024, here with weights). Both advance by
-//! the cost of what is dispatched, divided by the weight; whoever has the least is served next.
+//! Two levels of virtual time. A *class* has a tag (start-time fair queueing, Goyal 1996), a *client* has a counter in
+//! each class (virtual token counter, "Fairness in Serving Large Language Models", OSDI 2024, here with weights). Both
+//! advance by the cost of what is dispatched, divided by the weight; whoever has the least is served next.
 //!
-//! A task's cost is its prompt and its output in tokens, weighted. The output is not known when the task is dispatched, so an
-//! estimate is charged and corrected when it ends: in the end a client has paid exactly for what was computed for it. A task
-//! that comes back to be run again is refunded whole, so a lost attempt costs nobody.
+//! A task's cost is its prompt and its output in tokens, weighted. The output is not known when the task is dispatched,
+//! so an estimate is charged and corrected when it ends: in the end a client has paid exactly for what was computed for
+//! it. A task that comes back to be run again is refunded whole, so a lost attempt costs nobody.
 //!
-//! The accounts know nothing of what waits; [`Queue`](crate::core::queue::Queue) does. They outlive it, so that a queue that is
-//! built anew goes on where the last one stood.
+//! The accounts know nothing of what waits; [`Queue`](crate::core::queue::Queue) does. They outlive it, so that a queue
+//! that is built anew goes on where the last one stood.
 
 #[doc(hidden)]
 pub mod charge_feed;
@@ -33,8 +33,8 @@ use crate::core::id::{ClientId, SessionId, TaskSeq};
 use crate::core::task::Priority;
 use crate::core::units::Tokens;
 
-/// Clients without a task that are remembered, with their debts and their usual output. Beyond them one that was not seen for
-/// long is forgotten, and forgiven: what outsiders can make us remember has a bound.
+/// Clients without a task that are remembered, with their debts and their usual output. Beyond them one that was not
+/// seen for long is forgotten, and forgiven: what outsiders can make us remember has a bound.
 pub const IDLE_CLIENTS_MAX: usize = 16_384;
 
 /// A dispatched task that is not settled yet.
@@ -73,8 +73,9 @@ const _: () = assert!(size_of::<Account>() == 128 && std::mem::offset_of!(Accoun
 /// No slot.
 const NIL: u32 = u32::MAX;
 
-/// The clients without a task. When there are too many, a hand goes round over all clients and forgets the first without a
-/// task that it has not seen one of since it last passed ("second chance"): a task that comes or goes touches no list.
+/// The clients without a task. When there are too many, a hand goes round over all clients and forgets the first
+/// without a task that it has not seen one of since it last passed ("second chance"): a task that comes or goes touches
+/// no list.
 #[derive(Debug, Default)]
 struct Idle {
     count: usize,
@@ -90,15 +91,15 @@ pub struct Accounts {
     costs: CostWeights,
     /// Weight of each class.
     class_weights: [u32; 2],
-    /// Virtual time of one weighted token in each class: the other class's weight, by their greatest common divisor. The
-    /// shares are exact in integers, and nothing is divided.
+    /// Virtual time of one weighted token in each class: the other class's weight, by their greatest common divisor.
+    /// The shares are exact in integers, and nothing is divided.
     class_prices: [Virtual; 2],
     /// Virtual time of each class.
     tags: [Virtual; 2],
     /// Tag of the class that was dispatched last, before it was charged: where a class that was empty joins in.
     now: Virtual,
-    /// Of each class, the most that a client had when a task of it was dispatched, before it was charged: the start of what
-    /// runs now, where a client joins in.
+    /// Of each class, the most that a client had when a task of it was dispatched, before it was charged: the start of
+    /// what runs now, where a client joins in.
     start: [Virtual; 2],
     pub(in crate::core) accounts: Slab<Account>,
     by_id: HashMap<ClientId, u32>,
@@ -157,8 +158,8 @@ impl Accounts {
         self.slot(client).and_then(|slot| self.account(slot).usual.tokens())
     }
 
-    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are out, those in
-    /// `ended` left out. In the order of their names; one walk over all that are remembered.
+    /// Clients with a task that waits or is not settled: name, weight, tasks that wait in each class, tasks that are
+    /// out, those in `ended` left out. In the order of their names; one walk over all that are remembered.
     pub fn busy(&self, ended: &[TaskSeq]) -> Vec<(ClientId, u32, [u32; 2], u32)> {
         let mut over: HashMap<u32, u32> = HashMap::new(); // Looked up by key only.
         for charge in ended.iter().filter_map(|seq| self.charges.get(seq)) {
@@ -316,7 +317,8 @@ impl Accounts {
         }
     }
 
-    /// Forgets a client without a task. The hand goes round twice at most: the first time it clears what the second finds.
+    /// Forgets a client without a task. The hand goes round twice at most: the first time it clears what the second
+    /// finds.
     fn forget_one(&mut self) {
         for _ in 0..2 * self.idle.slots {
             let slot = self.idle.hand;
@@ -341,8 +343,9 @@ impl Accounts {
 
     /// A client that had nothing to dispatch has something now: it gets no credit for its absence, and keeps its debt.
     ///
-    /// It joins in at the start of what was dispatched last (start-time fair queueing) and not behind that one's charge, so
-    /// that beside a flood its first task is next; and no later than `least`, the least time of those who wait.
+    /// It joins in at the start of what was dispatched last (start-time fair queueing) and not behind that one's
+    /// charge, so that beside a flood its first task is next; and no later than `least`, the least time of those who
+    /// wait.
     pub(crate) fn catch_up(&mut self, slot: u32, class: Priority, least: Option<Virtual>) {
         let time = &mut self.accounts[slot as usize].time[class.index()];
         let start = self.start[class.index()];
@@ -368,8 +371,8 @@ impl Accounts {
         session.map(|session| self.sessions.insert(seq, session));
     }
 
-    /// Replaces a task's estimated charge by what was computed for it; returns the charge and the conversation that it kept
-    /// busy. `None` when it has none.
+    /// Replaces a task's estimated charge by what was computed for it; returns the charge and the conversation that it
+    /// kept busy. `None` when it has none.
     pub(crate) fn settle(&mut self, seq: TaskSeq, served: Served) -> Option<(Charge, Option<SessionId>)> {
         let charge = self.charges.remove(&seq)?;
         let cost = match served {

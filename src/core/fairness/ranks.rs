@@ -1,4 +1,5 @@
-//! Numbers in the order of names: two clients are compared without looking at their names, which lie anywhere in memory.
+//! Numbers in the order of names: two clients are compared without looking at their names, which lie anywhere in
+//! memory.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -8,8 +9,8 @@ use crate::core::id::ClientId;
 /// Distance of two neighbours after all have been numbered anew, and of a new last one from the one before it.
 const GAP: u64 = 1 << 32;
 
-/// The rank of each name. A new name gets a number between its neighbours' and changes no other; only where there is none
-/// left, all are numbered anew.
+/// The rank of each name. A new name gets a number between its neighbours' and changes no other; only where there is
+/// none left, all are numbered anew.
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
     by_name: BTreeMap<ClientId, u64>,

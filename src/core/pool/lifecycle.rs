@@ -18,7 +18,8 @@ pub enum ReplicaState {
     Ready,
     /// An attempt lost its engine: no new task until the engine has answered again.
     Suspect,
-    /// Its engine is well, and it takes no tasks: a reload is about to replace its model, or has done so and waits for others.
+    /// Its engine is well, and it takes no tasks: a reload is about to replace its model, or has done so and waits for
+    /// others.
     Reloading,
     /// It failed, and is started again at this moment.
     Backoff {

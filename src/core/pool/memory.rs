@@ -1,5 +1,5 @@
-//! Whether a model fits into memory before it is loaded (ORCH-3003), and how many slots a device that ran out of memory is good for
-//! (ORCH-3039).
+//! Whether a model fits into memory before it is loaded (ORCH-3003), and how many slots a device that ran out of memory
+//! is good for (ORCH-3039).
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ impl Need {
     }
 }
 
-/// Slots that a worker is good for. Each time its device runs out of memory there is room for one fewer than ran then; each quiet
-/// period gives one back, since what took the memory may have been a guest.
+/// Slots that a worker is good for. Each time its device runs out of memory there is room for one fewer than ran then;
+/// each quiet period gives one back, since what took the memory may have been a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotEstimate {
     total: u32,
@@ -49,8 +49,8 @@ impl SlotEstimate {
         self.now
     }
 
-    /// The device ran out of memory while this many tasks ran. One slot always stays. Whoever says so within [`SETTLE`] of another means
-    /// the same: a whole batch is lost at once, task by task.
+    /// The device ran out of memory while this many tasks ran. One slot always stays. Whoever says so within [`SETTLE`]
+    /// of another means the same: a whole batch is lost at once, task by task.
     pub fn on_out_of_vram(&mut self, now: Timestamp, running: u32) {
         if self.now < self.total && now.since(self.changed_at) < SETTLE {
             return;

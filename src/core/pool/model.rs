@@ -18,8 +18,8 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Whether a task that was accepted under another model may run on this one: it must have all that the task names. `aliases` are
-    /// other names by which its pool's model may be asked for.
+    /// Whether a task that was accepted under another model may run on this one: it must have all that the task names.
+    /// `aliases` are other names by which its pool's model may be asked for.
     ///
     /// # Errors
     /// The first field that it has not, what was asked for, and what there is.

@@ -1,9 +1,10 @@
-//! When a replica gets no tasks although its engine answers: its attempts fail one after another, or it says that it is busy.
+//! When a replica gets no tasks although its engine answers: its attempts fail one after another, or it says that it is
+//! busy.
 //!
-//! The model is Envoy's outlier detection with slow start. A failed attempt takes the replica out for a wait that doubles with each failure
-//! in a row, so whoever fails fastest is not free most often. Behind the wait it gets one task, then more with each sign that it works. An
-//! engine that says itself how long it wants to be left alone is left alone for that long, and keeps what it runs. The caller brings the
-//! time; nothing here waits.
+//! The model is Envoy's outlier detection with slow start. A failed attempt takes the replica out for a wait that
+//! doubles with each failure in a row, so whoever fails fastest is not free most often. Behind the wait it gets one
+//! task, then more with each sign that it works. An engine that says itself how long it wants to be left alone is left
+//! alone for that long, and keeps what it runs. The caller brings the time; nothing here waits.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ pub struct OutlierPolicy {
 pub struct Verdict {
     /// The replica gets no task before this moment.
     pub until: Timestamp,
-    /// The failure is the replica's, as far as can be known: another task failed on it just before, and nothing has succeeded since.
+    /// The failure is the replica's, as far as can be known: another task failed on it just before, and nothing has
+    /// succeeded since.
     pub is_the_replicas: bool,
 }
 
@@ -90,8 +92,8 @@ impl Outlier {
         Verdict { until: self.until, is_the_replicas }
     }
 
-    /// The attempt of `task` has panicked now. The first in a row says nothing of the others, which run in the same process and go on: it is
-    /// noted, and costs no wait. One that follows it is a failure as any.
+    /// The attempt of `task` has panicked now. The first in a row says nothing of the others, which run in the same
+    /// process and go on: it is noted, and costs no wait. One that follows it is a failure as any.
     pub fn on_panic(&mut self, now: Timestamp, begun: Timestamp, task: TaskSeq, beside: u32) -> Verdict {
         if self.failures > 0 {
             return self.on_failure(now, begun, task, beside);
@@ -101,7 +103,8 @@ impl Outlier {
         Verdict { until: now, is_the_replicas: false }
     }
 
-    /// The engine has turned a request away, and asks to be left alone for so long, if it says so. `beside` tasks run on it.
+    /// The engine has turned a request away, and asks to be left alone for so long, if it says so. `beside` tasks run
+    /// on it.
     pub fn on_busy(&mut self, now: Timestamp, asked: Option<Duration>, beside: u32) -> Timestamp {
         let wait = match asked {
             // One that asks for no wait at all is not asked again at once.

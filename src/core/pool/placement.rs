@@ -1,8 +1,8 @@
 //! Which replica runs a task (ORCH-3008, ORCH-3011, ORCH-3019).
 //!
-//! Among the Ready replicas inside the mask that have a free slot, the best by one fixed key: not where the task was just lost, session
-//! affinity, load, free VRAM, measured speed, position. Integers only, so the same situation gives the same answer everywhere, and
-//! every answer can say why, replica by replica.
+//! Among the Ready replicas inside the mask that have a free slot, the best by one fixed key: not where the task was
+//! just lost, session affinity, load, free VRAM, measured speed, position. Integers only, so the same situation gives
+//! the same answer everywhere, and every answer can say why, replica by replica.
 
 use serde::Serialize;
 

@@ -1,9 +1,9 @@
-//! The reload of a pool, step by step (ORCH-3031): the pool serves one model at every moment, and in the end all its replicas
-//! have the new one or all have the old one.
+//! The reload of a pool, step by step (ORCH-3031): the pool serves one model at every moment, and in the end all its
+//! replicas have the new one or all have the old one.
 //!
-//! Replicas are left and replaced one by one while the others serve. When half of them have the goal and are Ready, the pool
-//! changes over, in one step; the others are replaced as soon as their last task has ended. A reload that fails is the same
-//! walk back. Each step follows from what can be seen now, so whoever asks need not remember how far it was.
+//! Replicas are left and replaced one by one while the others serve. When half of them have the goal and are Ready, the
+//! pool changes over, in one step; the others are replaced as soon as their last task has ended. A reload that fails is
+//! the same walk back. Each step follows from what can be seen now, so whoever asks need not remember how far it was.
 
 /// One replica, as far as a reload is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,9 @@ pub enum Step {
     Done,
 }
 
-/// The next step towards `goal`, of a pool that serves `serving` now. On the way forward it is done when all replicas are loaded;
-/// on the way back, when all have their old model again, since what loaded once is the restart rule's to care for.
+/// The next step towards `goal`, of a pool that serves `serving` now. On the way forward it is done when all replicas
+/// are loaded; on the way back, when all have their old model again, since what loaded once is the restart rule's to
+/// care for.
 pub fn next(goal: u64, serving: u64, is_way_back: bool, replicas: &[Seen]) -> Step {
     let numbered = || (0u16..).zip(replicas);
     let at_goal = |seen: &Seen| seen.generation == goal;

@@ -115,7 +115,8 @@ impl RestartHistory {
         }
     }
 
-    /// Notes that the child has been good for something since this moment: an hour of trying to load a model is no life.
+    /// Notes that the child has been good for something since this moment: an hour of trying to load a model is no
+    /// life.
     pub fn on_healthy(&mut self, since: Timestamp) {
         self.healthy_since = Some(since);
     }

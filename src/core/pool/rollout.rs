@@ -1,8 +1,9 @@
 //! The rollout of a new model by percentage, and the way back when it does not do well (ORCH-3033).
 //!
-//! Two pools have a name in common, an alias. Of the tasks that ask for the alias, or for nothing in particular, a share goes to the
-//! pool with the new model: first a small one, then a larger one, each for a while. Conversations stay on their side, since it is drawn
-//! from their names. When the new side burns its error budget, or is not there, everything goes to the old side at once.
+//! Two pools have a name in common, an alias. Of the tasks that ask for the alias, or for nothing in particular, a
+//! share goes to the pool with the new model: first a small one, then a larger one, each for a while. Conversations
+//! stay on their side, since it is drawn from their names. When the new side burns its error budget, or is not there,
+//! everything goes to the old side at once.
 
 use std::time::Duration;
 

@@ -100,8 +100,9 @@ impl<E: Entry> SlotHeap<E> {
 
     /// Fills the hole at `at` from below.
     ///
-    /// A client that was just served belongs near the end nearly always. So the hole is first moved to the very end, past the
-    /// lesser of each two children, which takes one comparison a level and no guess of the processor's; and then back.
+    /// A client that was just served belongs near the end nearly always. So the hole is first moved to the very end,
+    /// past the lesser of each two children, which takes one comparison a level and no guess of the processor's; and
+    /// then back.
     fn sink(&mut self, mut at: usize, entry: E) {
         let top = at;
         loop {

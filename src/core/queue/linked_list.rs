@@ -9,8 +9,8 @@ use crate::core::task::Priority;
 /// Absent link.
 pub(in crate::core) const NIL: u32 = u32::MAX;
 
-/// The neighbours of a task in a chain. The head's `prev` and the tail's `next` mean nothing: whoever is at an end is told by
-/// the list, so that taking a head out need not touch the next one, which is seldom in the caches.
+/// The neighbours of a task in a chain. The head's `prev` and the tail's `next` mean nothing: whoever is at an end is
+/// told by the list, so that taking a head out need not touch the next one, which is seldom in the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::core) struct Links {
     pub(in crate::core) prev: u32,

@@ -1,11 +1,11 @@
 //! The order of a pool's queue, and its bound (ORCH-3004, ORCH-3005, FAIR-1).
 //!
-//! `class → client → lane → session gate`: the class with the least tag, in it the client with the least virtual time, in
-//! its lane the head. A head whose conversation has a task out already steps aside into the gate until that one has ended;
-//! a client that may not run more now is passed over. [`Accounts`] say who is least; this file says what waits.
+//! `class → client → lane → session gate`: the class with the least tag, in it the client with the least virtual time,
+//! in its lane the head. A head whose conversation has a task out already steps aside into the gate until that one has
+//! ended; a client that may not run more now is passed over. [`Accounts`] say who is least; this file says what waits.
 //!
-//! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and found by
-//! number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
+//! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and
+//! found by number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
 
 pub(in crate::core) mod class;
 #[doc(hidden)]
@@ -95,7 +95,8 @@ impl<T> Queue<T> {
         self.classes.iter().any(|class| !class.turns.is_empty())
     }
 
-    /// Takes a new task in at the end of its lane, or applies the full policy. The bounds hold afterwards. O(log clients).
+    /// Takes a new task in at the end of its lane, or applies the full policy. The bounds hold afterwards. O(log
+    /// clients).
     pub fn enqueue(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) -> Enqueued<T> {
         if arrival.seq <= self.newest && self.contains(arrival.seq) {
             return Enqueued::Duplicate;
@@ -114,14 +115,15 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Takes in a task that is dispatched before anything else happens, so that it does not wait and no bound concerns it.
+    /// Takes in a task that is dispatched before anything else happens, so that it does not wait and no bound concerns
+    /// it.
     pub fn pass_through(&mut self, accounts: &mut Accounts, arrival: Arrival<'_>, item: T) {
         let slot = accounts.slot(arrival.client);
         self.insert(accounts, arrival, slot, item, |_, _| NIL);
     }
 
-    /// Takes back a task that had been dispatched and shows nothing for it, or one that an earlier queue held: it keeps its
-    /// place by its number, and what it was charged is refunded.
+    /// Takes back a task that had been dispatched and shows nothing for it, or one that an earlier queue held: it keeps
+    /// its place by its number, and what it was charged is refunded.
     ///
     /// It was counted when it came, so no bound refuses it: the queue holds at most its capacity and the pool's slots.
     /// Returns whether it was taken; `false` when it waits already. O(log clients + tasks before it).
@@ -170,8 +172,8 @@ impl<T> Queue<T> {
         Some(self.remove(accounts, key).1)
     }
 
-    /// A dispatched task has come to its end: corrects what it was charged, and lets the next of its conversation go on.
-    /// Returns whether it was out at all.
+    /// A dispatched task has come to its end: corrects what it was charged, and lets the next of its conversation go
+    /// on. Returns whether it was out at all.
     pub fn settle(&mut self, accounts: &mut Accounts, seq: TaskSeq, served: Served) -> bool {
         let Some((charge, session)) = self.correct(accounts, seq, served) else { return false };
         if let Some(session) = &session {

@@ -65,7 +65,8 @@ pub struct ClientAhead {
     pub queued: u32,
 }
 
-/// Whose turn comes when, as of some moment: what explanations are read from, so that those who ask cost nobody else anything.
+/// Whose turn comes when, as of some moment: what explanations are read from, so that those who ask cost nobody else
+/// anything.
 #[derive(Debug)]
 pub struct Picture {
     /// Turns by class, the next one first.
@@ -149,8 +150,8 @@ impl<T> Queue<T> {
         Picture { order, places, first, running }
     }
 
-    /// Where this task stands, by a picture of a moment ago; `None` when it does not wait here. O(log clients), and what is before it in
-    /// its own lane is counted: for people who ask, not for the task path.
+    /// Where this task stands, by a picture of a moment ago; `None` when it does not wait here. O(log clients), and
+    /// what is before it in its own lane is counted: for people who ask, not for the task path.
     pub fn standing(
         &self,
         accounts: &Accounts,

@@ -21,7 +21,8 @@ impl ServiceRate {
     /// The expected time until `ahead` tasks have been started and one slot is free again, for a choice between pools.
     ///
     /// With `s` slots in steady use one becomes free each `hold_mean / s`; the first of them frees the way for the
-    /// task at position 0. With no Ready slot the pool counts as one slot, never as an excuse of zero: it has to load first.
+    /// task at position 0. With no Ready slot the pool counts as one slot, never as an excuse of zero: it has to load
+    /// first.
     pub fn wait(&self, ahead: u64) -> Duration {
         self.wait_in(ahead, self.slots_ready)
     }
@@ -31,8 +32,8 @@ impl ServiceRate {
         self.wait_in(ahead, if self.slots_ready > 0 { self.slots_ready } else { self.slots })
     }
 
-    /// When one who is refused should come back. While nothing has been measured that is at most the guess of one run: what is guessed to
-    /// take minutes may be over in a moment, and who stays away leaves the pool idle.
+    /// When one who is refused should come back. While nothing has been measured that is at most the guess of one run:
+    /// what is guessed to take minutes may be over in a moment, and who stays away leaves the pool idle.
     pub fn advice(&self, ahead: u64) -> Duration {
         let wait = self.predicted(ahead);
         if self.measured { wait } else { wait.min(self.hold_mean) }
@@ -56,11 +57,11 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// Expected dispatches before a task with `before` of its client's `own` waiting tasks in front of it; for a task that
-    /// is still to come, `before` and `own` are equal.
+    /// Expected dispatches before a task with `before` of its client's `own` waiting tasks in front of it; for a task
+    /// that is still to come, `before` and `own` are equal.
     ///
-    /// It takes every task to cost the same: its own lane, the share of the others meanwhile (half a round of them for the
-    /// last of its own), and what the other class gets by its weight.
+    /// It takes every task to cost the same: its own lane, the share of the others meanwhile (half a round of them for
+    /// the last of its own), and what the other class gets by its weight.
     pub fn ahead(&self, before: u32, own: u32, weight: u32, class: Priority) -> u64 {
         let (index, other) = (class.index(), 1 - class.index());
         let (before, weight) = (u64::from(before), u64::from(weight.max(1)));

@@ -1,8 +1,8 @@
 //! The session gate: of one conversation one task is out at a time, and the next waits here (FAIR-1, F8).
 //!
-//! A conversation is *closed* while a task of it is dispatched. A head of a lane that finds its conversation closed steps
-//! aside into the conversation's chain; when the one that is out has ended, the first of the chain goes back to the front of
-//! its lane. Tasks are kept by the queue; the gate knows their keys.
+//! A conversation is *closed* while a task of it is dispatched. A head of a lane that finds its conversation closed
+//! steps aside into the conversation's chain; when the one that is out has ended, the first of the chain goes back to
+//! the front of its lane. Tasks are kept by the queue; the gate knows their keys.
 
 use std::collections::HashMap;
 
@@ -72,7 +72,8 @@ impl Gate {
         session.closed || (session.chain.head != NIL && session.let_go != task)
     }
 
-    /// Whether those who stand aside here will be let go: a task of the conversation is out, or before them in its lane.
+    /// Whether those who stand aside here will be let go: a task of the conversation is out, or before them in its
+    /// lane.
     pub(in crate::core) fn will_let_go(&self, session: u32) -> bool {
         let session = &self.sessions[session as usize];
         session.closed || session.let_go != NIL
@@ -164,8 +165,8 @@ impl<T> Queue<T> {
         self.update_turn(accounts, slot, class);
     }
 
-    /// The task that this one comes before in this lane, or [`NIL`] at its end. Lanes are in the order of arrival, which is that of
-    /// the numbers but for tasks that were submitted in the same moment on several threads.
+    /// The task that this one comes before in this lane, or [`NIL`] at its end. Lanes are in the order of arrival,
+    /// which is that of the numbers but for tasks that were submitted in the same moment on several threads.
     pub(in crate::core) fn place(&self, lane: List, seq: TaskSeq) -> u32 {
         if lane.tail != NIL && self.nodes[lane.tail as usize].seq < seq {
             return NIL; // The usual case of a queue that is filled again in order.

@@ -1,9 +1,10 @@
 //! In what order those who wait for room try again: tenant by tenant, and of each the one who came first.
 //!
-//! Those who want the same thing stand in one lane, so who waits for a full pool holds up nobody who wants another. Of each lane one waiter
-//! at a time is called and tries; where it gets in the next is called, since there may be more room, and where it does not the next tenant's
-//! first is, since what is full for one need not be for another. When each tenant's first has been refused the lane waits until room is
-//! freed. The caller brings the words; nothing here waits.
+//! Those who want the same thing stand in one lane, so who waits for a full pool holds up nobody who wants another. Of
+//! each lane one waiter at a time is called and tries; where it gets in the next is called, since there may be more
+//! room, and where it does not the next tenant's first is, since what is full for one need not be for another. When
+//! each tenant's first has been refused the lane waits until room is freed. The caller brings the words; nothing here
+//! waits.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -215,7 +216,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, nobody who waits is forgotten: when room is freed often enough, everybody gets in, and each tenant's in order.
+        /// Whatever comes, nobody who waits is forgotten: when room is freed often enough, everybody gets in, and each
+        /// tenant's in order.
         #[test]
         fn nobody_is_forgotten(steps in proptest::collection::vec((0_u8..5, 0_usize..4, 0_u8..2), 1..200)) {
             let mut room = WaitingRoom::new(10_000);

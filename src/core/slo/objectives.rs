@@ -1,9 +1,9 @@
 //! The objectives of the service, per class, and how far they are met (ORCH-3041).
 //!
-//! *Interactive*: a task meets them when its first token comes in time, its first 64 tokens do (all of them, where there are
-//! fewer), and it does not fail. *Batch*: a task meets them when it does not fail; besides, while batch tasks wait, the slots must
-//! be in use. An objective's *burn rate* is the share that missed it over the share that may: at 1 the error budget is used up exactly
-//! (Beyer et al., The Site Reliability Workbook, chapter 5).
+//! *Interactive*: a task meets them when its first token comes in time, its first 64 tokens do (all of them, where
+//! there are fewer), and it does not fail. *Batch*: a task meets them when it does not fail; besides, while batch tasks
+//! wait, the slots must be in use. An objective's *burn rate* is the share that missed it over the share that may: at 1
+//! the error budget is used up exactly (Beyer et al., The Site Reliability Workbook, chapter 5).
 
 use std::collections::VecDeque;
 use std::ops::AddAssign;
@@ -80,7 +80,8 @@ pub struct Outcome {
     pub failed: bool,
 }
 
-/// Whether an accepted task that ended with this code counts against the service: full queues and wrong requests do not.
+/// Whether an accepted task that ended with this code counts against the service: full queues and wrong requests do
+/// not.
 pub fn counts_as_failure(code: ErrorCode) -> bool {
     !matches!(code, ErrorCode::AdmissionReject | ErrorCode::QueueFullDropLru | ErrorCode::InvalidParams)
 }

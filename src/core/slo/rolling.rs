@@ -1,7 +1,7 @@
 //! Durations of the last minute, or the last ten: a histogram for each slice of time, of which the old ones fall out.
 //!
-//! A window of six slices shows what came in the newest, open one and in the five before it. Nothing here reads a clock: whoever
-//! records or looks says what time it is. Empty slices cost nothing.
+//! A window of six slices shows what came in the newest, open one and in the five before it. Nothing here reads a
+//! clock: whoever records or looks says what time it is. Empty slices cost nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use histogram::{Bucket, Config, Histogram32};
 
 use crate::core::units::Timestamp;
 
-/// The buckets of every histogram of durations in microseconds: exact below 128, 64 for each power of two above. The middle of a bucket
-/// is at most 0.8 % from each value in it.
+/// The buckets of every histogram of durations in microseconds: exact below 128, 64 for each power of two above. The
+/// middle of a bucket is at most 0.8 % from each value in it.
 pub const BUCKETS: Config = match Config::new(6, 37) {
     Ok(buckets) => buckets,
     Err(_) => panic!("64 buckets for each of 37 powers of two"),

@@ -17,7 +17,8 @@ pub enum FinishReason {
     Length,
     /// The client ended it.
     Canceled,
-    /// The engine's context was full before the budget was used up. Written as `length`; the end says `cut_by: context` beside it.
+    /// The engine's context was full before the budget was used up. Written as `length`; the end says `cut_by: context`
+    /// beside it.
     #[serde(rename(serialize = "length", deserialize = "context"))]
     Context,
     /// A filter of the engine's ended it.
@@ -29,8 +30,8 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// The reason in the words of OpenAI's shape and of servers that are like it; `None` for one that says that the engine failed. The
-    /// empty word and `null` are no reason, and the caller's to leave out.
+    /// The reason in the words of OpenAI's shape and of servers that are like it; `None` for one that says that the
+    /// engine failed. The empty word and `null` are no reason, and the caller's to leave out.
     pub fn of_word(word: &str) -> Option<FinishReason> {
         match word {
             "stop" | "eos" | "eos_token" | "stop_sequence" | "stop_token" | "end_turn" | "stop_str" | "repetition" => {

@@ -85,8 +85,9 @@ impl Cause {
         self as usize
     }
 
-    /// The cause that an engine's own words give away: what it said before it ended, or in an error. `None` when they say nothing
-    /// of the kind. Engines have no common codes for these; the words are those of llama.cpp, PyTorch, CUDA and glibc.
+    /// The cause that an engine's own words give away: what it said before it ended, or in an error. `None` when they
+    /// say nothing of the kind. Engines have no common codes for these; the words are those of llama.cpp, PyTorch, CUDA
+    /// and glibc.
     pub fn of_words(text: &str) -> Option<Cause> {
         const DEVICE_LOST: [&str; 6] = [
             "gpu is lost",

@@ -99,7 +99,8 @@ pub struct TaskRequest {
 pub const MAX_TOKENS_DEFAULT: Tokens = Tokens(256);
 
 impl TaskRequest {
-    /// A completion of `prompt` for the anonymous client, everything else by default; it goes on when its readers are gone.
+    /// A completion of `prompt` for the anonymous client, everything else by default; it goes on when its readers are
+    /// gone.
     pub fn completion(prompt: impl Into<String>) -> Self {
         TaskRequest {
             task_id: None,
@@ -127,14 +128,15 @@ impl TaskRequest {
         }
     }
 
-    /// A vector for each of these texts, else as [`TaskRequest::completion`]. Each is one event of the stream, as a JSON array.
+    /// A vector for each of these texts, else as [`TaskRequest::completion`]. Each is one event of the stream, as a
+    /// JSON array.
     pub fn embedding(inputs: Vec<String>) -> Self {
         let max_tokens = Tokens(u32::try_from(inputs.len()).unwrap_or(u32::MAX));
         TaskRequest { workload: Workload::Embedding, inputs, max_tokens, ..TaskRequest::completion("") }
     }
 
-    /// A score for each of these texts, by how well it fits `query`, else as [`TaskRequest::completion`]. Each is one event of the
-    /// stream: `{"index":…,"score":…}`.
+    /// A score for each of these texts, by how well it fits `query`, else as [`TaskRequest::completion`]. Each is one
+    /// event of the stream: `{"index":…,"score":…}`.
     pub fn rerank(query: impl Into<String>, inputs: Vec<String>) -> Self {
         TaskRequest { workload: Workload::Rerank, prompt: query.into(), ..TaskRequest::embedding(inputs) }
     }
@@ -144,7 +146,8 @@ impl TaskRequest {
         self.pools.as_ref().is_none_or(|pools| pools.contains(pool))
     }
 
-    /// Whether this asks for the same work: all but the trace and the key's pools, which a second submission may have of its own.
+    /// Whether this asks for the same work: all but the trace and the key's pools, which a second submission may have
+    /// of its own.
     pub fn is_same(&self, other: &TaskRequest) -> bool {
         let work = |request: &TaskRequest| TaskRequest { traceparent: None, pools: None, ..request.clone() };
         self == other || work(self) == work(other)
@@ -260,8 +263,8 @@ impl TaskRequest {
         self
     }
 
-    /// The same request with a rule for the moment when its last reader is gone: [`OnDisconnect::Cancel`] is right for an answer that
-    /// somebody waits for, and cancels it behind the configuration's `disconnect_grace_ms`.
+    /// The same request with a rule for the moment when its last reader is gone: [`OnDisconnect::Cancel`] is right for
+    /// an answer that somebody waits for, and cancels it behind the configuration's `disconnect_grace_ms`.
     #[must_use]
     pub fn on_disconnect(mut self, rule: OnDisconnect) -> Self {
         self.on_disconnect = rule;

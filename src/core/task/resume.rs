@@ -1,7 +1,7 @@
 //! What becomes of a task whose attempt was lost: its engine died, hung or talked nonsense, or its worker failed.
 //!
-//! Because a replica set is deterministic, a lost attempt can be run again from the same seed: the tokens that the log has
-//! already are compared, the rest is appended, and whoever reads the stream sees each token once.
+//! Because a replica set is deterministic, a lost attempt can be run again from the same seed: the tokens that the log
+//! has already are compared, the rest is appended, and whoever reads the stream sees each token once.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,9 @@ pub enum OnLoss {
     RestartIfNoToken,
     /// It ends with `WORKER_RESET`.
     Fail,
-    /// It runs again behind the tokens that it has: the engine is given the prompt and the text so far. No token is repeated and
-    /// none compared; what follows is not what an undisturbed run would say, and the `started` event says so.
+    /// It runs again behind the tokens that it has: the engine is given the prompt and the text so far. No token is
+    /// repeated and none compared; what follows is not what an undisturbed run would say, and the `started` event says
+    /// so.
     Continue,
 }
 
@@ -37,7 +38,8 @@ pub enum DeterminismClass {
 }
 
 impl DeterminismClass {
-    /// The class that a self-test has shown: whether a run alone was repeated, and, where there is more than one slot, in a backlog.
+    /// The class that a self-test has shown: whether a run alone was repeated, and, where there is more than one slot,
+    /// in a backlog.
     pub fn shown(repeats_alone: bool, repeats_in_crowd: Option<bool>) -> Self {
         match (repeats_alone, repeats_in_crowd) {
             (false, _) => DeterminismClass::None,
@@ -66,8 +68,8 @@ pub struct LossRule {
 }
 
 impl LossRule {
-    /// The rule of a task: what it says itself, else what its pool says, else by what it asks for and the engine can do; of an engine
-    /// of an unknown class (`None`) the best is hoped, since each token is compared.
+    /// The rule of a task: what it says itself, else what its pool says, else by what it asks for and the engine can
+    /// do; of an engine of an unknown class (`None`) the best is hoped, since each token is compared.
     pub fn of(
         task: Option<OnLoss>,
         pool: Option<OnLoss>,

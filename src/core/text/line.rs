@@ -1,7 +1,7 @@
 //! Text from outside (an engine, a file, another node): one line of bounded length without control characters.
 //!
-//! Whatever takes such text into errors, logs, metrics or views holds it as a [`Line`], and a `Line` cannot be made without being
-//! cut and cleaned. So the bound holds behind every decoding, and no door has to remember it.
+//! Whatever takes such text into errors, logs, metrics or views holds it as a [`Line`], and a `Line` cannot be made
+//! without being cut and cleaned. So the bound holds behind every decoding, and no door has to remember it.
 
 use std::fmt;
 use std::ops::Deref;
@@ -11,8 +11,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// One line of at most `CHARS` characters and a note of what was cut.
 ///
-/// Control characters, line separators and characters that change the direction of what follows are spaces in it. What is cut ends
-/// with the length and a hash of the whole, so that two long texts that begin alike stay different.
+/// Control characters, line separators and characters that change the direction of what follows are spaces in it. What
+/// is cut ends with the length and a hash of the whole, so that two long texts that begin alike stay different.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Line<const CHARS: usize = 300>(Box<str>);
@@ -44,7 +44,8 @@ impl<const CHARS: usize> Line<CHARS> {
     }
 }
 
-/// Whether a character may be shown as it is: it neither controls a terminal, nor ends a line, nor changes the direction of text.
+/// Whether a character may be shown as it is: it neither controls a terminal, nor ends a line, nor changes the
+/// direction of text.
 pub fn is_plain(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{61c}' | '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

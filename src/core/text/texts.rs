@@ -1,4 +1,5 @@
-//! Lists of texts from outside that are read up to a bound, and no further: a list of a million empty texts takes more memory than its bytes.
+//! Lists of texts from outside that are read up to a bound, and no further: a list of a million empty texts takes more
+//! memory than its bytes.
 
 use std::fmt;
 

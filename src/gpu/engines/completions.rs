@@ -1,4 +1,5 @@
-//! What vLLM and every other server of OpenAI's shape have in common: which model is meant, how work is sent, what is counted.
+//! What vLLM and every other server of OpenAI's shape have in common: which model is meant, how work is sent, what is
+//! counted.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -90,8 +91,8 @@ impl Completions {
             Some((OLLAMA_VERSION, _)) => self.digest(&model.id).await?,
             _ => None,
         };
-        // The server knows no digest of its files, or does not tell it: what it says of the model's content stands in for it. How much
-        // room there is for it is not of its content.
+        // The server knows no digest of its files, or does not tell it: what it says of the model's content stands in
+        // for it. How much room there is for it is not of its content.
         let what = format!("{}\0{:?}\0{digest:?}", model.id, model.root);
         let version = version.map_or("unknown".to_owned(), |(_, version)| version);
         let name = self.kind.name;

@@ -1,8 +1,8 @@
 //! llama.cpp's own HTTP server, reached at a URL or started from a command.
 //!
-//! Each of our slots is one of the server's: a run names its slot, and after a stop the server's `/slots` says when that
-//! slot really computes nothing any more. InFlight that must be repeatable do not reuse a prompt's cache, since a partly
-//! cached prompt is evaluated in other batches and may round otherwise.
+//! Each of our slots is one of the server's: a run names its slot, and after a stop the server's `/slots` says when
+//! that slot really computes nothing any more. InFlight that must be repeatable do not reuse a prompt's cache, since a
+//! partly cached prompt is evaluated in other batches and may round otherwise.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -28,8 +28,8 @@ use crate::gpu::http::server::{ASK_TIMEOUT, Server};
 
 /// Time between the first looks at a slot that is being left.
 const SLOT_PERIOD: Duration = Duration::from_millis(5);
-/// Looks after which a slot that is still busy is given time. The server notices that a client has left only when it has had no result of any
-/// request for one second, and each look is a request.
+/// Looks after which a slot that is still busy is given time. The server notices that a client has left only when it
+/// has had no result of any request for one second, and each look is a request.
 const QUICK_LOOKS: u32 = 20;
 /// Time between the looks behind those: a second for the server, and some for the batch that it is at.
 const PATIENT_PERIOD: Duration = Duration::from_millis(1_500);
@@ -117,8 +117,8 @@ impl LlamaCpp {
         self.server.recognise_for_run(async || Ok(self.identify().await?.0)).await
     }
 
-    /// Returns with the next sign that this slot's run goes on, which shows nothing yet: its prompt is evaluated further. While text comes
-    /// nobody is asked.
+    /// Returns with the next sign that this slot's run goes on, which shows nothing yet: its prompt is evaluated
+    /// further. While text comes nobody is asked.
     async fn progress(&self, slot: u32, last: &AtomicU64) {
         let idle = Duration::from_millis(self.server.pool().timeouts.idle_ms);
         loop {

@@ -1,7 +1,8 @@
 //! Any server of OpenAI's shape: SGLang, TensorRT-LLM's `trtllm-serve`, Ollama and others, at a URL or from a command.
 //!
-//! What such a server has beyond `/v1/completions` and `/v1/models` differs, so each of it is asked for and none is relied on. Where it
-//! has counters of its runs (SGLang's are known), a stopped run counts as left by them; else when its connection is closed.
+//! What such a server has beyond `/v1/completions` and `/v1/models` differs, so each of it is asked for and none is
+//! relied on. Where it has counters of its runs (SGLang's are known), a stopped run counts as left by them; else when
+//! its connection is closed.
 
 use crate::gpu::engine::{Engine, EngineContext, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 use crate::gpu::engines::completions::{Completions, Kind};

@@ -1,4 +1,5 @@
-//! The words of OpenAI's completions, as vLLM and many others speak them: what is sent, and what the events of an answer mean.
+//! The words of OpenAI's completions, as vLLM and many others speak them: what is sent, and what the events of an
+//! answer mean.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -260,7 +261,8 @@ impl StreamDecoder for CompletionDecoder<'_, '_> {
 
     fn ended(&mut self, framed: bool) -> Result<Finish, EngineError> {
         let has_said_something = self.pieces > 0 || self.counted.is_some();
-        // A proxy in front may end an answer properly that was cut behind it: of a server that tells its ends, that is none.
+        // A proxy in front may end an answer properly that was cut behind it: of a server that tells its ends, that is
+        // none.
         if self.reason.is_some() || framed && has_said_something && !self.tells.load(Relaxed) {
             return Ok(self.end());
         }
@@ -268,9 +270,9 @@ impl StreamDecoder for CompletionDecoder<'_, '_> {
     }
 }
 
-/// Hands on the text of one event that carries several tokens; returns in how many pieces. Where one token ends and the next begins is
-/// not said, so the text is cut evenly: it comes as smoothly as it was computed, and what is run again is compared byte for byte, however
-/// it is cut.
+/// Hands on the text of one event that carries several tokens; returns in how many pieces. Where one token ends and the
+/// next begins is not said, so the text is cut evenly: it comes as smoothly as it was computed, and what is run again
+/// is compared byte for byte, however it is cut.
 fn push_tokens(text: &str, tokens: u32, out: &mut dyn TokenOutput) -> Result<u32, EngineError> {
     let (mut rest, mut pieces) = (text, 0);
     for left in (1..=tokens).rev() {
@@ -324,8 +326,8 @@ impl Models {
         self.data.iter().any(|model| model.id == id).then_some(()).ok_or_else(replaced)
     }
 
-    /// The served model that a pool means: the one of its name, else the only one. Where a server may list none, an empty list says nothing:
-    /// `transformers serve` lists what was downloaded, and not the folder that it serves.
+    /// The served model that a pool means: the one of its name, else the only one. Where a server may list none, an
+    /// empty list says nothing: `transformers serve` lists what was downloaded, and not the folder that it serves.
     ///
     /// # Errors
     /// [`EngineError::Preload`] with what is served.

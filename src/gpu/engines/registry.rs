@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::gpu::dyn_engine::{DynEngine, EngineFactory};
 use crate::gpu::engine::{Engine, EngineContext};
 
-/// What makes each engine that a configuration may name (`pools[].engine`). The service has one of its six engines; a host program makes
-/// its own, and gives it to [`Builder::engines`](crate::Builder::engines).
+/// What makes each engine that a configuration may name (`pools[].engine`). The service has one of its six engines; a
+/// host program makes its own, and gives it to [`Builder::engines`](crate::Builder::engines).
 ///
 /// ```
 /// use orchestrator_core::gpu::{EngineRegistry, SimEngine};
@@ -24,8 +24,8 @@ impl EngineRegistry {
         Self::default()
     }
 
-    /// The same with one engine more, or another of that name. `factory` makes one for each life of each worker; it runs on a thread where
-    /// it may block, may return a [`Result`] of an engine, and may panic: that is a failed load.
+    /// The same with one engine more, or another of that name. `factory` makes one for each life of each worker; it
+    /// runs on a thread where it may block, may return a [`Result`] of an engine, and may panic: that is a failed load.
     #[must_use]
     pub fn with<E, F>(mut self, name: impl Into<String>, factory: F) -> Self
     where

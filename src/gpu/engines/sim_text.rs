@@ -1,4 +1,5 @@
-//! What the simulated engine says: it follows from `{prompt, seed, sampler_profile_version, model_digest}` alone (ORCH-3045).
+//! What the simulated engine says: it follows from `{prompt, seed, sampler_profile_version, model_digest}` alone
+//! (ORCH-3045).
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 

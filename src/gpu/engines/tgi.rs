@@ -1,7 +1,7 @@
 //! Hugging Face's Text Generation Inference, reached at a URL or started from a command.
 //!
-//! It draws tokens only where it is told to and takes no zeros for "off", so neutral values are left out. Special tokens, such as the
-//! end of the text, are counted and not shown.
+//! It draws tokens only where it is told to and takes no zeros for "off", so neutral values are left out. Special
+//! tokens, such as the end of the text, are counted and not shown.
 
 use std::borrow::Cow;
 

@@ -1,8 +1,9 @@
-//! NVIDIA's Triton server with a model that generates text (`generate_stream`), reached at a URL or started from a command.
+//! NVIDIA's Triton server with a model that generates text (`generate_stream`), reached at a URL or started from a
+//! command.
 //!
-//! What a model takes is its own affair: the server says which inputs it has, and a parameter that it has no input for is refused
-//! instead of being ignored. A stream has no last event; it ends with the answer. Triton counts requests that have ended and none that
-//! run, so a stopped run counts as left when as many have ended as were sent.
+//! What a model takes is its own affair: the server says which inputs it has, and a parameter that it has no input for
+//! is refused instead of being ignored. A stream has no last event; it ends with the answer. Triton counts requests
+//! that have ended and none that run, so a stopped run counts as left when as many have ended as were sent.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -33,8 +34,8 @@ pub struct Triton {
     counted: Mutex<Counted>,
 }
 
-/// What the server's count of ended requests is held against. Begun anew whenever none of ours is out: others may send some, and of
-/// those that it refuses some are counted and some are not.
+/// What the server's count of ended requests is held against. Begun anew whenever none of ours is out: others may send
+/// some, and of those that it refuses some are counted and some are not.
 #[derive(Default)]
 struct Counted {
     /// Requests that the server counts, or is going to, since then.
@@ -46,12 +47,13 @@ struct Counted {
     ended_last: u64,
 }
 
-/// Still looks after which what is missing in the server's count is not late, but was never counted. One a second while nothing runs.
+/// Still looks after which what is missing in the server's count is not late, but was never counted. One a second while
+/// nothing runs.
 const STILL_LOOKS: u32 = 3;
 
 impl Counted {
-    /// Takes up the server's count while none of ours is out. An end is counted a moment after it is told, so a count that is behind
-    /// may only be late.
+    /// Takes up the server's count while none of ours is out. An end is counted a moment after it is told, so a count
+    /// that is behind may only be late.
     fn on_idle(&mut self, ended: u64) {
         let is_behind = ended.saturating_sub(self.ended_before) < self.sent;
         self.still = if is_behind && ended == self.ended_last { self.still + 1 } else { 0 };

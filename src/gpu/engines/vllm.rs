@@ -1,7 +1,8 @@
 //! vLLM's API server, reached at a URL or started from a command.
 //!
-//! It has no numbered slots: a stopped run counts as left when the engine's own gauges count no more runs than ours. An event may
-//! carry several tokens, so it is asked to count them. Chat templates play no part: prompts go to `/v1/completions` as they are.
+//! It has no numbered slots: a stopped run counts as left when the engine's own gauges count no more runs than ours. An
+//! event may carry several tokens, so it is asked to count them. Chat templates play no part: prompts go to
+//! `/v1/completions` as they are.
 
 use crate::core::task::resume::DeterminismClass;
 use crate::gpu::engine::{

@@ -1,8 +1,8 @@
 //! Connections to an engine's server, each driven by whoever waits for its answer.
 //!
-//! `hyper` speaks HTTP; its usual client gives each connection a task of its own, and every piece of an answer then costs a change of
-//! tasks there and back. An engine's tokens come as small pieces, often several at once: here whoever reads the body moves the bytes
-//! too, so that all that has arrived is read in one go.
+//! `hyper` speaks HTTP; its usual client gives each connection a task of its own, and every piece of an answer then
+//! costs a change of tasks there and back. An engine's tokens come as small pieces, often several at once: here whoever
+//! reads the body moves the bytes too, so that all that has arrived is read in one go.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,7 +32,8 @@ pub(crate) struct Link {
     driver: Driver,
 }
 
-/// Where another server may have come in the place of the one that was spoken to: a connection is new, or one was found closed.
+/// Where another server may have come in the place of the one that was spoken to: a connection is new, or one was found
+/// closed.
 #[derive(Default)]
 pub(crate) struct Gaps {
     seen: AtomicU64,
@@ -150,7 +151,8 @@ impl Answer {
 const TRAILING_MAX: usize = 4;
 
 impl Drop for Answer {
-    /// A stream's last event says that it is over, and the end of the body lies behind it: when that is at hand, the connection is kept.
+    /// A stream's last event says that it is over, and the end of the body lies behind it: when that is at hand, the
+    /// connection is kept.
     fn drop(&mut self) {
         for _ in 0..TRAILING_MAX {
             if self.link.is_none() {

@@ -1,4 +1,5 @@
-//! Streams as servers send them, each with what it means, cut at every byte: `tests/data/streams` says where they come from.
+//! Streams as servers send them, each with what it means, cut at every byte: `tests/data/streams` says where they come
+//! from.
 
 #![expect(clippy::print_stdout, reason = "a test that says how much it looked at")]
 

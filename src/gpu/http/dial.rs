@@ -1,4 +1,5 @@
-//! A connection to a host by its name: all its addresses are tried, side by side, and an error says what became of each (RFC 8305).
+//! A connection to a host by its name: all its addresses are tried, side by side, and an error says what became of each
+//! (RFC 8305).
 
 use std::net::SocketAddr;
 use std::time::Duration;

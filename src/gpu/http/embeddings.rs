@@ -1,5 +1,5 @@
-//! Embeddings and ranking: one answer, not a stream. Each input's result is one event of the task's stream, as JSON: a vector, or
-//! `{"index":…,"score":…}`.
+//! Embeddings and ranking: one answer, not a stream. Each input's result is one event of the task's stream, as JSON: a
+//! vector, or `{"index":…,"score":…}`.
 
 use std::fmt;
 
@@ -26,8 +26,8 @@ const ESCAPED: usize = 6;
 /// Most numbers of a vector.
 const DIMENSIONS_MAX: usize = 65_536;
 
-/// A vector as it is handed on: the text of a JSON array of numbers. It is made number by number, so that a large answer is in memory as
-/// two texts and nothing more.
+/// A vector as it is handed on: the text of a JSON array of numbers. It is made number by number, so that a large
+/// answer is in memory as two texts and nothing more.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct VectorText(String);
 

@@ -1,5 +1,5 @@
-//! Bytes of all kinds into everything that reads an engine's stream: no panic, no standstill, whatever comes. `FUZZ_SECONDS` says for how
-//! long each reader is tried.
+//! Bytes of all kinds into everything that reads an engine's stream: no panic, no standstill, whatever comes.
+//! `FUZZ_SECONDS` says for how long each reader is tried.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

@@ -10,10 +10,12 @@ impl Server {
         let _ = self.known.set((info.engine_version.clone(), info.model_digest.clone())); // Loaded once.
     }
 
-    /// Makes sure, before a run, that the server is still the one that was loaded: the connection that the run will have is open behind it.
+    /// Makes sure, before a run, that the server is still the one that was loaded: the connection that the run will
+    /// have is open behind it.
     ///
     /// # Errors
-    /// [`EngineError::Replaced`] when it is another one, [`EngineError::Unreachable`], and else [`EngineError::Busy`]: nothing has run.
+    /// [`EngineError::Replaced`] when it is another one, [`EngineError::Unreachable`], and else [`EngineError::Busy`]:
+    /// nothing has run.
     pub(crate) async fn recognise_for_run<F>(&self, identify: impl FnOnce() -> F) -> Result<(), EngineError>
     where
         F: Future<Output = Result<EngineInfo, EngineError>>,
@@ -27,8 +29,8 @@ impl Server {
         })
     }
 
-    /// Makes sure that the server is still the one that was loaded, where another may have come in its place: a connection is new, or was
-    /// found closed. `identify` asks it.
+    /// Makes sure that the server is still the one that was loaded, where another may have come in its place: a
+    /// connection is new, or was found closed. `identify` asks it.
     ///
     /// # Errors
     /// [`EngineError::Replaced`] when it is another one; what it answers when it cannot be asked.

@@ -1,5 +1,5 @@
-//! Which runs an engine without numbered slots is at work on, by our own knowledge: what its counters are held against when a
-//! run is stopped.
+//! Which runs an engine without numbered slots is at work on, by our own knowledge: what its counters are held against
+//! when a run is stopped.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::gpu::engine::{EngineContext, EngineError, Finish};
 
 /// Time between two looks at an engine's counters while a run is being left.
 const LOOK_PERIOD: Duration = Duration::from_millis(10);
-/// Good looks in a row after which a run counts as left. More for one that was dropped before its answer had begun: the engine
-/// may still have had to take it up.
+/// Good looks in a row after which a run counts as left. More for one that was dropped before its answer had begun: the
+/// engine may still have had to take it up.
 const LOOKS: u32 = 2;
 const LOOKS_UNANSWERED: u32 = 10;
 
@@ -57,7 +57,8 @@ impl InFlight {
         self.now.iter().chain(&self.dropped).all(|run| run.load(SeqCst) == IDLE)
     }
 
-    /// InFlight that the engine is sure to count: those that have given text, and those that it must have taken up by now.
+    /// InFlight that the engine is sure to count: those that have given text, and those that it must have taken up by
+    /// now.
     pub(crate) fn counted(&self) -> u32 {
         let taken_up = self.env.now().as_micros().saturating_sub(TAKEN_UP_US);
         let is_counted = |(run, since): &(&AtomicU8, &AtomicU64)| match run.load(SeqCst) {
@@ -68,8 +69,8 @@ impl InFlight {
         self.now.iter().zip(&self.since).filter(is_counted).count() as u32
     }
 
-    /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a row, counts
-    /// no more runs than those of ours that it is sure to count. `busy` asks it.
+    /// Returns when the run that was dropped in `slot` computes nothing any more: when the engine, several times in a
+    /// row, counts no more runs than those of ours that it is sure to count. `busy` asks it.
     pub(crate) async fn until_stopped<F: Future<Output = Busy>>(&self, slot: u32, busy: impl Fn() -> F) {
         let mut looks_left = match self.dropped[slot as usize].load(SeqCst) {
             IDLE => return,

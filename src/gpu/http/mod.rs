@@ -167,8 +167,9 @@ impl HttpClient {
 
     /// Sends a request and returns the answer's head, its body still to come.
     ///
-    /// A server may close a connection that it kept open at the very moment we use it again. So a request on a connection that has
-    /// served before, which ended without the head of an answer, is sent once more. On a fresh one it is not: that was its own end.
+    /// A server may close a connection that it kept open at the very moment we use it again. So a request on a
+    /// connection that has served before, which ended without the head of an answer, is sent once more. On a fresh one
+    /// it is not: that was its own end.
     ///
     /// # Cancel safety
     /// Dropping the future, or the answer before its end, closes the connection.
@@ -277,8 +278,8 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers the first `answers` requests of each connection and closes it at the next one; tells how many
-    /// connections there were.
+    /// A server that answers the first `answers` requests of each connection and closes it at the next one; tells how
+    /// many connections there were.
     async fn serve(answers: usize) -> (HttpClient, Arc<AtomicUsize>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let client = HttpClient::new(&format!("http://{}", listener.local_addr().unwrap()), None);

@@ -1,7 +1,8 @@
-//! What an engine means when it says no: by its status, and by its words where the status says little or comes inside a stream.
+//! What an engine means when it says no: by its status, and by its words where the status says little or comes inside a
+//! stream.
 //!
-//! Told apart are: a request that is wrong (it would be refused again), an engine that is busy (nothing has happened, later it takes it),
-//! a context that is full of several runs, and everything else, which is a lost run.
+//! Told apart are: a request that is wrong (it would be refused again), an engine that is busy (nothing has happened,
+//! later it takes it), a context that is full of several runs, and everything else, which is a lost run.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ const SAID_CHARS_MAX: usize = 280;
 /// Longest wait that an engine may ask for; what is beyond it counts as this much.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
-/// Words by which servers call a request wrong, without case and punctuation. Those that begin with `invalid`, `unsupported` or `missing`
-/// are others.
+/// Words by which servers call a request wrong, without case and punctuation. Those that begin with `invalid`,
+/// `unsupported` or `missing` are others.
 const WRONG: [&str; 17] = [
     "badrequest",
     "badrequesterror",
@@ -156,7 +157,8 @@ fn said_in(event: &Value) -> String {
     text.chars().take(SAID_CHARS_MAX).collect()
 }
 
-/// How long an answer asks to be left alone: seconds, milliseconds where a server says those, or a date beside its own clock's.
+/// How long an answer asks to be left alone: seconds, milliseconds where a server says those, or a date beside its own
+/// clock's.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |name: &str| text(name)?.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);

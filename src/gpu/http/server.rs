@@ -1,4 +1,5 @@
-//! What all engines behind HTTP share: a server that is reached or started, waited for, asked, streamed from and watched.
+//! What all engines behind HTTP share: a server that is reached or started, waited for, asked, streamed from and
+//! watched.
 
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -31,9 +32,11 @@ pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes from which on an answer is parsed off the runtime's threads.
 const LARGE_BYTES: usize = 256 * 1024;
-/// Refusals that say nothing of whether a server has what it was asked for: it is busy. Any other 4xx, and 501, says that it has none.
+/// Refusals that say nothing of whether a server has what it was asked for: it is busy. Any other 4xx, and 501, says
+/// that it has none.
 const ASK_LATER: [u16; 3] = [408, 425, 429];
-/// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the body.
+/// How long the rest of an answer may take whose run is known to be over: counts that come last, and the end of the
+/// body.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An engine's server, at the pool's `url` or from its `command`.
@@ -62,7 +65,8 @@ pub(crate) trait StreamDecoder: Send {
         false
     }
 
-    /// The answer has ended without a last event. `framed` says whether its end was told, and not only the connection's.
+    /// The answer has ended without a last event. `framed` says whether its end was told, and not only the
+    /// connection's.
     ///
     /// # Errors
     /// [`EngineError::Lost`], where that is no end.
@@ -106,7 +110,8 @@ impl Server {
         Ok((format!("http://127.0.0.1:{}", ports.0[0]), Some((process, ports))))
     }
 
-    /// Starts the server, if it is ours to start, and waits until `ready` is answered with success. Returns its process.
+    /// Starts the server, if it is ours to start, and waits until `ready` is answered with success. Returns its
+    /// process.
     ///
     /// # Errors
     /// [`EngineError`] when it cannot be started, or has ended.
@@ -176,7 +181,8 @@ impl Server {
         Some(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// How many runs it computes by its own figures, which `read` takes from their text; a server that has none gives an empty one.
+    /// How many runs it computes by its own figures, which `read` takes from their text; a server that has none gives
+    /// an empty one.
     pub(crate) async fn busy(&self, read: impl Fn(&str) -> Option<u32>) -> Busy {
         let Ok(client) = self.client() else { return Busy::Gone };
         let runs = match client.get("/metrics", FIGURES_TIMEOUT).await {
@@ -188,8 +194,9 @@ impl Server {
         runs.map_or(Busy::Unknown, Busy::InFlight)
     }
 
-    /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun; `signs`, which is given
-    /// the count of what was heard so far, returns with each sign of life that the server gives elsewhere.
+    /// Sends a request and reads its streamed answer to its end. `answered` is called when the answer has begun;
+    /// `signs`, which is given the count of what was heard so far, returns with each sign of life that the server gives
+    /// elsewhere.
     ///
     /// # Errors
     /// [`EngineError`] when the run did not come to its end.
@@ -254,7 +261,8 @@ impl Server {
         }
     }
 
-    /// Sends a request and reads its whole JSON answer, of at most `bytes_max`. A large one is read off the runtime's threads.
+    /// Sends a request and reads its whole JSON answer, of at most `bytes_max`. A large one is read off the runtime's
+    /// threads.
     ///
     /// # Errors
     /// [`EngineError`] when there is no good one.

@@ -1,7 +1,8 @@
-//! Server-sent events, as engines send them: bytes in, events and comments out, by the WHATWG's definition of event streams.
+//! Server-sent events, as engines send them: bytes in, events and comments out, by the WHATWG's definition of event
+//! streams.
 //!
-//! A byte order mark may come first; lines may end in LF, CR or CRLF, wherever the chunks are cut; a field may lack its colon. Comments
-//! are told, since servers send them to show that they live. Memory is bounded by [`EVENT_BYTES_MAX`].
+//! A byte order mark may come first; lines may end in LF, CR or CRLF, wherever the chunks are cut; a field may lack its
+//! colon. Comments are told, since servers send them to show that they live. Memory is bounded by [`EVENT_BYTES_MAX`].
 
 use std::ops::ControlFlow;
 
@@ -46,8 +47,8 @@ pub(crate) struct SseParser {
 }
 
 impl SseParser {
-    /// Takes the next bytes and calls `event` with each event and comment that they complete, until it breaks: then nothing more is
-    /// parsed.
+    /// Takes the next bytes and calls `event` with each event and comment that they complete, until it breaks: then
+    /// nothing more is parsed.
     ///
     /// # Errors
     /// [`EventTooLong`]; nothing more can be parsed then.
@@ -85,8 +86,8 @@ impl SseParser {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The stream is over, and its end was told: what stands behind the last blank line is an event too, although the definition would
-    /// drop it. Servers exist that leave their last line feeds out.
+    /// The stream is over, and its end was told: what stands behind the last blank line is an event too, although the
+    /// definition would drop it. Servers exist that leave their last line feeds out.
     ///
     /// # Errors
     /// [`EventTooLong`].

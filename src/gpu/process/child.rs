@@ -1,5 +1,5 @@
-//! An engine's process: started in its own group with its device mask near to its devices and an environment of its own, its output in
-//! our log, ended with its owner, even if that is killed itself.
+//! An engine's process: started in its own group with its device mask near to its devices and an environment of its
+//! own, its output in our log, ended with its owner, even if that is killed itself.
 
 use std::collections::VecDeque;
 use std::process::Stdio;
@@ -28,9 +28,9 @@ const LINE_BYTES_MAX: usize = 2048;
 /// Lines that are kept to explain an exit.
 const LAST_LINES: usize = 8;
 
-/// The watcher of an engine's group: it reads from a pipe whose other end only we hold. When we are gone, however that came about, it
-/// reads the end and kills the group, itself included. The system's own means (`PR_SET_PDEATHSIG`) would need `unsafe`, goes by
-/// threads and not by processes, and would leave behind what the engine has started.
+/// The watcher of an engine's group: it reads from a pipe whose other end only we hold. When we are gone, however that
+/// came about, it reads the end and kills the group, itself included. The system's own means (`PR_SET_PDEATHSIG`) would
+/// need `unsafe`, goes by threads and not by processes, and would leave behind what the engine has started.
 const WATCH: &str = "trap '' TERM HUP INT QUIT USR1 USR2 ALRM; read -r _; kill -KILL 0";
 
 /// How long what an engine had started may take to be gone behind its SIGKILL, and the time between two looks.
@@ -40,7 +40,8 @@ const GROUP_END_PERIOD: Duration = Duration::from_millis(5);
 /// How long the last lines of a process that has ended are waited for.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A running process and all that it started. Dropping it ends the whole group: SIGTERM, and SIGKILL when its time is over.
+/// A running process and all that it started. Dropping it ends the whole group: SIGTERM, and SIGKILL when its time is
+/// over.
 pub(crate) struct EngineProcess {
     group: Option<Pid>,
     /// The group's number, for looking whether any of it is left.
@@ -63,8 +64,8 @@ pub(crate) struct EngineProcess {
 impl EngineProcess {
     /// Starts `command` for this worker.
     ///
-    /// Its watcher follows it by microseconds: killed in between, we would leave an engine behind. Of the files that we have opened it is
-    /// left none: they are closed when a program begins.
+    /// Its watcher follows it by microseconds: killed in between, we would leave an engine behind. Of the files that we
+    /// have opened it is left none: they are closed when a program begins.
     ///
     /// # Errors
     /// What the system says when it cannot be started, or why it cannot run as the user that its pool names.
@@ -129,7 +130,8 @@ impl EngineProcess {
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         self.kill_group(); // What it had started must not outlive it.
-        // What it said last may still lie in the pipes; whoever keeps them open from outside the group is not waited for.
+        // What it said last may still lie in the pipes; whoever keeps them open from outside the group is not waited
+        // for.
         let _ = timeout(LAST_WORDS_TIMEOUT, async { while self.readers.join_next().await.is_some() {} }).await;
         let how = status.map_or(Exit::Unknown, |status| match (status.code(), status.signal()) {
             (Some(code), _) => Exit::Code(code),
@@ -174,7 +176,8 @@ fn run_as(command: &mut Command, account: Option<&Account>) {
     }
 }
 
-/// Starts the watcher of this group. It must be able to kill the group; where root can, the group cannot kill the watcher.
+/// Starts the watcher of this group. It must be able to kill the group; where root can, the group cannot kill the
+/// watcher.
 fn watch(group: i32, account: Option<&Account>) -> std::io::Result<OwnChild> {
     let mut watcher = Command::new("/bin/sh");
     watcher.args(["-c", WATCH, "engine-watcher"]).env_clear().process_group(group).kill_on_drop(true);

@@ -26,8 +26,8 @@ const KNOWN_MAX: usize = 1_024;
 /// What makes a file the same: size, time of its last change in nanoseconds, device and inode.
 type Mark = (u64, i128, u64, u64);
 
-/// Digests of files that have been read, by path. A cache of facts about the host, so one for the process. The inner lock is held
-/// while a file is read: whoever needs the same one meanwhile waits for it instead of reading it too.
+/// Digests of files that have been read, by path. A cache of facts about the host, so one for the process. The inner
+/// lock is held while a file is read: whoever needs the same one meanwhile waits for it instead of reading it too.
 type Known = BTreeMap<String, Arc<tokio::sync::Mutex<Option<(Mark, String)>>>>;
 static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 
@@ -64,7 +64,8 @@ async fn digest_of(path: &str, replica: &ReplicaId) -> Result<String, EngineErro
         return Ok(digest.clone());
     }
     let (owned, replica) = (path.to_owned(), replica.clone());
-    // The thread has the lock: should nobody wait for it any more, what it finds is known all the same, and nobody reads beside it.
+    // The thread has the lock: should nobody wait for it any more, what it finds is known all the same, and nobody
+    // reads beside it.
     let read = threads::run("model-digest", move || {
         let digest = read(&owned, &replica)?;
         *entry = Some((mark, digest.clone())); // As it was before: one that changed meanwhile is read again.

@@ -1,4 +1,5 @@
-//! The environment of an engine's process: built variable by variable, not inherited. [`crate::config::ProcessConfig`] has the rules.
+//! The environment of an engine's process: built variable by variable, not inherited. [`crate::config::ProcessConfig`]
+//! has the rules.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,7 +7,8 @@ use std::ffi::OsString;
 use crate::config::ProcessConfig;
 use crate::gpu::process::account::Account;
 
-/// What an engine gets of `ours`, the environment of this process, and beside it. The devices that it sees are not among it.
+/// What an engine gets of `ours`, the environment of this process, and beside it. The devices that it sees are not
+/// among it.
 pub(crate) fn of(
     process: &ProcessConfig,
     account: Option<&Account>,

@@ -1,4 +1,5 @@
-//! What an engine needs of the host before it is started: the right files, and memory. And which processes belong to it.
+//! What an engine needs of the host before it is started: the right files, and memory. And which processes belong to
+//! it.
 
 use std::path::Path;
 
@@ -109,7 +110,8 @@ pub(crate) fn size(files: &[ModelFile]) -> Option<u64> {
     sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| sizes.iter().sum())
 }
 
-/// Checks a model's files against their digests (ORCH-3037), and returns the digest of all; `None` when no file is named.
+/// Checks a model's files against their digests (ORCH-3037), and returns the digest of all; `None` when no file is
+/// named.
 ///
 /// # Errors
 /// [`EngineError::Preload`] with the file, what it should be and what it is.

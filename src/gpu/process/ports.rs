@@ -6,8 +6,8 @@ use std::net::TcpListener;
 /// Ports that one command may ask for: `{port}`, `{port2}`, `{port3}`.
 pub(crate) const PORTS: [&str; 3] = ["{port}", "{port2}", "{port3}"];
 
-/// Ports that servers of ours have been told. A server takes its time to bind its own, and meanwhile the system would give it to another:
-/// whoever then answers there is taken for both.
+/// Ports that servers of ours have been told. A server takes its time to bind its own, and meanwhile the system would
+/// give it to another: whoever then answers there is taken for both.
 static TOLD: parking_lot::Mutex<BTreeSet<u16>> = parking_lot::Mutex::new(BTreeSet::new());
 
 /// Most ports that are looked at for those that no server of ours has.
@@ -17,7 +17,8 @@ const PORTS_TRIED_MAX: usize = 64;
 pub(crate) struct Ports(pub(crate) Vec<u16>);
 
 impl Ports {
-    /// Ports that were free a moment ago. A stranger who takes one in between makes the start fail, and the next start takes others.
+    /// Ports that were free a moment ago. A stranger who takes one in between makes the start fail, and the next start
+    /// takes others.
     ///
     /// # Errors
     /// The system has none, or all that it gave are told already.

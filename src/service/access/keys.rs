@@ -1,7 +1,7 @@
 //! API keys: what they look like, and the file that they are kept in.
 //!
-//! A key is `oc_<id>_<secret>`. The secret is 256 random bits and is shown once; the file has its SHA-256. So much chance needs no slow
-//! hash: nobody guesses it, and whoever reads the file learns no key.
+//! A key is `oc_<id>_<secret>`. The secret is 256 random bits and is shown once; the file has its SHA-256. So much
+//! chance needs no slow hash: nobody guesses it, and whoever reads the file learns no key.
 //!
 //! Spec: ORCH-3035.
 
@@ -267,8 +267,8 @@ impl KeyFile {
         if faults.is_empty() { Ok(()) } else { Err(faults.join("; ")) }
     }
 
-    /// Writes the file; one that was not there before is for its owner alone. Nothing is written that a service would not take: it would go
-    /// on with the keys that it has.
+    /// Writes the file; one that was not there before is for its owner alone. Nothing is written that a service would
+    /// not take: it would go on with the keys that it has.
     ///
     /// # Errors
     /// One line that says why it could not be written; what was there is still there.

@@ -1,5 +1,5 @@
-//! One command at a time changes the file of keys: it holds a lock beside the file. To revoke a key is urgent, so nobody waits long for
-//! another, and whoever has waited in vain is told for whom.
+//! One command at a time changes the file of keys: it holds a lock beside the file. To revoke a key is urgent, so
+//! nobody waits long for another, and whoever has waited in vain is told for whom.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, Permissions};
@@ -100,7 +100,8 @@ fn owner(lock: &File) -> String {
 }
 
 /// The process that holds a lock on a file by what `/proc/locks` says, a line for each lock, as in
-/// `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`. Some file systems have another device's number there than files tell.
+/// `1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF`. Some file systems have another device's number there than files
+/// tell.
 fn holder(locks: &str, device: (u32, u32), inode: u64) -> Option<u32> {
     let of_the_file = |line: &str| {
         let mut words = line.split_whitespace().skip(1);

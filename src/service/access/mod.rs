@@ -1,8 +1,8 @@
 //! Who may do what: every request passes here, before anything of it is looked at but its head (ORCH-3035).
 //!
-//! With a file of keys, a request needs one key in one `Authorization: Bearer` header; without the file everybody may do everything,
-//! and says who it is in `X-Client-Id`. A wrong key is 401 whatever is wrong with it, a key that does not reach so far is 403. Which
-//! scope a route needs stands with the route ([`routes`](crate::service::http::routes)).
+//! With a file of keys, a request needs one key in one `Authorization: Bearer` header; without the file everybody may
+//! do everything, and says who it is in `X-Client-Id`. A wrong key is 401 whatever is wrong with it, a key that does
+//! not reach so far is 403. Which scope a route needs stands with the route ([`routes`](crate::service::http::routes)).
 
 pub mod keys;
 pub(in crate::service) mod keys_lock;

@@ -1,5 +1,5 @@
-//! The service as a node of a cluster: what its configuration says, and what of the cluster operators see. Without the feature `cluster`
-//! there is nothing to it but a refusal.
+//! The service as a node of a cluster: what its configuration says, and what of the cluster operators see. Without the
+//! feature `cluster` there is nothing to it but a refusal.
 
 use axum::Json;
 use axum::extract::State;

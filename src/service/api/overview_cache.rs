@@ -1,4 +1,5 @@
-//! The runtime at a glance, as JSON: once, or every second as server-sent events. It is put together once for all who look.
+//! The runtime at a glance, as JSON: once, or every second as server-sent events. It is put together once for all who
+//! look.
 
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ impl OverviewCache {
         let is_whole = principal.has(Scope::Admin);
         let part = |picture: &Picture| if is_whole { &picture.whole } else { &picture.without_words }.clone();
         let orchestrator = &app.orchestrator;
-        // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on elsewhere meanwhile.
+        // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on
+        // elsewhere meanwhile.
         tokio::task::block_in_place(|| {
             let mut last = self.0.lock(); // Held meanwhile: who else looks wants the same.
             let now = orchestrator.env().now();

@@ -73,11 +73,12 @@ pub(crate) async fn drain(
     Ok((StatusCode::ACCEPTED, Json(json!({ "pool_id": id, "state": state }))).into_response())
 }
 
-/// Reload a pool with another model, or the same anew: replica by replica, and undone when the new model does not prove itself.
+/// Reload a pool with another model, or the same anew: replica by replica, and undone when the new model does not prove
+/// itself.
 ///
-/// The answer says that it has begun; `GET /v1/pools` shows under `reload` how it goes and ends. Waiting tasks keep their
-/// places. Where requests need no key, the model of a pool with a command may have letters, digits and `. _ / : @ + -`
-/// alone.
+/// The answer says that it has begun; `GET /v1/pools` shows under `reload` how it goes and ends. Waiting tasks keep
+/// their places. Where requests need no key, the model of a pool with a command may have letters, digits and
+/// `. _ / : @ + -` alone.
 #[utoipa::path(post, path = "/v1/pools/{id}/reload", params(("id" = String, Path)), request_body = ModelChange, responses(
     (status = 202, description = "The reload is under way."),
     (status = 400, description = "The change cannot be.", body = crate::service::api::ErrorBody),

@@ -1,7 +1,8 @@
 //! A task's events as server-sent events (ORCH-2002).
 //!
-//! `id:` is the event's index in the log, `event:` its type, `data:` one line of JSON. Events that are there go out as one
-//! piece, copied once from the log, and the next piece is made when the connection has taken the last. `metrics` events come in between and have no id, since the log has none.
+//! `id:` is the event's index in the log, `event:` its type, `data:` one line of JSON. Events that are there go out as
+//! one piece, copied once from the log, and the next piece is made when the connection has taken the last. `metrics`
+//! events come in between and have no id, since the log has none.
 
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ fn frame(buffer: &mut Vec<u8>, id: Option<usize>, kind: &str, data: &impl Serial
     buffer.extend_from_slice(b"\n\n");
 }
 
-/// Most events of one piece, some 16 KiB: what a reader that does not read makes us hold beside its connection's buffers.
+/// Most events of one piece, some 16 KiB: what a reader that does not read makes us hold beside its connection's
+/// buffers.
 const EVENTS_MAX: usize = 256;
 
 /// One reader's connection.
@@ -75,8 +77,8 @@ struct Connection {
     keep_alive: Duration,
 }
 
-/// How often the head of an answer lets everything else that can run go first, to take the first event along. Not a timer: one
-/// that is due sooner than all others costs a system call to wake the driver.
+/// How often the head of an answer lets everything else that can run go first, to take the first event along. Not a
+/// timer: one that is due sooner than all others costs a system call to wake the driver.
 const FIRST_PIECE_YIELDS: u32 = 3;
 
 /// What a connection was woken for.

@@ -93,8 +93,8 @@ fn whose(query: WhoseQuery) -> Result<Option<ClientId>, ApiError> {
     parsed.map_err(|error| ApiError::invalid(format!("query, 'client_id': {error}")))
 }
 
-/// The task of this id that is meant: of the client that is named, else the own one, else the only one. What may not be seen is as if it
-/// were not there.
+/// The task of this id that is meant: of the client that is named, else the own one, else the only one. What may not be
+/// seen is as if it were not there.
 fn find(
     orchestrator: &Orchestrator,
     principal: &Principal,

@@ -1,5 +1,5 @@
-//! `orchestratord cluster init`, `renew` and `revoke`: an authority for the nodes of a cluster, what it signs, and what of that does not count
-//! any more. All of it are files in one folder, which belongs on no node.
+//! `orchestratord cluster init`, `renew` and `revoke`: an authority for the nodes of a cluster, what it signs, and what
+//! of that does not count any more. All of it are files in one folder, which belongs on no node.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,8 @@ const AUTHORITY_DAYS: u64 = 3_650;
 const NODE_DAYS: u32 = 365;
 /// Clocks of nodes may be so far apart when a certificate is made.
 const SKEW_S: u64 = 60 * 60;
-/// What each authority is called, and a number by chance behind it: a revocation list is told from another by who has signed it.
+/// What each authority is called, and a number by chance behind it: a revocation list is told from another by who has
+/// signed it.
 const AUTHORITY: &str = "orchestratord cluster";
 /// The authority's files, beside those of the nodes.
 const CA: &str = "ca.pem";
@@ -50,7 +51,8 @@ macro_rules! moment {
 pub(crate) struct InitArguments {
     /// The folder to make; it must not be there.
     folder: PathBuf,
-    /// The nodes, by commas: `NAME` or `NAME=ADDRESS:PORT`. Without an address they are on this machine, from port 7711 on.
+    /// The nodes, by commas: `NAME` or `NAME=ADDRESS:PORT`. Without an address they are on this machine, from port 7711
+    /// on.
     #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
     nodes: Vec<String>,
     /// How long the nodes' certificates last, in days; the authority's lasts ten years.
@@ -78,7 +80,8 @@ pub(crate) struct RevokeArguments {
     folder: PathBuf,
     /// The nodes whose certificates there are revoked.
     nodes: Vec<String>,
-    /// Serial numbers of other certificates, by commas, as `openssl x509 -serial` says them: such as that of one that has been renewed.
+    /// Serial numbers of other certificates, by commas, as `openssl x509 -serial` says them: such as that of one that
+    /// has been renewed.
     #[arg(long, value_delimiter = ',')]
     serials: Vec<String>,
 }

@@ -1,4 +1,5 @@
-//! `orchestratord doctor`: looks at the host and the configuration, and says what to do about each thing that is not as it should be.
+//! `orchestratord doctor`: looks at the host and the configuration, and says what to do about each thing that is not as
+//! it should be.
 
 use std::path::PathBuf;
 

@@ -10,7 +10,8 @@ pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// An event as one line of the log: whatever would end it early is shown as an escape. Colours stay where the log has its own.
+/// An event as one line of the log: whatever would end it early is shown as an escape. Colours stay where the log has
+/// its own.
 pub(crate) fn one_line(event: &str, has_colours: bool) -> Cow<'_, str> {
     let (text, end) = event.strip_suffix('\n').map_or((event, ""), |text| (text, "\n"));
     if text.chars().all(is_plain) {

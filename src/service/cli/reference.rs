@@ -1,4 +1,5 @@
-//! References for people, from what the program itself says: the configuration from its schema, the API from its document.
+//! References for people, from what the program itself says: the configuration from its schema, the API from its
+//! document.
 
 use std::fmt::Write;
 
@@ -43,7 +44,8 @@ fn kind(field: &Value, whole: &Value) -> String {
     }
 }
 
-/// The parts of a schema that have fields of their own, as `(path, schema)`: a field that is such a part has its own table.
+/// The parts of a schema that have fields of their own, as `(path, schema)`: a field that is such a part has its own
+/// table.
 fn inside<'a>(field: &'a Value, whole: &'a Value, path: &str) -> Option<(String, &'a Value)> {
     let target = resolved(field, whole);
     if target["properties"].is_object() {

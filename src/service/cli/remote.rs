@@ -136,7 +136,8 @@ impl Remote {
     }
 }
 
-/// A URL of the service may have a path, below which a proxy keeps it, and nothing more: what else it has would be left out.
+/// A URL of the service may have a path, below which a proxy keeps it, and nothing more: what else it has would be left
+/// out.
 fn no_lost_parts(uri: &Uri, base: &str) -> Result<(), String> {
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err("--url: it has a user or a password in it; the service wants a key: give --key".into());

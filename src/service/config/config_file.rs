@@ -1,4 +1,5 @@
-//! The configuration file: YAML in, [`Config`] out, or every fault with file, line and the nearest right name (ORCH-3030).
+//! The configuration file: YAML in, [`Config`] out, or every fault with file, line and the nearest right name
+//! (ORCH-3030).
 
 use std::path::Path;
 

@@ -1,8 +1,9 @@
-//! The configuration of a running service: where it comes from, what it was before, and how another one is put in force.
+//! The configuration of a running service: where it comes from, what it was before, and how another one is put in
+//! force.
 //!
-//! What is in force is the configuration that was given, with what the file of keys says of clients in front. Another one is checked
-//! whole (its words, its values, this host's devices), compared, and put in force in one step; wrong ones change nothing. The last ones
-//! are kept, so that one command goes back.
+//! What is in force is the configuration that was given, with what the file of keys says of clients in front. Another
+//! one is checked whole (its words, its values, this host's devices), compared, and put in force in one step; wrong
+//! ones change nothing. The last ones are kept, so that one command goes back.
 //!
 //! Spec: ORCH-3030, ORCH-3031.
 

@@ -1,5 +1,5 @@
-//! What a node takes up while the service runs: who may link with it, its certificates, and what their authority has revoked. And when its
-//! certificates end, which is said in time.
+//! What a node takes up while the service runs: who may link with it, its certificates, and what their authority has
+//! revoked. And when its certificates end, which is said in time.
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -1,4 +1,5 @@
-//! Files that are read again when they have changed: keys, certificates, and the configuration where that was asked for.
+//! Files that are read again when they have changed: keys, certificates, and the configuration where that was asked
+//! for.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -69,8 +70,8 @@ pub(crate) async fn watch(app: App, tls: Option<Arc<Tls>>, watch_config: bool, m
     }
 }
 
-/// Takes the keys as the file has them now, together with what it says of clients. A file that is wrong or gone closes nothing and opens
-/// nothing.
+/// Takes the keys as the file has them now, together with what it says of clients. A file that is wrong or gone closes
+/// nothing and opens nothing.
 fn take_keys(app: &App) {
     let Some(path) = app.access.file() else { return };
     if !path.exists() {

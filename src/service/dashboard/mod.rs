@@ -1,5 +1,5 @@
-//! The dashboard: a page, a style sheet and a script that are part of the program. They are the same for everybody and hold no data; what
-//! they show they fetch from the API, with the key that whoever looks has typed in.
+//! The dashboard: a page, a style sheet and a script that are part of the program. They are the same for everybody and
+//! hold no data; what they show they fetch from the API, with the key that whoever looks has typed in.
 
 use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -36,8 +36,8 @@ fn answer(kind: &'static str, text: &'static str) -> Response {
     response
 }
 
-/// Whoever comes with a browser wants the dashboard. As every link of the page, this one is relative: a proxy may have a
-/// path in front.
+/// Whoever comes with a browser wants the dashboard. As every link of the page, this one is relative: a proxy may have
+/// a path in front.
 pub(crate) async fn front() -> Redirect {
     Redirect::to("dashboard")
 }

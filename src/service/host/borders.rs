@@ -1,7 +1,8 @@
-//! The border between the service and the engines that it starts, which run code that comes with models, most often as its own user.
+//! The border between the service and the engines that it starts, which run code that comes with models, most often as
+//! its own user.
 //!
-//! The system draws it by users. Within one user a process can do this much: keep others of the user from its memory, its environment
-//! and its open files, and say which of its files they may write.
+//! The system draws it by users. Within one user a process can do this much: keep others of the user from its memory,
+//! its environment and its open files, and say which of its files they may write.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use rustix::thread::{CapabilitySet, capabilities, clear_ambient_capability_set, 
 
 use crate::config::{Config, PoolConfig};
 
-/// Closes the process to others of its user, and keeps its rights from the programs that it starts. Must be called before there is a
-/// second thread: what a thread may do is its own.
+/// Closes the process to others of its user, and keeps its rights from the programs that it starts. Must be called
+/// before there is a second thread: what a thread may do is its own.
 ///
 /// Returns what could not be done.
 pub(crate) fn draw(is_dumpable: bool) -> Option<String> {
@@ -29,7 +30,8 @@ pub(crate) fn draw(is_dumpable: bool) -> Option<String> {
     closed.err().map(|error| format!("engines of this user may read the memory of this process: {error}"))
 }
 
-/// Leaves the supplementary groups where they are only the process's own: an engine that runs as another user would keep them.
+/// Leaves the supplementary groups where they are only the process's own: an engine that runs as another user would
+/// keep them.
 fn leave_groups() {
     let may_leave = !getuid().is_root()
         && capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETGID))
@@ -47,8 +49,8 @@ pub(crate) struct Exposed {
     pub(crate) pools: Vec<String>,
 }
 
-/// The files of keys and certificates of this configuration, and `file` that it was read from where there are such, that engines may
-/// write; `None` when there are none.
+/// The files of keys and certificates of this configuration, and `file` that it was read from where there are such,
+/// that engines may write; `None` when there are none.
 pub(crate) fn exposed(config: &Config, file: Option<&Path>) -> Option<Exposed> {
     let shares_user = |pool: &&PoolConfig| pool.command.is_some() && pool.process.user.is_none();
     let pools: Vec<String> = config.pools.iter().filter(shares_user).map(|pool| pool.id.clone()).collect();

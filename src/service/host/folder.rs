@@ -33,7 +33,8 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// The directory that a file is in behind all symbolic links, and the file's name there. The file need not be there.
+    /// The directory that a file is in behind all symbolic links, and the file's name there. The file need not be
+    /// there.
     ///
     /// # Errors
     /// One line that says what is wrong on the way, such as a link of somebody else.

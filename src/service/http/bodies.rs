@@ -1,5 +1,5 @@
-//! Bodies of requests: read within bounds of size and time, and all that are under way within one bound for all clients, of which each has
-//! a part (ORCH-3035).
+//! Bodies of requests: read within bounds of size and time, and all that are under way within one bound for all
+//! clients, of which each has a part (ORCH-3035).
 //!
 //! What a body says of its length is set aside before anything of it is read; what says nothing takes room as it comes.
 
@@ -37,7 +37,8 @@ impl Bodies {
         self.share.lock().used()
     }
 
-    /// Reads a body of this client's, no longer than `bytes_max` and within `limit`. What it takes is held as long as what is returned.
+    /// Reads a body of this client's, no longer than `bytes_max` and within `limit`. What it takes is held as long as
+    /// what is returned.
     ///
     /// # Cancel safety
     /// Dropping the future gives everything back.

@@ -1,9 +1,11 @@
-//! The connections of a listener: how many there are, whose they are, and who makes room when there is none (ORCH-3035).
+//! The connections of a listener: how many there are, whose they are, and who makes room when there is none
+//! (ORCH-3035).
 //!
-//! A connection is idle while no request of it is under way; when there are too many, the one that has been idle longest makes room. Requests
-//! of clients have `http.connections_max` of the places, and some more are kept: in those a newcomer says what it wants, and health pages
-//! are answered. When requests have all of theirs, one of a client that holds less than another takes the newest connection of the client
-//! that holds most. So nobody is locked out by one who holds all.
+//! A connection is idle while no request of it is under way; when there are too many, the one that has been idle
+//! longest makes room. Requests of clients have `http.connections_max` of the places, and some more are kept: in those
+//! a newcomer says what it wants, and health pages are answered. When requests have all of theirs, one of a client that
+//! holds less than another takes the newest connection of the client that holds most. So nobody is locked out by one
+//! who holds all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -51,7 +53,8 @@ type MustEnd = Box<dyn Fn() -> bool + Send>;
 #[derive(Default)]
 struct Table {
     places: Slab<Arc<Link>>,
-    /// Connections with a request of a client's under way, by the number of the claim and the place. Never empty for a client.
+    /// Connections with a request of a client's under way, by the number of the claim and the place. Never empty for a
+    /// client.
     holders: BTreeMap<ClientId, BTreeSet<(u64, usize)>>,
     /// All of them.
     held: usize,
@@ -136,8 +139,9 @@ impl Links {
         }
     }
 
-    /// Takes a connection in. When there is no room, not even in the places that are kept, the one that has been idle longest is told to
-    /// close, or the one that has been busy longest for nobody: nobody is locked out by who needs no key. `None` when all are clients'.
+    /// Takes a connection in. When there is no room, not even in the places that are kept, the one that has been idle
+    /// longest is told to close, or the one that has been busy longest for nobody: nobody is locked out by who needs no
+    /// key. `None` when all are clients'.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
         let mut table = self.table.lock();
         if table.places.len() >= self.max + kept(self.max) && !self.evict(&mut table) {
@@ -156,8 +160,8 @@ impl Links {
         Some(Entered { links: self.clone(), link, key })
     }
 
-    /// Closes the connections whose answers had to end and have not within one period of looking: their readers do not read, so nothing
-    /// of an answer's own is asked.
+    /// Closes the connections whose answers had to end and have not within one period of looking: their readers do not
+    /// read, so nothing of an answer's own is asked.
     pub(crate) fn end_stalled(&self) {
         let asked = |(_, link): &(usize, &Arc<Link>)| link.must_end.lock().is_some();
         let links: Vec<(usize, Arc<Link>)> =
@@ -193,8 +197,8 @@ impl Links {
         self.closed.count(why);
     }
 
-    /// Notes whose request is under way on a connection. When requests have all places, the client that holds most gives its newest
-    /// connection back, if it holds more than this one does; else the request must be refused.
+    /// Notes whose request is under way on a connection. When requests have all places, the client that holds most
+    /// gives its newest connection back, if it holds more than this one does; else the request must be refused.
     fn claim(&self, link: &Arc<Link>, key: usize, client: &ClientId) -> bool {
         let mut table = self.table.lock();
         if !table.has(key, link) {

@@ -1,5 +1,5 @@
-//! The way of a request to its handler: whether it may be served at all, whose it is, whether its client has room for it, and whether its
-//! key reaches so far (ORCH-3035).
+//! The way of a request to its handler: whether it may be served at all, whose it is, whether its client has room for
+//! it, and whether its key reaches so far (ORCH-3035).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -47,7 +47,8 @@ pub(crate) struct Gate {
     pub(crate) needs: Arc<[(Method, Needs)]>,
 }
 
-/// How fast each client asks for what is no task (twice as much at once as in a second), and how many lines the refusals of a key have had.
+/// How fast each client asks for what is no task (twice as much at once as in a second), and how many lines the
+/// refusals of a key have had.
 pub(crate) struct RequestLimits {
     env: Env,
     /// A short lock for each request.
@@ -90,7 +91,8 @@ impl RequestLimits {
         }
     }
 
-    /// Lets a page through that is the same for everybody. It does not wait: nobody's connection may be held by who needs no key.
+    /// Lets a page through that is the same for everybody. It does not wait: nobody's connection may be held by who
+    /// needs no key.
     ///
     /// # Errors
     /// How long to stay away, when there were too many before it.
@@ -104,8 +106,8 @@ impl RequestLimits {
     }
 }
 
-/// Lets a request in to a route: first whether it may be served at all, then whose it is and whether there is room for it, then whether
-/// its key reaches so far.
+/// Lets a request in to a route: first whether it may be served at all, then whose it is and whether there is room for
+/// it, then whether its key reaches so far.
 pub(crate) async fn enter(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let response = match request_guard::check(&gate.app, gate.path, gate.face, &request) {
@@ -162,8 +164,8 @@ async fn for_client(gate: &Gate, mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Makes sure that the client has a connection for this request and asks no faster than it may. A submission costs nothing here, but it
-/// waits for what is owed. Returns whether it waited.
+/// Makes sure that the client has a connection for this request and asks no faster than it may. A submission costs
+/// nothing here, but it waits for what is owed. Returns whether it waited.
 async fn make_room(
     gate: &Gate,
     seat: Option<Seat>,
@@ -221,7 +223,8 @@ fn out_of_reach(app: &App, needed: Needs, Told { key_id, path, peer }: &Told) ->
     ApiError::with_status(StatusCode::FORBIDDEN, ErrorCode::InvalidParams, text).into_response()
 }
 
-/// The line about an operator's request: each one that was carried out has its own, those that were refused are bounded.
+/// The line about an operator's request: each one that was carried out has its own, those that were refused are
+/// bounded.
 fn tell_admin(app: &App, principal: &Principal, method: &Method, told: &Told, status: StatusCode) {
     let Told { key_id, path, peer } = told;
     let is_refused = status.is_client_error();

@@ -1,7 +1,9 @@
-//! Connections: accepted, encrypted where that is configured, bounded in number, in size and in time, and closed when the service ends.
+//! Connections: accepted, encrypted where that is configured, bounded in number, in size and in time, and closed when
+//! the service ends.
 //!
-//! `hyper` speaks HTTP/1.1; what stands in front of it here are the limits. A connection is idle while no request of it is under way; when
-//! there are too many connections, the one that has been idle longest makes room. So neither silent nor slow clients keep others out.
+//! `hyper` speaks HTTP/1.1; what stands in front of it here are the limits. A connection is idle while no request of it
+//! is under way; when there are too many connections, the one that has been idle longest makes room. So neither silent
+//! nor slow clients keep others out.
 //!
 //! Spec: ORCH-3035.
 
@@ -157,7 +159,8 @@ fn prepare(stream: &TcpStream) {
     let _ = rustix::net::sockopt::set_socket_keepalive(stream, true);
 }
 
-/// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is closed.
+/// Waits for the first byte of a connection. Before it, nothing is set up for it; whoever says nothing for too long is
+/// closed.
 async fn received_bytes(stream: &TcpStream, limit: Duration, entered: &Entered) -> bool {
     let mut first = [0; 1];
     let spoken = tokio::select! {

@@ -138,7 +138,8 @@ pub(crate) async fn ready(State(orchestrator): State<Orchestrator>) -> Response 
     (status, Json(json!({ "ready": any, "pools": states }))).into_response()
 }
 
-/// The body of a request, read whole within the limits of size and time. A key that ends while it comes opens nothing any more.
+/// The body of a request, read whole within the limits of size and time. A key that ends while it comes opens nothing
+/// any more.
 pub(crate) async fn read_body(
     app: &App,
     bodies: &Arc<Bodies>,

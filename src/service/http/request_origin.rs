@@ -130,8 +130,8 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<(), Refusal> {
     check_content_type(facts)
 }
 
-/// Whether it is a health check as balancers send it with HTTP/1.0: without any name. Browsers always write `Host`, and what is the same for
-/// everybody may be read.
+/// Whether it is a health check as balancers send it with HTTP/1.0: without any name. Browsers always write `Host`, and
+/// what is the same for everybody may be read.
 fn is_plain_check(facts: &Facts<'_>) -> bool {
     let is_silent = [facts.host, facts.origin, facts.site].iter().all(|field| *field == Field::Absent);
     is_silent && facts.target.is_none() && facts.face == Audience::Open && matches!(facts.method, "GET" | "HEAD")
@@ -206,8 +206,8 @@ fn check_site(facts: &Facts<'_>, is_trusted: bool) -> Result<(), Refusal> {
     refused(Reason::Site, "a page of another site may not use this service; open it by its own address")
 }
 
-/// Whether a body is announced as what the route takes. One that is announced as nothing comes from a program, or from a
-/// page whose `Origin` has been judged.
+/// Whether a body is announced as what the route takes. One that is announced as nothing comes from a program, or from
+/// a page whose `Origin` has been judged.
 fn check_content_type(facts: &Facts<'_>) -> Result<(), Refusal> {
     if matches!(facts.method, "GET" | "HEAD" | "OPTIONS") || facts.content_type == Field::Absent {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Every route of the HTTP API, with who may use it and on which listener it is: the one list that the router is built from.
+//! Every route of the HTTP API, with who may use it and on which listener it is: the one list that the router is built
+//! from.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Certificates of the HTTP API: read from files, and again when those have changed. TLS 1.2 and 1.3 by rustls; with a client's CA, mutual,
-//! and then with lists of certificates that do not count any more.
+//! Certificates of the HTTP API: read from files, and again when those have changed. TLS 1.2 and 1.3 by rustls; with a
+//! client's CA, mutual, and then with lists of certificates that do not count any more.
 
 use std::sync::Arc;
 
@@ -72,8 +72,9 @@ fn read(config: &TlsConfig) -> Result<ServerConfig, String> {
     Ok(server)
 }
 
-/// Who judges the certificates of clients. With lists, one is good when each authority in its chain has a list that is not
-/// over, and none of the chain is in one: what is not known to be good is refused, and so are all when nobody renews a list.
+/// Who judges the certificates of clients. With lists, one is good when each authority in its chain has a list that is
+/// not over, and none of the chain is in one: what is not known to be good is refused, and so are all when nobody
+/// renews a list.
 fn verifier(
     ca: &str,
     lists: Option<&str>,

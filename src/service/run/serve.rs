@@ -42,8 +42,8 @@ const BACKLOG: i32 = 4_096;
 const LIFE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves until a signal comes. SIGTERM and SIGINT drain first; one that comes a second or more behind the first ends
-/// at once. SIGHUP reads the configuration again; without one it drains, since the terminal is gone. `not_done` says what
-/// of the border to engines could not be drawn.
+/// at once. SIGHUP reads the configuration again; without one it drains, since the terminal is gone. `not_done` says
+/// what of the border to engines could not be drawn.
 pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> Result<(), String> {
     let _telemetry = logging::start(arguments.log_format)?;
     let mut marks = watch::FileFingerprints::default();
@@ -152,7 +152,8 @@ async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: Jo
 /// Opens a listener, if that is safe.
 async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Result<TcpListener, String> {
     let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-    // The library lets 128 wait; whoever is beyond tries again a second later, so a burst of some would cost others a second.
+    // The library lets 128 wait; whoever is beyond tries again a second later, so a burst of some would cost others a
+    // second.
     let _ = rustix::net::listen(&listener, BACKLOG); // As many as the system allows; else what there is.
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
     let is_guarded = config.access.keys_file.is_some() && config.http.tls.is_some();

@@ -1,5 +1,5 @@
-//! Lines of the library below a node's links: its port on loopback is told to nobody, but any user of this host may knock at it, and each
-//! connection makes it write several lines.
+//! Lines of the library below a node's links: its port on loopback is told to nobody, but any user of this host may
+//! knock at it, and each connection makes it write several lines.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ impl ThrottledLog {
         ThrottledLog { log, format, env, lines }
     }
 
-    /// Whether a line of this target is written; before the first one behind others that were not, it says how many those were.
+    /// Whether a line of this target is written; before the first one behind others that were not, it says how many
+    /// those were.
     fn admits(&self, target: &str) -> bool {
         if !target.starts_with(TARGET) {
             return true;

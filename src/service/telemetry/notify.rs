@@ -1,4 +1,5 @@
-//! What the service manager is told (`sd_notify`): that the service is ready, lives, reloads and stops. Without one, nothing.
+//! What the service manager is told (`sd_notify`): that the service is ready, lives, reloads and stops. Without one,
+//! nothing.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};

@@ -1,8 +1,9 @@
-//! Tasks as OpenTelemetry spans, sent to a collector as OTLP over HTTP with JSON: one span for a task, and in it one each for its wait in the
-//! queue, for the time to its first token, and for its decoding. The trace is that of the task's `traceparent`, else one of its own.
+//! Tasks as OpenTelemetry spans, sent to a collector as OTLP over HTTP with JSON: one span for a task, and in it one
+//! each for its wait in the queue, for the time to its first token, and for its decoding. The trace is that of the
+//! task's `traceparent`, else one of its own.
 //!
-//! The wire format is a handful of fields, so it is written here; the SDK would bring a second HTTP client or a gRPC stack. Spans wait in a
-//! bounded channel: a collector that is slow or away costs spans, never a task.
+//! The wire format is a handful of fields, so it is written here; the SDK would bring a second HTTP client or a gRPC
+//! stack. Spans wait in a bounded channel: a collector that is slow or away costs spans, never a task.
 //!
 //! Spec: ORCH-3027.
 

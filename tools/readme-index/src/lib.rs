@@ -1,4 +1,5 @@
-//! The requirements index, and the table that the README shows of it.
+//! The requirements index, the page that shows which code and which tests answer for each, and the README's line about
+//! it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -43,6 +44,9 @@ pub enum Status {
     Planned,
 }
 
+/// The generated page: which code and which tests answer for each requirement.
+pub const PAGE: &str = ".specs/traceability.md";
+
 /// Begin and end of the generated part of the README.
 pub const MARKS: [&str; 2] = ["<!-- requirements: begin -->", "<!-- requirements: end -->"];
 
@@ -56,16 +60,20 @@ pub fn read(root: &Path) -> Result<Index, String> {
     serde_saphyr::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The table: id, what, where in code, which tests.
-pub fn table(index: &Index) -> String {
-    let mut text = String::from("| id | level | what | code | tests |\n|---|---|---|---|---|\n");
+/// The page: id, what, where in code, which tests.
+pub fn page(index: &Index) -> String {
+    let mut text = String::from(
+        "# Traceability\n\nEvery requirement of [orchestrator-spec.md](orchestrator-spec.md) with its code and its tests. Generated from \
+         `requirements/index.yaml`\nby `cargo run -p tools-readme-index`.\n\n| id | level | what | code | tests |\n|---|---|---|---|---|\n",
+    );
     for requirement in &index.requirements {
         let Requirement { id, title, level, status, spec, code, tests } = requirement;
-        let code: Vec<String> = code.iter().map(|path| format!("[`{}`]({path})", short(path))).collect();
+        let code: Vec<String> = code.iter().map(|path| format!("[`{}`](../{path})", short(path))).collect();
         let tests = match status {
             Status::Planned => "*planned*".to_owned(),
             Status::Built => tests.iter().map(|test| link(test)).collect::<Vec<_>>().join("<br>"),
         };
+        let spec = spec.strip_prefix(".specs/").unwrap_or(spec);
         // Writing to a string does not fail.
         let _ = writeln!(text, "| [{id}]({spec}) | {level} | {title} | {} | {tests} |", code.join("<br>"));
     }
@@ -78,10 +86,20 @@ fn short(path: &str) -> &str {
 
 fn link(test: &str) -> String {
     let (file, name) = test.split_once("::").unwrap_or((test, test));
-    format!("[`{name}`]({file})")
+    format!("[`{name}`](../{file})")
 }
 
-/// The README with a fresh table between its marks.
+/// The README's line: how many there are, and where.
+pub fn line(index: &Index) -> String {
+    let built = index.requirements.iter().filter(|requirement| requirement.status == Status::Built).count();
+    let planned = match index.requirements.len() - built {
+        0 => String::new(),
+        more => format!("; {more} more are planned"),
+    };
+    format!("{built} requirements, each with its code and its tests: [{PAGE}]({PAGE}){planned}.\n")
+}
+
+/// The README with a fresh line between its marks.
 ///
 /// # Errors
 /// One line: the marks are not there.
@@ -89,5 +107,5 @@ pub fn refresh(readme: &str, index: &Index) -> Result<String, String> {
     let missing = || format!("README.md has no marks {MARKS:?}");
     let (head, rest) = readme.split_once(MARKS[0]).ok_or_else(missing)?;
     let (_, tail) = rest.split_once(MARKS[1]).ok_or_else(missing)?;
-    Ok(format!("{head}{}\n{}{}{tail}", MARKS[0], table(index), MARKS[1]))
+    Ok(format!("{head}{}\n{}{}{tail}", MARKS[0], line(index), MARKS[1]))
 }

@@ -1,4 +1,4 @@
-//! Writes the README's table of requirements from `requirements/index.yaml`.
+//! Writes `.specs/traceability.md` and the README's line about it from `requirements/index.yaml`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,8 +17,13 @@ fn main() -> ExitCode {
 fn write(root: &Path) -> Result<(), String> {
     let path = root.join("README.md");
     let readme = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let fresh = tools_readme_index::refresh(&readme, &tools_readme_index::read(root)?)?;
-    std::fs::write(&path, fresh).map_err(|error| format!("{}: {error}", path.display()))
+    let index = tools_readme_index::read(root)?;
+    let fresh = tools_readme_index::refresh(&readme, &index)?;
+    let page = root.join(tools_readme_index::PAGE);
+    for (path, text) in [(path, fresh), (page, tools_readme_index::page(&index))] {
+        std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::print_stderr, reason = "this is a command line")]

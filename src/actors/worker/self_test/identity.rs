@@ -11,8 +11,8 @@ use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::gpu::engine::{EngineError, EngineInfo};
 
-/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first of those with
-/// one model says what it is. What this one says is noted in its place.
+/// What a pool's replicas say of themselves must be the same, or their tokens would not be (ORCH-3046): the first of
+/// those with one model says what it is. What this one says is noted in its place.
 ///
 /// # Errors
 /// [`EngineError::Preload`] when it is not like the others, or its context is too short.
@@ -52,7 +52,8 @@ pub(crate) fn check_identity(
     {
         return Err(EngineError::Preload(format!("{ours:?} is not the replica set's {theirs:?}").into()));
     }
-    // The pool goes by the name of what it served first, until it is reloaded: a server that was exchanged does not take it over.
+    // The pool goes by the name of what it served first, until it is reloaded: a server that was exchanged does not
+    // take it over.
     let first = pinned.as_ref().filter(|first| is_served && !pool.is_remote() && first.1 != ours.1);
     if let Some(first) = first {
         return Err(EngineError::Preload(format!(

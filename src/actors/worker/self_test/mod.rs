@@ -1,5 +1,5 @@
-//! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same seed or
-//! does not, alone and in a backlog, it stops when nobody wants more, and it can be measured.
+//! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same
+//! seed or does not, alone and in a backlog, it stops when nobody wants more, and it can be measured.
 
 pub(in crate::actors) mod identity;
 pub(in crate::actors) mod study;
@@ -40,10 +40,11 @@ pub struct SelfTest {
     pub decode_ms: f64,
     /// Time from the end of a stopped decode until the engine had left its slot, in milliseconds.
     pub stop_ms: f64,
-    /// What the same prompt, parameters and seed give, as far as that may be relied upon: what is stated, what the engine is known for, or
-    /// what long runs have shown. What is not known is `none`; a divergence lowers it.
+    /// What the same prompt, parameters and seed give, as far as that may be relied upon: what is stated, what the
+    /// engine is known for, or what long runs have shown. What is not known is `none`; a divergence lowers it.
     pub determinism_class: DeterminismClass,
-    /// Whether the short decodes of this test repeated themselves alone. Where they did not, a lost attempt cannot be run again.
+    /// Whether the short decodes of this test repeated themselves alone. Where they did not, a lost attempt cannot be
+    /// run again.
     pub repeats_alone: bool,
     /// Tokens of long runs that were compared, alone and in a backlog.
     pub tokens_compared: u64,

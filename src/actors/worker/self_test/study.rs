@@ -1,9 +1,9 @@
 //! Long runs beside the work, that show of what determinism class an engine is: as long and as crowded as real ones.
 //!
-//! A few tokens refute a class and show none: servers that repeat sixteen tokens differ behind a hundred. So an idle replica decodes texts
-//! of hundreds of tokens twice alone, and once with all its slots in use, and what differed decides. A task that comes goes first: what
-//! runs is dropped, and begun again when the replica is idle. All of it is bounded; what it does not come to is not claimed, and an engine
-//! whose texts end early has shown nothing.
+//! A few tokens refute a class and show none: servers that repeat sixteen tokens differ behind a hundred. So an idle
+//! replica decodes texts of hundreds of tokens twice alone, and once with all its slots in use, and what differed
+//! decides. A task that comes goes first: what runs is dropped, and begun again when the replica is idle. All of it is
+//! bounded; what it does not come to is not claimed, and an engine whose texts end early has shown nothing.
 //!
 //! Spec: ORCH-3045, ORCH-3049.
 
@@ -51,8 +51,8 @@ pub(in crate::actors) struct Study<'a> {
 }
 
 impl Study<'_> {
-    /// Finds the class, and notes it with the self-test. Ends without one where none can be shown, the replica is never idle for long
-    /// enough, or the engine fails.
+    /// Finds the class, and notes it with the self-test. Ends without one where none can be shown, the replica is never
+    /// idle for long enough, or the engine fails.
     ///
     /// # Errors
     /// The engine panicked.

@@ -1,8 +1,8 @@
 //! Real devices, through NVIDIA's management library, which is looked for at run time.
 //!
-//! Its calls block in the driver and know no deadline. So each device has a thread of its own that does nothing else, and one more waits
-//! for the driver's XID events; whoever asks for a look never waits. A thread that is stuck in the driver stays there and takes no
-//! further question; the process goes on without it.
+//! Its calls block in the driver and know no deadline. So each device has a thread of its own that does nothing else,
+//! and one more waits for the driver's XID events; whoever asks for a look never waits. A thread that is stuck in the
+//! driver stays there and takes no further question; the process goes on without it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -45,7 +45,8 @@ pub enum NoDriver {
     Late(Duration),
 }
 
-/// Opens NVIDIA's library at this path, or where the system finds it, and lists the devices. Blocks for `limit` at most.
+/// Opens NVIDIA's library at this path, or where the system finds it, and lists the devices. Blocks for `limit` at
+/// most.
 ///
 /// # Errors
 /// [`NoDriver`]; a host without GPUs is none.
@@ -187,8 +188,8 @@ fn watch(nvml: &Nvml, devices: &[DeviceId], sink: &Sink, is_over: &AtomicBool) {
     }
 }
 
-/// An event set with every device that has events, and whether those are all; `None` when none has. A device that is refused takes the whole set along, so it is
-/// left out and the others are registered anew.
+/// An event set with every device that has events, and whether those are all; `None` when none has. A device that is
+/// refused takes the whole set along, so it is left out and the others are registered anew.
 fn register<'a>(nvml: &'a Nvml, devices: &[DeviceId]) -> Option<(EventSet<'a>, bool)> {
     let mut willing: Vec<&DeviceId> = devices.iter().collect();
     'anew: while !willing.is_empty() {

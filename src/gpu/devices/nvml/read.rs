@@ -1,4 +1,5 @@
-//! What the driver says, as values. A field that it does not support is `None`; a device that it has lost is an observation.
+//! What the driver says, as values. A field that it does not support is `None`; a device that it has lost is an
+//! observation.
 
 use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;

@@ -1,4 +1,5 @@
-//! What the device layer says of this machine's devices, as lines of JSON; and what each call of the driver that it makes gives and takes.
+//! What the device layer says of this machine's devices, as lines of JSON; and what each call of the driver that it
+//! makes gives and takes.
 
 // It measures real time, which is what it is for.
 #![allow(clippy::disallowed_methods)]
