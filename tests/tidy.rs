@@ -162,6 +162,8 @@ fn each_layer_knows_only_what_lies_below_it() {
                 "crate::core::queue",
             ],
         ),
+        ("src/cluster", &["crate::actors", "orchestrator.shared()"]),
+        ("src/service", &["crate::actors", "crate::cluster::sharing", "orchestrator.shared()"]),
         ("src/actors", &["axum", "serde_json", "crate::service", "crate::cluster", "crate::orchestrator", "std::env"]),
     ];
     for (folder, words) in forbidden {

@@ -10,8 +10,6 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use ractor_cluster::ClusterBidiStream;
 
-use crate::actors::kit::address::Address;
-use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::links::LinkShared;
 use crate::cluster::link::protocol::PoolAdvertisement;
 use crate::cluster::membership::members::MembersMsg;
@@ -27,6 +25,8 @@ use crate::core::id::PoolId;
 use crate::core::units::Timestamp;
 use crate::env::Env;
 use crate::orchestrator::Orchestrator;
+use crate::orchestrator::fabric::Address;
+use crate::orchestrator::fabric::PoolShared;
 
 /// Most peers of a node.
 pub const PEERS_MAX: usize = 256;

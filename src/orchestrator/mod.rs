@@ -2,6 +2,8 @@
 
 mod builder;
 mod explain;
+#[cfg(any(feature = "cluster", feature = "service"))]
+pub(crate) mod fabric;
 mod handle;
 mod life;
 mod reconfigure;

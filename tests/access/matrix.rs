@@ -1,5 +1,7 @@
 //! Every route, as the router has it, beside every kind of key.
 
+use std::collections::BTreeSet;
+
 use orchestrator_core::service::keys::Scope;
 use orchestrator_core::service::routes::{Audience, routes};
 
@@ -169,4 +171,33 @@ fn a_revoked_key_opens_nothing_within_a_second_and_a_new_one_opens() {
         assert!(!log.contains(secret), "a secret is in the log");
     }
     assert!(log.contains("keys_read") && log.contains("key_refused"), "{log}");
+}
+
+/// Three lists that people read say what the router serves, and nothing else: a route that one of them lacks is found here.
+#[test]
+fn the_document_and_the_pages_have_every_route_and_no_other() {
+    let is_page = |path: &str| path == "/" || path.starts_with("/dashboard"); // For browsers; no part of the API.
+    let served: BTreeSet<String> = routes()
+        .iter()
+        .filter(|route| !is_page(route.path))
+        .flat_map(|route| route.needs.iter().map(|(method, _)| format!("{method} {}", route.path)))
+        .collect();
+    let document: serde_json::Value = serde_json::from_str(&orchestrator_core::service::http::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let documented = paths.iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
+    });
+    assert_eq!(documented.collect::<BTreeSet<_>>(), served, "service/http/mod.rs lists what routes.rs serves");
+    let page = |path: &str| std::fs::read_to_string(crate::support::root().join(path)).unwrap();
+    let access = page("docs/access.md");
+    let rows = access.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let rows: BTreeSet<String> = rows.filter(|cell| cell.contains(" /")).map(str::to_owned).collect();
+    let guarded = served.iter().filter(|route| !route.ends_with("z")).cloned().collect::<BTreeSet<_>>();
+    let unlisted: Vec<_> = guarded.difference(&rows).collect();
+    assert!(unlisted.is_empty(), "docs/access.md lacks {unlisted:?}");
+    let unserved: Vec<_> = rows.iter().filter(|row| row.contains("/v1/") && !served.contains(*row)).collect();
+    assert!(unserved.is_empty(), "docs/access.md has {unserved:?}");
+    let short = page("docs/http.md");
+    let missing: Vec<_> = served.iter().filter(|route| !short.contains(route.split(' ').nth(1).unwrap())).collect();
+    assert!(missing.is_empty(), "docs/http.md lacks {missing:?}");
 }

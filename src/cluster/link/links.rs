@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::actors::kit::address::Address;
-use crate::actors::task::record::TaskRecord;
 use crate::cluster::link::link_actor::LinkMsg;
 use crate::cluster::link::protocol::{
     Asked, AttemptEnd, AttemptId, CREDIT_BYTES, CREDIT_TOKENS, LinkMessage, PoolAdvertisement, PoolCapacity,
 };
 use crate::core::cluster::node::{BootId, NodeName};
 use crate::core::id::{ClientId, PoolId};
+use crate::orchestrator::fabric::Address;
+use crate::orchestrator::fabric::TaskRecord;
 use crate::planted::seeded_bug;
 
 /// What the gateway hears of a guest that it has sent.

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::link_actor::LinkState;
 use crate::cluster::link::protocol::{AdvertisedIdentity, LinkMessage, POOLS_MAX, PoolAdvertisement, PoolCapacity};
 use crate::cluster::shared::ClusterShared;
@@ -22,6 +21,7 @@ use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::model::ModelSpec;
 use crate::core::task::Priority;
 use crate::core::text::line::is_plain;
+use crate::orchestrator::fabric::PoolShared;
 
 /// What the peer has been told.
 #[derive(Default)]
@@ -72,7 +72,7 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
 
 /// The pools whose engines are this node's own, in the order of the configuration.
 pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
-    let table = shared.orchestrator.shared().pools.table();
+    let table = shared.orchestrator.pool_table();
     table.serving.iter().filter(|pool| !pool.is_remote()).take(POOLS_MAX).cloned().collect()
 }
 

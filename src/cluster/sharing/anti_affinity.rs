@@ -8,11 +8,11 @@
 
 use std::sync::Arc;
 
-use crate::actors::pool::shared::PoolShared;
 use crate::cluster::link::links::LinkShared;
 use crate::cluster::link::protocol::PoolAdvertisement;
 use crate::cluster::shared::ClusterShared;
 use crate::core::id::PoolId;
+use crate::orchestrator::fabric::PoolShared;
 
 /// Whether this pool of our own has nothing to do with the peer.
 pub(crate) fn rejects_peer(shared: &ClusterShared, pool: &PoolShared, link: &LinkShared) -> bool {
@@ -35,7 +35,7 @@ fn names(nodes: &[String], zones: &[String], link: &LinkShared) -> bool {
 
 /// Every pool of our own: one that is leaving the configuration keeps its law as long as it has tasks.
 fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
-    shared.orchestrator.shared().pools.table().every().filter(|pool| !pool.is_remote()).cloned().collect()
+    shared.orchestrator.pool_table().every().filter(|pool| !pool.is_remote()).cloned().collect()
 }
 
 /// Whether a pool of the peer must not be used here.

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crate::actors::quota::clients::ClientShared;
 use crate::cluster::link::links::Demand;
 use crate::cluster::link::protocol::{Asked, LinkMessage};
 use crate::cluster::shared::ClusterShared;
 use crate::core::admission::partition::{Share, even};
 use crate::core::cluster::node::NodeName;
 use crate::core::id::ClientId;
+use crate::orchestrator::fabric::ClientShared;
 
 /// How often limits are divided.
 pub(crate) const DIVIDE_PERIOD: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ impl QuotaPartition {
     pub(crate) fn look(&mut self, shared: &ClusterShared) {
         let peers = shared.peers.all();
         let known = peers.len() + 1;
-        let clients = &shared.orchestrator.shared().clients;
+        let clients = shared.orchestrator.client_limits();
         clients.even.store(even(known), Relaxed);
         let links = shared.peers.links();
         let linked: Vec<NodeName> = links.iter().map(|link| link.peer.clone()).collect();

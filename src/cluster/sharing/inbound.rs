@@ -11,10 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::actors::ledger::cancel::cancel;
-use crate::actors::ledger::lingering::Cut;
-use crate::actors::task::event_log::{End, EventRef};
-use crate::actors::task::stream::TaskStream;
 use crate::cluster::link::links::{InboundAttempt, LinkShared};
 use crate::cluster::link::protocol::{
     AttemptEnd, AttemptId, AttemptTask, CREDIT_BYTES, CREDIT_TOKENS, ENVELOPE_BYTES_FULL, LinkMessage, PoolCapacity,
@@ -27,6 +23,9 @@ use crate::core::task::{Phase, TaskRequest};
 use crate::core::text::line::Message;
 use crate::core::units::Timestamp;
 use crate::orchestrator::Submitted;
+use crate::orchestrator::fabric::Cut;
+use crate::orchestrator::fabric::TaskStream;
+use crate::orchestrator::fabric::{End, EventRef};
 use crate::planted::seeded_bug;
 
 /// Most guests of one link: more than any peer has slots for here.
@@ -126,7 +125,7 @@ fn end(shared: &ClusterShared, guest: &InboundAttempt) {
     // Whoever comes first finds the other: the record is noted before the look at `is_stopped`.
     let record = guest.record.lock().clone();
     if let Some(record) = record {
-        cancel(shared.orchestrator.shared(), &record);
+        shared.orchestrator.cancel_record(&record);
     }
     guest.more_credit.notify_waiters();
 }
@@ -198,7 +197,7 @@ impl TokenForwarder {
                     tracing::debug!(task_id = %name, as_task = %submitted.task_id, peer = %self.link.peer, "a guest");
                     *self.guest.record.lock() = Some(submitted.record().clone());
                     if self.guest.is_stopped.load(SeqCst) {
-                        cancel(self.shared.orchestrator.shared(), submitted.record());
+                        self.shared.orchestrator.cancel_record(submitted.record());
                     }
                     self.link.say(LinkMessage::Queued(vec![self.number]));
                     self.tokens(submitted.stream()).await

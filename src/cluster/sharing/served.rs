@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::cluster::link::protocol::ServedBy;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::own_pools;
@@ -81,7 +80,7 @@ pub(crate) fn take_in(peer: &PeerShared, served: &[ServedBy]) {
         }
         let list: std::sync::Arc<[_]> = list.into();
         for pool in shadow.pool.peers().chain([shadow.pool.clone()]) {
-            pool.queue.cast(QueueMsg::ServedElsewhere(list.clone())); // Nobody there: some service is forgotten.
+            pool.note_served_elsewhere(list.clone());
         }
     }
 }

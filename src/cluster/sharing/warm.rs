@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
-use crate::actors::admission::sessions::{SessionLocation, SessionsMsg};
 use crate::cluster::link::protocol::WarmSession;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::own_pools;
 use crate::cluster::sharing::anti_affinity::rejects_peer;
 use crate::core::cluster::node::NodeName;
 use crate::core::id::{ClientId, PoolId, SessionId};
+use crate::orchestrator::fabric::SessionLocation;
 
 /// Most conversations of one report. Beyond them some are forgotten: they start cold.
 const WARM_MAX: usize = 4_096;
@@ -29,7 +29,7 @@ impl WarmNews {
         let mut due = self.0.lock();
         let linked = shared.peers.links();
         due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
-        let warmed = shared.orchestrator.shared().warmed.take();
+        let warmed = shared.orchestrator.take_session_locations();
         if !warmed.is_empty() {
             let own = own_pools(shared);
             for link in &linked {
@@ -62,6 +62,6 @@ pub(crate) fn take_in(shared: &ClusterShared, peer: &PeerShared, warm: Vec<WarmS
             hints.push((client, session, identity));
         }
     }
-    shared.orchestrator.shared().sessions.cast(SessionsMsg::ServedElsewhere(hints)); // Nobody there: they start cold.
+    shared.orchestrator.note_sessions_elsewhere(hints);
     Ok(())
 }

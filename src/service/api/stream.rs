@@ -13,12 +13,12 @@ use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
-use crate::actors::ledger::lingering::Cut;
-use crate::actors::task::event_log::{EventRef, Started};
-use crate::actors::task::stream::TaskStream;
 use crate::core::id::{PoolId, TaskId};
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::orchestrator::Orchestrator;
+use crate::orchestrator::fabric::Cut;
+use crate::orchestrator::fabric::TaskStream;
+use crate::orchestrator::fabric::{EventRef, Started};
 use crate::service::access::Principal;
 use crate::service::http::app::App;
 use crate::service::http::connections::Seat;

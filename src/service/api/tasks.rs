@@ -11,11 +11,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::actors::task::record::TaskRecord;
-use crate::actors::task::stream::TaskStream;
 use crate::core::id::{ClientId, TaskId};
 use crate::core::task::traceparent::TraceParent;
 use crate::core::text::line::Line;
+use crate::orchestrator::fabric::TaskRecord;
 use crate::orchestrator::{CancelOutcome, Orchestrator};
 use crate::service::access::Principal;
 use crate::service::access::keys::Scope;
@@ -102,7 +101,7 @@ fn find(
     whose: Option<&ClientId>,
     may: impl Fn(&Principal, &ClientId) -> bool,
 ) -> Result<Arc<TaskRecord>, ApiError> {
-    let mut found = orchestrator.shared().ledger.every(id);
+    let mut found = orchestrator.records(id);
     found.retain(|record| may(principal, &record.request.client_id));
     let wanted = whose.unwrap_or(&principal.client_id);
     if let Some(at) = found.iter().position(|record| record.request.client_id == *wanted) {
@@ -170,7 +169,7 @@ pub(crate) async fn stream(
         return Ok(event_response(Body::empty())); // Who asks for the head alone is no reader who leaves.
     }
     let seat = request.extensions().get::<Seat>().cloned();
-    let stream = TaskStream::new(record, from, orchestrator.shared());
+    let stream = orchestrator.read(record, from);
     if from > 0 && stream.is_exhausted() {
         return Ok(StatusCode::NO_CONTENT.into_response()); // Tells a browser's EventSource not to come again.
     }
