@@ -10,6 +10,8 @@ pub(crate) mod ledger;
 pub(crate) mod metrics;
 pub mod pool;
 pub(crate) mod quota;
+#[cfg(test)]
+mod races;
 pub(crate) mod runtime;
 pub mod task;
 pub(crate) mod tree;

@@ -245,7 +245,7 @@ impl PeerShared {
         let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
         let link = link.as_ref().filter(takes);
         for (id, shadow) in &*self.shadows.lock() {
-            let slots = &shadow.pool.replicas[0].slots;
+            let slots = &shadow.pool.replicas[0].capacity.slots;
             let (at_once, most) = link.map_or((0, 0), |link| link.limit(id));
             let (limit, has_changed) = (most.min(slots.total()), shadow.pool.set_at_once(at_once));
             if slots.limit() != limit || has_changed {

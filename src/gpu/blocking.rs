@@ -29,7 +29,7 @@ pub struct BlockingJob {
     pub request: Arc<TaskRequest>,
     /// The seed to run with, in `0..=`[`SEED_MAX`](crate::core::task::seed::SEED_MAX).
     pub seed: u64,
-    /// The slot to run in, from 0 to one less than the pool's slots. InFlight of one slot follow each other on one
+    /// The slot to run in, from 0 to one less than the pool's slots. Runs of one slot follow each other on one
     /// thread.
     pub slot: u32,
     /// No client asked for it: the runtime finds out what the engine can do (ORCH-3049).
@@ -135,7 +135,7 @@ pub trait BlockingEngine: Send + Sync + 'static {
     /// As of [`Engine::preload`].
     fn preload(&self) -> Result<EngineInfo, EngineError>;
 
-    /// InFlight one task and hands each token to `out`. InFlight of different slots run at the same time.
+    /// Runs one task and hands each token to `out`. Runs of different slots run at the same time.
     ///
     /// # Errors
     /// As of [`Engine::generate`]. [`Stopped`] may be passed on with `?`.

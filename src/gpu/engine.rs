@@ -142,7 +142,7 @@ pub struct EngineInfo {
 pub enum Repeats {
     /// It is of this class, by how it is made.
     Always(DeterminismClass),
-    /// InFlight can show a class up to this one: they are made while the replica is idle.
+    /// Runs can show a class up to this one: they are made while the replica is idle.
     UpTo(DeterminismClass),
     /// No run can show it: caches that nobody can see change its batches.
     Unknowable,
@@ -268,7 +268,7 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError`] when it cannot; the worker then fails and is started again with backoff.
     fn preload(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
 
-    /// InFlight one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for
+    /// Runs one task and hands each token to `out`. Behind [`Engine::preload`] it is called with short prompts for
     /// the self-test, unless the pool says `self_test: false` and this is no reload: twice alone, then in up to four
     /// slots at once, and a last time, which is dropped behind its first token.
     ///

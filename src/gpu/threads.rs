@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// InFlight blocking work on a thread of its own; `None` when no thread is to be had, or the work panicked.
+/// Runs blocking work on a thread of its own; `None` when no thread is to be had, or the work panicked.
 ///
 /// # Cancel safety
 /// Dropping it leaves the thread to its end; nobody hears what came of it.
@@ -26,7 +26,7 @@ pub(crate) async fn run<T: Send + 'static>(name: &str, work: impl FnOnce() -> T 
     }
 }
 
-/// InFlight work of a host program that may block on one of the runtime's threads for that. The runtime waits for it at
+/// Runs work of a host program that may block on one of the runtime's threads for that. The runtime waits for it at
 /// its own end, and a paused clock stands still meanwhile.
 pub(crate) fn blocking<T: Send + 'static>(
     runtime: &Handle,

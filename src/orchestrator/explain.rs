@@ -164,8 +164,10 @@ impl Orchestrator {
             _ => None,
         };
         let view = record.view();
-        let predicted =
-            standing.as_ref().zip(home.as_ref()).map(|(standing, pool)| pool.rate.lock().wait(standing.queue_position));
+        let predicted = standing
+            .as_ref()
+            .zip(home.as_ref())
+            .map(|(standing, pool)| pool.capacity.rate.lock().wait(standing.queue_position));
         let why = match (&standing, view.phase) {
             (Some(standing), _) => standing.why.clone(),
             (None, Phase::Submitted) => "admission has not decided yet".to_owned(),
@@ -198,8 +200,8 @@ impl Orchestrator {
         let replica = |replica: &ReplicaShared| ReplicaConsidered {
             replica_id: replica.id.clone(),
             fit: fit(&replica.candidate(), &demand),
-            slots_used: replica.slots.used(),
-            slots_total: replica.slots.total(),
+            slots_used: replica.capacity.slots.used(),
+            slots_total: replica.capacity.slots.total(),
         };
         PoolConsidered {
             pool_id: pool.id.clone(),
@@ -213,7 +215,7 @@ impl Orchestrator {
 
 async fn ask_standing(pool: &PoolShared, record: &TaskRecord) -> Result<Option<QueuePosition>, TaskError> {
     let (sender, receiver) = ractor::concurrency::oneshot();
-    pool.queue.cast(QueueMsg::Explain { seq: record.seq, reply: sender.into() });
+    pool.actors.queue.cast(QueueMsg::Explain { seq: record.seq, reply: sender.into() });
     let lost =
         || TaskError::new(ErrorCode::Internal, "the queue did not answer; ask again").retry_after(ANSWER_TIMEOUT);
     timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())

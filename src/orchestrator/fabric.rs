@@ -62,7 +62,7 @@ mod of_a_node {
     impl PoolShared {
         /// What another gateway has served of these clients, in virtual time. While nobody takes it, it is forgotten.
         pub(crate) fn note_served_elsewhere(&self, served: Arc<[(ClientId, Priority, i64)]>) {
-            self.queue.cast(QueueMsg::ServedElsewhere(served));
+            self.actors.queue.cast(QueueMsg::ServedElsewhere(served));
         }
     }
 }

@@ -182,7 +182,7 @@ impl Orchestrator {
         let table = self.runtime.pools.table();
         let replicas = table.every().flat_map(|pool| &pool.replicas);
         let engines: Vec<_> =
-            replicas.filter_map(|replica| replica.engine.lock().as_ref().map(Arc::downgrade)).collect();
+            replicas.filter_map(|replica| replica.loaded.engine.lock().as_ref().map(Arc::downgrade)).collect();
         for pool in &table.serving {
             drain(pool);
         }
@@ -212,7 +212,7 @@ impl Orchestrator {
             tracing::error!("an engine is still held by somebody");
         }
         for replica in table.every().flat_map(|pool| &pool.replicas) {
-            replica.site.until_clear(ANSWER_TIMEOUT).await; // Its process has been told to end.
+            replica.loaded.site.until_clear(ANSWER_TIMEOUT).await; // Its process has been told to end.
         }
     }
 
@@ -263,7 +263,7 @@ impl Orchestrator {
             let _ = root.cast(RootMsg::Ping);
         }
         for pool in self.runtime.pools.table().every() {
-            pool.supervisor.cast(PoolSupervisorMsg::Ping);
+            pool.actors.supervisor.cast(PoolSupervisorMsg::Ping);
         }
     }
 
@@ -279,13 +279,13 @@ impl Orchestrator {
 fn drain(pool: &PoolShared) {
     // At once: nothing new comes in from here on.
     if pool.advance_intent(Intent::Drain) {
-        pool.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+        pool.actors.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
     }
 }
 
 async fn until(pool: &PoolShared, wanted: impl Fn(PoolState) -> bool) -> PoolState {
     loop {
-        let changed = pool.state_changed.notified();
+        let changed = pool.life.state_changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable(); // Before the look, so that no change is missed.
         let state = pool.state();

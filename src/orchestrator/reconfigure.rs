@@ -136,7 +136,7 @@ impl Orchestrator {
         runtime.gate.set_limit(places(&config) + remote);
         runtime.gate.set_texts_bytes_max(config.texts_bytes_max);
         let wanted = config.objectives.wanted();
-        runtime.pools.table().every().for_each(|pool| *pool.objectives.lock() = wanted);
+        runtime.pools.table().every().for_each(|pool| *pool.figures.objectives.lock() = wanted);
         let (given, resolved) = (Arc::new(config), Arc::new(resolved.config));
         runtime.clients.update(&given);
         runtime.set_settings(Settings { given, resolved, generation: before.generation + 1 });
@@ -146,7 +146,7 @@ impl Orchestrator {
         runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
         for id in &plan.reloaded {
             let pool = now.serving.iter().find(|pool| pool.id.as_str() == id);
-            pool.map(|pool| pool.supervisor.cast(PoolSupervisorMsg::Reload)); // Nobody there: the next one finds the reload.
+            pool.map(|pool| pool.actors.supervisor.cast(PoolSupervisorMsg::Reload)); // Nobody there: the next one finds the reload.
         }
         tracing::info!(generation = before.generation + 1, ?plan, "another configuration is in force");
         Ok(plan)
@@ -179,7 +179,7 @@ fn begin_reloads(config: &Config, ids: &[String], table: &Table) -> Result<(), V
             Err(error) => {
                 for pool in begun {
                     pool.give_up_reload("another part of the configuration could not be changed");
-                    pool.supervisor.cast(PoolSupervisorMsg::Reload); // Nobody there: the next one finds the reload.
+                    pool.actors.supervisor.cast(PoolSupervisorMsg::Reload); // Nobody there: the next one finds the reload.
                 }
                 return Err(vec![fault(&format!("pools[{row}].model"), error.message)]);
             }

@@ -25,7 +25,7 @@ impl Orchestrator {
         let unknown = || TaskError::new(ErrorCode::InvalidParams, format!("there is no pool {pool}"));
         let pool = self.pool_shared(pool).ok_or_else(unknown)?;
         pool.begin_reload(change)?;
-        pool.supervisor.cast(PoolSupervisorMsg::Reload); // Nobody there: the next one finds the reload.
+        pool.actors.supervisor.cast(PoolSupervisorMsg::Reload); // Nobody there: the next one finds the reload.
         pool.reload_view().ok_or_else(|| TaskError::new(ErrorCode::Internal, "a reload that began is unknown"))
     }
 

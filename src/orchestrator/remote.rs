@@ -45,7 +45,7 @@ impl Orchestrator {
         let around = (runtime.env.clone(), runtime.devices.clone());
         let pool = PoolShared::new((number, 0), &resolved, around, factory)?;
         pool.set_node(node.clone(), name.clone());
-        *pool.objectives.lock() = runtime.config().objectives.wanted();
+        *pool.figures.objectives.lock() = runtime.config().objectives.wanted();
         *next_number += 1;
         let serving = now.serving.iter().chain([&pool]).cloned().collect();
         runtime.pools.set(Table { serving, leaving: now.leaving.clone() });

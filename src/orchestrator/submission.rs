@@ -255,7 +255,7 @@ impl Orchestrator {
     async fn until_way_in(&self, record: &TaskRecord) {
         self.runtime.admission.until_alive().await;
         if let Some(pool) = record.pool().filter(|pool| !pool.is_leaving()) {
-            pool.queue.until_alive().await;
+            pool.actors.queue.until_alive().await;
         }
     }
 
@@ -294,7 +294,7 @@ async fn same_task(
     Some(Ok(Submitted { is_repeated: true, ..submitted(runtime, known, accepted) }))
 }
 
-/// Waits until it is this waiter's turn. PoolCapacity that nobody tells of, such as that of a rate limit, may be there
+/// Waits until it is this waiter's turn. Room that nobody tells of, such as that of a rate limit, may be there
 /// when `pause` is over.
 async fn until_turn(waiter: &Waiter<'_>, pause: Option<Duration>) {
     let Some(pause) = pause else { return waiter.until_called().await };

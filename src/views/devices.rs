@@ -66,7 +66,7 @@ impl Orchestrator {
         let all = shared.devices.all();
         let devices = all.iter().map(|device| {
             let sample = device.sample();
-            let uses = places().filter(|place| place.mask.devices().contains(&device.info.id));
+            let uses = places().filter(|place| place.placement.mask.devices().contains(&device.info.id));
             let seen = |(number, count): (u64, u64)| {
                 let XidRule { meaning, effect, .. } = xid(number);
                 (number, XidView { count, meaning, effect })

@@ -221,7 +221,7 @@ pub struct RuntimeView {
 
 impl PoolView {
     fn of(pool: &PoolShared) -> Self {
-        let counters = &pool.counters;
+        let counters = &pool.figures.counters;
         let now = pool.env.now();
         let deserted = counters.abandoned.load(Relaxed);
         let replicas: Vec<ReplicaView> = pool.replicas.iter().map(|replica| ReplicaView::of(replica, now)).collect();
@@ -234,7 +234,7 @@ impl PoolView {
             reloads: counters.reloads.each_ref().map(|count| count.load(Relaxed)),
             state: pool.state(),
             next_try_ms: pool.next_try().map(crate::core::units::millis_ceil),
-            queue_depth: pool.depth.each_ref().map(|depth| depth.load(Relaxed)),
+            queue_depth: pool.waiting.depth.each_ref().map(|depth| depth.load(Relaxed)),
             queue_capacity: pool.config.queue.capacity,
             slots_used: replicas.iter().map(|replica| replica.slots_used).sum(),
             slots_total: replicas.iter().map(|replica| replica.slots_total).sum(),
@@ -252,8 +252,8 @@ impl PoolView {
             diverged: counters.diverged.load(Relaxed),
             full_policy: pool.config.queue.full_policy.as_str().to_owned(),
             replicas,
-            samples_lost: pool.samples.lost.load(Relaxed),
-            latency: pool.latency_view.lock().clone(),
+            samples_lost: pool.figures.samples.lost.load(Relaxed),
+            latency: pool.figures.latency_view.lock().clone(),
         }
     }
 }
@@ -286,45 +286,45 @@ fn by_cause(counts: &[AtomicU64; Cause::ALL.len()]) -> BTreeMap<Cause, u64> {
 
 impl ReplicaView {
     fn of(replica: &ReplicaShared, now: Timestamp) -> Self {
-        let identity = replica.identity.lock().clone();
-        let telemetry = *replica.telemetry.lock();
+        let identity = replica.loaded.identity.lock().clone();
+        let telemetry = *replica.measured.telemetry.lock();
         let conduct = replica.outlier.view(now);
         ReplicaView {
             replica_id: replica.id.clone(),
             state: replica.state(),
-            devices: replica.mask.clone(),
-            slots_total: replica.slots.total(),
-            slots_used: replica.slots.used(),
-            slots_usable: replica.slots.usable(),
-            kv_tokens: replica.kv.capacity(),
-            kv_reserved: replica.kv.reserved(),
+            devices: replica.placement.mask.clone(),
+            slots_total: replica.capacity.slots.total(),
+            slots_used: replica.capacity.slots.used(),
+            slots_usable: replica.capacity.slots.usable(),
+            kv_tokens: replica.capacity.kv.capacity(),
+            kv_reserved: replica.capacity.kv.reserved(),
             engine_version: identity.as_ref().map(|identity| identity.engine_version.clone()),
             engine_process_id: identity.as_ref().and_then(|identity| identity.process_id),
             model_digest: identity.map(|identity| identity.model_digest.clone()),
-            ram_used_bytes: Some(replica.ram_used.load(Relaxed)).filter(|bytes| *bytes > 0),
+            ram_used_bytes: Some(replica.measured.ram_used.load(Relaxed)).filter(|bytes| *bytes > 0),
             kv_usage: telemetry.kv_usage,
             engine_slots_busy: telemetry.slots_busy,
-            started: replica.started.each_ref().map(|count| count.load(Relaxed)),
-            tokens_in: replica.tokens_in.load(Relaxed),
-            tokens_out: replica.tokens_out.load(Relaxed),
-            preload_successes: replica.preload_successes.load(Relaxed),
-            self_test: *replica.self_test.lock(),
-            preload_failures: replica.preload_failures.load(Relaxed),
-            restarts: replica.restarts.load(Relaxed),
-            deaths: by_cause(&replica.deaths),
-            attempts_failed: by_cause(&replica.attempts_failed),
-            last_error: replica.site.heard(),
+            started: replica.counters.started.each_ref().map(|count| count.load(Relaxed)),
+            tokens_in: replica.counters.tokens_in.load(Relaxed),
+            tokens_out: replica.counters.tokens_out.load(Relaxed),
+            preload_successes: replica.counters.preload_successes.load(Relaxed),
+            self_test: *replica.loaded.self_test.lock(),
+            preload_failures: replica.counters.preload_failures.load(Relaxed),
+            restarts: replica.counters.restarts.load(Relaxed),
+            deaths: by_cause(&replica.counters.deaths),
+            attempts_failed: by_cause(&replica.counters.attempts_failed),
+            last_error: replica.loaded.site.heard(),
             ejected_ms: conduct.0.map(|until| millis_ceil(until.since(now))),
             consecutive_failures: conduct.1,
             ejections: replica.outlier.ejections.load(Relaxed),
-            last_death: replica.last_death.lock().as_ref().map(|(at, cause, message)| DeathView {
+            last_death: replica.life.last_death.lock().as_ref().map(|(at, cause, message)| DeathView {
                 cause: *cause,
                 message: message.clone(),
                 ago_ms: millis_ceil(now.since(*at)),
             }),
-            stop_timeouts: replica.stop_timeouts.load(Relaxed),
-            slots_quarantined: replica.quarantined.load(Relaxed),
-            slot_leaks: replica.slot_leaks.load(Relaxed),
+            stop_timeouts: replica.counters.stop_timeouts.load(Relaxed),
+            slots_quarantined: replica.counters.quarantined.load(Relaxed),
+            slot_leaks: replica.counters.slot_leaks.load(Relaxed),
         }
     }
 }
@@ -360,17 +360,17 @@ impl Orchestrator {
         for pool in &table.serving {
             let ready: Vec<&ReplicaShared> =
                 pool.replicas.iter().filter(|replica| replica.state().is_ready()).collect();
-            let identity = ready.iter().find_map(|replica| replica.identity.lock().clone());
+            let identity = ready.iter().find_map(|replica| replica.loaded.identity.lock().clone());
             let revision = pool.revision();
             let set = ReplicaSetView {
                 engine: pool.config.engine.clone(),
                 model: revision.spec.model.clone(),
                 quant: revision.spec.quant.clone(),
-                ctx: pool.ctx.load(Relaxed),
+                ctx: pool.model.ctx.load(Relaxed),
                 engine_version: identity.map(|identity| identity.engine_version.clone()),
                 sampler_profile_version: revision.spec.sampler_profile_version.clone(),
                 replicas_ready: ready.len() as u32,
-                slots_free: ready.iter().map(|replica| replica.slots.free()).sum(),
+                slots_free: ready.iter().map(|replica| replica.capacity.slots.free()).sum(),
                 pools: vec![pool.id.clone()],
             };
             match sets.iter_mut().find(|(first, _)| first.is_in_set_with(pool)) {

@@ -1,4 +1,4 @@
-//! Nonces of the system, made repeatable. `ractor_cluster` draws the times of its pings and the challenges of its
+//! Chance of the system, made repeatable. `ractor_cluster` draws the times of its pings and the challenges of its
 //! sessions from the system, and maps of the standard library their order: with these the same seed would give two
 //! runs. So in this program the system's `getrandom` gives each thread the same bytes every time.
 #![allow(unsafe_code)]

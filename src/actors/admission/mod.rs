@@ -89,13 +89,13 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
     };
     // Undelivered: the reply port drops with the message, and the caller sends the task again.
     let Some(session) = session else {
-        pool.queue.cast(QueueMsg::Enqueue(submission));
+        pool.actors.queue.cast(QueueMsg::Enqueue(submission));
         return;
     };
     let located = runtime.sessions.try_cast(SessionsMsg::Locate { session, pool, submission });
     // Without the sessions actor a task has no warm replica, and is served all the same.
     if let Err(Some(SessionsMsg::Locate { pool, submission, .. })) = located {
-        pool.queue.cast(QueueMsg::Enqueue(submission));
+        pool.actors.queue.cast(QueueMsg::Enqueue(submission));
     }
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn facts_of<'a>(pool: &'a PoolShared, request: &TaskRequest, policy: 
         id: &pool.id,
         engine: &pool.config.engine,
         spec: pool.revision().spec.clone(),
-        ctx: Tokens(pool.ctx.load(Relaxed)),
+        ctx: Tokens(pool.model.ctx.load(Relaxed)),
         workloads: &pool.config.workloads,
         bytes_per_token: pool.config.bytes_per_token,
         state,

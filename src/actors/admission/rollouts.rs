@@ -149,7 +149,7 @@ impl RuntimeShared {
 
 /// How a new side does.
 fn side(pool: &PoolShared) -> NewSide {
-    let view = pool.latency_view.lock().clone();
+    let view = pool.figures.latency_view.lock().clone();
     let ended = view.stages.iter().map(|stages| stages[0].quantiles.count).sum();
     let tallies = Priority::ALL.map(|class| view.tallies[class.index()][0]);
     NewSide { takes_tasks: pool.state().takes_tasks() && pool.replicas_ready() > 0, ended, tallies }

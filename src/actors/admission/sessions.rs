@@ -188,7 +188,7 @@ fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolSha
     if let Some(served_by) = &entry.served_by {
         record.set_affinity(served_by.clone());
     }
-    pool.queue.cast(QueueMsg::Enqueue(submission)); // Undelivered: the caller sends it again.
+    pool.actors.queue.cast(QueueMsg::Enqueue(submission)); // Undelivered: the caller sends it again.
 }
 
 impl SessionsState {

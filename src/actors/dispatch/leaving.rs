@@ -28,18 +28,18 @@ impl PoolShared {
     /// `before` is the number of the first pool that is younger than this: those wait for its devices.
     pub(crate) fn leave(&self, successor: Option<Arc<PoolShared>>, before: u32) {
         if let Some(successor) = successor {
-            let _ = self.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
+            let _ = self.life.successor.set(successor); // Set already: it leaves for the second time, which changes nothing.
         }
-        self.retired_before.store(before, SeqCst);
-        self.is_leaving.store(true, SeqCst);
+        self.life.retired_before.store(before, SeqCst);
+        self.life.is_leaving.store(true, SeqCst);
         self.advance_intent(Intent::Drain);
-        self.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
-        self.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
+        self.actors.queue.cast(QueueMsg::Settle); // Nobody there: a new queue looks by itself.
+        self.actors.supervisor.cast(PoolSupervisorMsg::Drain); // Nobody there: the next one finds the intent.
     }
 
     /// Whether it has left the configuration.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.is_leaving.load(SeqCst)
+        self.life.is_leaving.load(SeqCst)
     }
 
     /// Whether it could serve this task, for which the pool that it replaces was chosen.
@@ -48,15 +48,15 @@ impl PoolShared {
         let fits = self.revision().spec.fits(request, &self.config.aliases).is_ok()
             && self.config.workloads.contains(&request.workload);
         let engine = request.engine.as_ref().is_none_or(|engine| *engine == self.config.engine);
-        fits && engine && record.kv_tokens() <= u64::from(self.ctx.load(Relaxed)) && record.may_use(self)
+        fits && engine && record.kv_tokens() <= u64::from(self.model.ctx.load(Relaxed)) && record.may_use(self)
     }
 
     /// The pool that takes this task instead, if this one leaves.
     pub(in crate::actors) fn successor_for(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
-        let mut heir = self.successor.get()?;
+        let mut heir = self.life.successor.get()?;
         // A successor that was replaced too has nobody left to run anything.
         while heir.is_leaving() {
-            heir = heir.successor.get()?;
+            heir = heir.life.successor.get()?;
         }
         Some(heir).filter(|heir| heir.can_take_over(record))
     }
@@ -66,7 +66,7 @@ impl PoolShared {
 /// here, as long as this pool runs anything.
 pub(in crate::actors) fn migrate_queue(state: &mut QueueState, accounts: &mut Accounts) {
     let pool = state.pool.clone();
-    if pool.successor.get().is_none() {
+    if pool.life.successor.get().is_none() {
         return;
     }
     if !std::mem::replace(&mut state.handed_over, true) || pool.is_unavailable() {
@@ -97,7 +97,7 @@ pub(in crate::actors) fn migrate_one(
 
 fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
     record.reroute(heir.clone());
-    heir.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
+    heir.actors.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
 }
 
 /// A pool has left. What came to it in its last moment goes on elsewhere, or ends.
@@ -122,13 +122,14 @@ pub(in crate::actors) fn look_whether_left(state: &PoolSupervisorState) {
         return;
     }
     let lives = !state.children.living(|child| matches!(child, PoolChild::Worker(_))).is_empty();
-    let holds = |place: &ReplicaShared| place.engine.lock().is_some();
+    let holds = |place: &ReplicaShared| place.loaded.engine.lock().is_some();
     let held = state.let_go.iter().any(|engine| engine.strong_count() > 0) || pool.replicas.iter().any(holds);
     if held && !lives {
         pool.replicas.iter().for_each(|place| place.discard_engine()); // One that a worker had just started.
     }
     let waits = !state.runtime.ledger.unfinished_in(pool.position).is_empty();
-    let computes = pool.replicas.iter().any(|replica| replica.slots.used() > 0 || !replica.site.is_clear());
+    let computes =
+        pool.replicas.iter().any(|replica| replica.capacity.slots.used() > 0 || !replica.loaded.site.is_clear());
     if waits || computes || lives || held {
         state.myself.send_after(LEAVE_PERIOD, || PoolSupervisorMsg::LookWhetherLeft);
     } else {
@@ -143,11 +144,11 @@ pub(in crate::actors) async fn until_devices_are_left(runtime: &RuntimeShared, p
         let table = runtime.pools.table();
         let shares = |other: &&Arc<PoolShared>| {
             other.position != pool.position
-                && other.retired_before.load(SeqCst) <= u32::from(pool.position)
+                && other.life.retired_before.load(SeqCst) <= u32::from(pool.position)
                 && other.mask.devices().iter().any(|device| pool.mask.devices().contains(device))
         };
         let Some(other) = table.leaving.iter().find(shares) else { break };
-        let changed = other.state_changed.notified();
+        let changed = other.life.state_changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable(); // Before the look, so that the change is not missed.
         if runtime.pools.table().get(other.position).is_some() {

@@ -27,7 +27,7 @@ pub(in crate::actors) fn dispatch(state: &mut QueueState, accounts: &mut Account
     }
     state.pool.env.fault_point("queue");
     state.credit -= batch.len() as u32;
-    if !state.pool.manager.cast(PoolManagerMsg::Assign { batch, lent: None }) {
+    if !state.pool.actors.manager.cast(PoolManagerMsg::Assign { batch, lent: None }) {
         state.credit = 0; // Nobody there: the tasks are coming back by themselves, the next manager offers anew.
     }
 }
@@ -46,7 +46,7 @@ pub(in crate::actors) fn on_lend(
     state.publish(accounts); // Before the answer: the lender looks at it when it hears.
     state.pool.env.fault_point("queue");
     let lent = Some(LoanReply { by: state.pool.position, slots });
-    lender.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+    lender.actors.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
 }
 
 /// Takes up to `most` tasks, in order, to run in `runs_in`.
@@ -119,14 +119,14 @@ impl CacheRedirect {
     fn send(self, home: &PoolShared) {
         for (pool, batch) in self.0 {
             let lent = Some(LoanReply { by: home.position, slots: 0 }); // It was not asked.
-            pool.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
+            pool.actors.manager.cast(PoolManagerMsg::Assign { batch, lent }); // Nobody there: the tasks come back by themselves.
         }
     }
 }
 
 /// Tells idle siblings that tasks wait here which they could run.
 pub(in crate::actors) fn call_siblings(state: &QueueState) {
-    if state.credit == 0 && state.pool.wanted.load(Relaxed) > 0 {
+    if state.credit == 0 && state.pool.waiting.wanted.load(Relaxed) > 0 {
         for sibling in state.pool.peers().filter(|sibling| sibling.is_idle()) {
             sibling.nudge_manager();
         }

@@ -96,7 +96,7 @@ impl Actor for PoolManager {
         myself: ActorRef<PoolManagerMsg>,
         pool: Arc<PoolShared>,
     ) -> Result<PoolManagerState, ActorProcessingErr> {
-        let hold = Mean::starting_at(pool.rate.lock().hold_mean);
+        let hold = Mean::starting_at(pool.capacity.rate.lock().hold_mean);
         let (lent, declined_by) = (BTreeMap::new(), BTreeSet::new());
         myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
         Ok(PoolManagerState {
@@ -158,7 +158,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
                 state.recalls_in = if state.has_recalled { RECALL_PULSES } else { state.recalls_in };
             }
             state.has_recalled = false;
-            state.pool.counters.taken_over.fetch_add(batch.len() as u64, Relaxed);
+            state.pool.figures.counters.taken_over.fetch_add(batch.len() as u64, Relaxed);
         }
     }
     for assignment in batch {
@@ -175,7 +175,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
         if !place.state().is_ready() && !seeded_bug!(PlaceUnready) {
             continue; // A reload that took it out before the lease was there may not have seen the lease.
         }
-        place.worker.cast(WorkerMsg::Run { assignment, lease });
+        place.life.worker.cast(WorkerMsg::Run { assignment, lease });
     }
 }
 
@@ -197,14 +197,14 @@ fn choose(pool: &PoolShared, (affinity, avoid): (Option<u16>, Option<u16>), kv_t
 fn wait_for_kv(pool: &PoolShared, demand: &Demand<'_>) {
     for replica in &pool.replicas {
         if fit(&replica.candidate(), demand) == Fit::NoKvRoom {
-            replica.kv.set_full();
-            replica.kv.look_again(fit(&replica.candidate(), demand) != Fit::NoKvRoom);
+            replica.capacity.kv.set_full();
+            replica.capacity.kv.look_again(fit(&replica.candidate(), demand) != Fit::NoKvRoom);
         }
     }
 }
 
 fn on_begin(state: &mut PoolManagerState) {
-    state.pool.queue.cast(QueueMsg::ManagerReplaced); // Undelivered: a new queue has no credit anyway.
+    state.pool.actors.queue.cast(QueueMsg::ManagerReplaced); // Undelivered: a new queue has no credit anyway.
     state.offered = 0;
     on_look_around(state);
 }
@@ -214,7 +214,7 @@ fn on_look_around(state: &mut PoolManagerState) {
     state.declined_by.clear();
     state.lent.retain(|borrower, _| state.pool.others().any(|other| other.position == *borrower));
     let ready = state.pool.replicas.iter().filter(|replica| replica.state().is_ready());
-    state.slots_ready = ready.map(|replica| replica.slots.usable()).sum();
+    state.slots_ready = ready.map(|replica| replica.capacity.slots.usable()).sum();
     publish_rate(state);
 }
 
@@ -225,14 +225,14 @@ fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> 
     myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
     state.recalls_in = state.recalls_in.saturating_sub(1);
     state.has_recalled = false;
-    let stall_suspected = state.pool.wanted.load(Relaxed) > 0 && state.usable() > 0;
+    let stall_suspected = state.pool.waiting.wanted.load(Relaxed) > 0 && state.usable() > 0;
     let before = std::mem::replace(&mut state.stall_suspected, stall_suspected.then_some(state.assigned));
     let stalls = stall_suspected && before == Some(state.assigned);
     if stalls {
-        state.pool.counters.stalls.fetch_add(1, Relaxed);
-        let (wanted, free) = (state.pool.wanted.load(Relaxed), state.usable());
+        state.pool.figures.counters.stalls.fetch_add(1, Relaxed);
+        let (wanted, free) = (state.pool.waiting.wanted.load(Relaxed), state.usable());
         tracing::error!(pool_id = %state.pool.id, wanted, free, "tasks wait beside free slots; all is offered anew");
-        state.pool.queue.cast(QueueMsg::Refill); // Nobody there: a new queue looks by itself.
+        state.pool.actors.queue.cast(QueueMsg::Refill); // Nobody there: a new queue looks by itself.
         on_begin(state);
     }
     stalls
@@ -252,7 +252,7 @@ fn offer(state: &mut PoolManagerState) {
         let slots = free.saturating_sub(state.offered);
         let wanted = state.pool.depth_total() > 0 || state.offered <= free / 2;
         // Undelivered: the next queue announces itself, and everything is offered to it.
-        let sent = slots > 0 && wanted && state.pool.queue.cast(QueueMsg::Offer { slots });
+        let sent = slots > 0 && wanted && state.pool.actors.queue.cast(QueueMsg::Offer { slots });
         if sent {
             state.offered += slots;
         }
@@ -270,17 +270,17 @@ fn offer(state: &mut PoolManagerState) {
 /// A sibling answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's
 /// offer first; should a task come for it all the same, it finds no slot and goes back to its place.
 fn lend(state: &mut PoolManagerState) {
-    if state.pool.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
+    if state.pool.waiting.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
         return;
     }
     let mut spare = state.usable();
     for sibling in state.pool.clone().peers() {
-        let slots = spare.min(sibling.wanted.load(Relaxed));
+        let slots = spare.min(sibling.waiting.wanted.load(Relaxed));
         if slots == 0 || state.lent.contains_key(&sibling.position) || state.declined_by.contains(&sibling.position) {
             continue;
         }
         revoke(state, slots.min(state.offered));
-        if sibling.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
+        if sibling.actors.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
             state.lent.insert(sibling.position, slots);
             spare -= slots;
         }
@@ -291,7 +291,7 @@ fn lend(state: &mut PoolManagerState) {
 /// Takes back so many slots that are on offer.
 fn revoke(state: &mut PoolManagerState, slots: u32) {
     if slots > 0 {
-        state.pool.queue.cast(QueueMsg::Revoke { slots }); // Undelivered: a new queue has no credit anyway.
+        state.pool.actors.queue.cast(QueueMsg::Revoke { slots }); // Undelivered: a new queue has no credit anyway.
         state.offered -= slots;
         state.pool.publish_offered(state.offered);
     }
@@ -322,7 +322,7 @@ impl PoolManagerState {
 
 /// Takes up what attempts have lately measured, and shows it to the queue.
 fn measure(state: &mut PoolManagerState) {
-    let (micros, attempts) = std::mem::take(&mut *state.pool.held.lock());
+    let (micros, attempts) = std::mem::take(&mut *state.pool.capacity.held.lock());
     if attempts > 0 {
         state.hold.record(Duration::from_micros(micros / u64::from(attempts)));
         publish_rate(state);
@@ -330,7 +330,7 @@ fn measure(state: &mut PoolManagerState) {
 }
 
 fn publish_rate(state: &PoolManagerState) {
-    let mut rate = state.pool.rate.lock();
+    let mut rate = state.pool.capacity.rate.lock();
     (rate.slots_ready, rate.hold_mean, rate.measured) = (state.slots_ready, state.hold.get(), state.hold.is_measured());
 }
 
@@ -341,6 +341,6 @@ fn report_drained(state: &mut PoolManagerState) {
     let empty = pool.depth_total() == 0 && pool.slots_used() == 0;
     let idle = pool.intent() == Intent::Drain && empty && pool.unsettled() == 0;
     if idle && !state.drained {
-        state.drained = pool.supervisor.cast(PoolSupervisorMsg::Drained);
+        state.drained = pool.actors.supervisor.cast(PoolSupervisorMsg::Drained);
     }
 }

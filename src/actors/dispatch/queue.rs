@@ -45,7 +45,7 @@ pub(crate) struct QueueArgs {
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum QueueMsg {
-    /// Demand a new task in, or refuse it.
+    /// Take a new task in, or refuse it.
     Enqueue(Submission),
     /// Forget a task whose log has been sealed.
     Withdraw { seq: TaskSeq },
@@ -107,9 +107,9 @@ impl Actor for QueueActor {
 
     async fn pre_start(&self, _: ActorRef<QueueMsg>, args: QueueArgs) -> Result<QueueState, ActorProcessingErr> {
         let QueueArgs { runtime, pool } = args;
-        let generation = pool.queue_generation.load(SeqCst);
+        let generation = pool.actors.queue_generation.load(SeqCst);
         let shared = pool.clone();
-        let mut accounts = shared.accounts.lock();
+        let mut accounts = shared.waiting.accounts.lock();
         let queue = Queue::new(pool.config.queue.bounds(), &mut accounts);
         let (deadlines, armed) = (BTreeSet::new(), None);
         let mut state = QueueState {
@@ -139,14 +139,14 @@ impl Actor for QueueActor {
         let pool = state.pool.clone();
         // Whoever lends has looked just now: to call it again would go on for ever, where its slots are of no use.
         let calls = !matches!(message, QueueMsg::Lend { .. });
-        let mut accounts = pool.accounts.lock();
-        if state.generation != pool.queue_generation.load(SeqCst) {
+        let mut accounts = pool.waiting.accounts.lock();
+        if state.generation != pool.actors.queue_generation.load(SeqCst) {
             // Killed, and a newer queue has the accounts already. What this message says is found in the ledger, or
             // said again.
             return Ok(());
         }
         settle(state, &mut accounts);
-        let (wanted_before, depth_before) = (pool.wanted.load(Relaxed), state.queue.len());
+        let (wanted_before, depth_before) = (pool.waiting.wanted.load(Relaxed), state.queue.len());
         match message {
             QueueMsg::Enqueue(submission) => on_enqueue(state, &mut accounts, submission),
             QueueMsg::Withdraw { seq } => on_withdraw(state, &mut accounts, seq),
@@ -187,8 +187,10 @@ impl Actor for QueueActor {
         if calls {
             call_siblings(state);
         }
-        let idles =
-            wanted_before > 0 && pool.wanted.load(Relaxed) == 0 && state.credit > 0 && pool.is_wanted_by_peers();
+        let idles = wanted_before > 0
+            && pool.waiting.wanted.load(Relaxed) == 0
+            && state.credit > 0
+            && pool.is_wanted_by_peers();
         let drains = state.queue.is_empty() && pool.intent() != Intent::Serve;
         if idles || drains {
             pool.nudge_manager(); // It may lend what is of no use here; or the drain may be complete.
@@ -201,7 +203,7 @@ impl Actor for QueueActor {
 fn settle(state: &mut QueueState, accounts: &mut Accounts) {
     // One short lock for each message; each pass is one task, so that none is lost to a panic between two.
     loop {
-        let Some((seq, served)) = state.pool.settlements.lock().pop_front() else { return };
+        let Some((seq, served)) = state.pool.waiting.settlements.lock().pop_front() else { return };
         state.queue.settle(accounts, seq, served);
     }
 }
@@ -219,7 +221,7 @@ fn on_enqueue(state: &mut QueueState, accounts: &mut Accounts, Submission { reco
     }
     if let Some(heir) = state.pool.successor_for(&record).cloned() {
         record.reroute(heir.clone());
-        heir.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
+        heir.actors.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
         return;
     }
     if state.pool.is_unavailable() {
@@ -229,7 +231,7 @@ fn on_enqueue(state: &mut QueueState, accounts: &mut Accounts, Submission { reco
     let arrival = record.arrival();
     let ahead = ahead_of(state, accounts, &arrival);
     let idle = ahead == 0 && state.credit > 0;
-    let rate = *state.pool.rate.lock();
+    let rate = *state.pool.capacity.rate.lock();
     let predicted_start = if idle { Duration::ZERO } else { rate.predicted(ahead) };
     let hopeless = record.request.deadline.filter(|_| rate.measured).and_then(|limit| too_late(limit, predicted_start));
     if let Some(error) = hopeless {
@@ -269,24 +271,24 @@ fn accept(
     }
     state.trace_queued(record);
     state.note_deadline(record);
-    if state.generation != state.pool.queue_generation.load(SeqCst) {
+    if state.generation != state.pool.actors.queue_generation.load(SeqCst) {
         // Killed while it decided: the newer queue may have looked at the ledger a moment too early.
-        state.pool.queue.cast(QueueMsg::Return { record: record.clone() });
+        state.pool.actors.queue.cast(QueueMsg::Return { record: record.clone() });
     }
-    state.pool.counters.enqueued[record.priority().index()].fetch_add(1, Relaxed);
+    state.pool.figures.counters.enqueued[record.priority().index()].fetch_add(1, Relaxed);
     state.pool.env.fault_point("queue");
     let _ = reply.send(Ok(accepted)); // A caller that is gone has cancelled by its guard.
 }
 
 fn refuse(state: &QueueState, accounts: &Accounts, record: &TaskRecord, ahead: u64, reply: RpcReplyPort<Verdict>) {
     let pool = &state.pool;
-    pool.counters.refused_full.fetch_add(1, Relaxed);
+    pool.figures.counters.refused_full.fetch_add(1, Relaxed);
     let text = state.no_room(accounts, record);
     let _ = reply.send(Err(full(state, ahead, ErrorCode::AdmissionReject, text)));
 }
 
 fn evict(state: &QueueState, accounts: &Accounts, victim: &TaskRecord) {
-    state.pool.counters.evicted.fetch_add(1, Relaxed);
+    state.pool.figures.counters.evicted.fetch_add(1, Relaxed);
     let code = match state.pool.config.queue.full_policy {
         FullPolicy::DropLru => ErrorCode::QueueFullDropLru,
         FullPolicy::Reject | FullPolicy::ShedLowPriority => ErrorCode::AdmissionReject,
@@ -305,7 +307,7 @@ fn ahead_of(state: &QueueState, accounts: &Accounts, arrival: &Arrival<'_>) -> u
 
 /// The error of a full queue. One comes back when the queue has moved on by the tasks that are ahead.
 fn full(state: &QueueState, ahead: u64, code: ErrorCode, text: String) -> TaskError {
-    let rate = *state.pool.rate.lock();
+    let rate = *state.pool.capacity.rate.lock();
     let wait = rate.advice(ahead);
     let policy = state.pool.config.queue.full_policy.as_str();
     let error = TaskError::new(code, text).engine(&state.pool.config.engine).policy(policy).retry_after(wait);

@@ -21,11 +21,11 @@ impl QueueState {
     /// Shows the depth to admission and to metrics, as of now.
     pub(in crate::actors) fn publish(&self, accounts: &Accounts) {
         for class in Priority::ALL {
-            self.pool.depth[class.index()].store(self.queue.len_of(class), Relaxed);
+            self.pool.waiting.depth[class.index()].store(self.queue.len_of(class), Relaxed);
         }
-        *self.pool.backlog.lock() = self.queue.backlog(accounts);
+        *self.pool.waiting.backlog.lock() = self.queue.backlog(accounts);
         let wanted = if self.queue.has_ready() { self.queue.len() } else { 0 };
-        self.pool.wanted.store(wanted, Relaxed);
+        self.pool.waiting.wanted.store(wanted, Relaxed);
     }
 
     /// Why this task was not taken in.

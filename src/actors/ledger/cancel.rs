@@ -16,7 +16,7 @@ pub(crate) fn cancel(runtime: &RuntimeShared, record: &TaskRecord) -> bool {
     let sealed = runtime.ledger.seal(record, None, Terminal::CANCELED).is_ok();
     // Read behind the seal: before it, the task could still be routed and queued.
     if let (true, Some(pool)) = (sealed, record.pool()) {
-        pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes only what is not sealed.
+        pool.actors.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes only what is not sealed.
     }
     sealed
 }

@@ -250,24 +250,24 @@ fn settle(record: &TaskRecord, sealed: &SealedTask) {
     if seeded_bug!(ForgetSettlement) {
         return;
     }
-    pool.settlements.lock().push_back((record.seq, sealed.served));
+    pool.waiting.settlements.lock().push_back((record.seq, sealed.served));
     if pool.intent() != Intent::Serve {
         pool.nudge_manager(); // A sibling may have run it: the drain may be complete.
     }
     // Others learn from the next message; but one that waits for its conversation may be all that is there.
     if record.session().is_some() {
-        pool.queue.cast(QueueMsg::Settle); // Lost: a new queue settles first of all.
+        pool.actors.queue.cast(QueueMsg::Settle); // Lost: a new queue settles first of all.
     }
 }
 
 fn count_end(sealed: &SealedTask, kind: &TraceKind) {
     let Some(pool) = &sealed.pool else { return };
-    let counters = &pool.counters;
+    let counters = &pool.figures.counters;
     let ran_in = sealed.ran_in.as_ref().unwrap_or(pool);
     let replica = sealed.identity.as_ref().and_then(|identity| ran_in.replicas.get(identity.replica.index as usize));
     if let Some(replica) = replica {
-        replica.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);
-        replica.tokens_out.fetch_add(sealed.tokens_out.into(), Relaxed);
+        replica.counters.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);
+        replica.counters.tokens_out.fetch_add(sealed.tokens_out.into(), Relaxed);
     }
     match kind {
         _ if !sealed.was.is_accepted() => 0, // Counted as a refusal, if at all.

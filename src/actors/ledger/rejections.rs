@@ -6,7 +6,7 @@ use crate::core::admission::kept::Kept;
 use crate::core::id::{ClientId, TaskId};
 use crate::core::task::error::TaskError;
 
-/// RejectionCache that are remembered; about 300 KiB. Whoever has most makes room.
+/// Rejections that are remembered; about 300 KiB. Whoever has most makes room.
 const REFUSALS_MAX: u64 = 1_024;
 
 /// The newest refusals of each client, and the number of the next. A short lock for each refusal.

@@ -210,12 +210,12 @@ fn rows() -> Vec<Row> {
 
 fn on_collect(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
     state.pool.env.fault_point("latency");
-    state.pool.samples.collect_requested.store(false, SeqCst); // First: a sample that comes now knocks again.
-    let samples = std::mem::take(&mut *state.pool.samples.waiting.lock());
+    state.pool.figures.samples.collect_requested.store(false, SeqCst); // First: a sample that comes now knocks again.
+    let samples = std::mem::take(&mut *state.pool.figures.samples.waiting.lock());
     if samples.is_empty() {
         return;
     }
-    let (now, wanted) = (state.pool.env.now(), *state.pool.objectives.lock());
+    let (now, wanted) = (state.pool.env.now(), *state.pool.figures.objectives.lock());
     for sample in samples {
         let Sample { class, client, weighted, output, run, outcome } = sample;
         if let Some(run) = run {
@@ -258,7 +258,7 @@ fn note_run(rows: &mut [Row], now: Timestamp, run: &Run) {
 fn on_publish(state: &mut LatencyState) {
     state.armed = false;
     look_at_slots(state);
-    *state.pool.latency_view.lock() = Arc::new(observe(state));
+    *state.pool.figures.latency_view.lock() = Arc::new(observe(state));
 }
 
 fn on_age(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
@@ -278,8 +278,8 @@ fn on_age(state: &mut LatencyState, myself: &ActorRef<LatencyMsg>) {
 /// While batch tasks wait, every slot should be in use.
 fn look_at_slots(state: &mut LatencyState) {
     let (pool, batch) = (&state.pool, Priority::Batch.index());
-    if pool.depth[batch].load(Relaxed) > 0 {
-        let total = pool.replicas.iter().map(|replica| replica.slots.total()).sum();
+    if pool.waiting.depth[batch].load(Relaxed) > 0 {
+        let total = pool.replicas.iter().map(|replica| replica.capacity.slots.total()).sum();
         state.tallies[batch].look(pool.env.now(), pool.slots_used(), total);
     }
 }

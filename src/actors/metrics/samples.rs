@@ -61,15 +61,16 @@ impl PoolShared {
     /// Hands a sample to the latency actor. One short lock for each task that ends.
     pub(in crate::actors) fn record_sample(&self, sample: Sample) {
         {
-            let mut waiting = self.samples.waiting.lock();
+            let mut waiting = self.figures.samples.waiting.lock();
             if waiting.len() == SAMPLES_MAX {
-                self.samples.lost.fetch_add(1, Relaxed);
+                self.figures.samples.lost.fetch_add(1, Relaxed);
                 return;
             }
             waiting.push(sample);
         }
-        if !self.samples.collect_requested.swap(true, SeqCst) && !self.latency.cast(LatencyMsg::Collect) {
-            self.samples.collect_requested.store(false, SeqCst); // Nobody there: the next sample knocks again.
+        if !self.figures.samples.collect_requested.swap(true, SeqCst) && !self.actors.latency.cast(LatencyMsg::Collect)
+        {
+            self.figures.samples.collect_requested.store(false, SeqCst); // Nobody there: the next sample knocks again.
         }
     }
 }

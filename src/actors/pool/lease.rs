@@ -161,8 +161,8 @@ impl SlotLease {
     /// Takes a free slot of this worker, and so many tokens of its KV cache, or `None` when there is no slot.
     pub(crate) fn take(pool: &Arc<PoolShared>, replica: u16, kv_tokens: u64) -> Option<Self> {
         let place = &pool.replicas[replica as usize];
-        let slot = place.slots.take()?;
-        place.kv.reserve(kv_tokens);
+        let slot = place.capacity.slots.take()?;
+        place.capacity.kv.reserve(kv_tokens);
         Some(SlotLease { pool: pool.clone(), replica, slot, kv_tokens })
     }
 }
@@ -170,11 +170,11 @@ impl SlotLease {
 impl Drop for SlotLease {
     fn drop(&mut self) {
         if seeded_bug!(SlotTwice) {
-            self.pool.replicas[self.replica as usize].slots.release(self.slot);
+            self.pool.replicas[self.replica as usize].capacity.slots.release(self.slot);
         }
         let place = &self.pool.replicas[self.replica as usize];
-        place.slots.release(self.slot);
-        place.kv.give_back(self.kv_tokens);
+        place.capacity.slots.release(self.slot);
+        place.capacity.kv.give_back(self.kv_tokens);
         self.pool.nudge_manager_if_starving();
     }
 }
@@ -218,7 +218,7 @@ pub(crate) fn return_to_queue(record: Arc<TaskRecord>, epoch: Epoch) -> bool {
     let home = record.pool().filter(|_| record.give_back(epoch).is_ok());
     if let Some(home) = &home {
         home.env.trace(|| TraceKind::Returned { seq: record.seq });
-        home.queue.cast(QueueMsg::Return { record });
+        home.actors.queue.cast(QueueMsg::Return { record });
     }
     home.is_some()
 }

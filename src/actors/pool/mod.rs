@@ -3,8 +3,10 @@
 pub(crate) mod devices;
 pub(crate) mod lease;
 pub(crate) mod outlier;
+pub(in crate::actors) mod parts;
 pub(crate) mod pools;
 pub mod reload;
 pub(in crate::actors) mod remote;
 pub(crate) mod replica;
+pub(in crate::actors) mod replica_parts;
 pub(crate) mod shared;

@@ -66,7 +66,7 @@ impl OutlierDetection {
 impl ReplicaShared {
     /// An attempt that began at `begun` has failed on it, or panicked.
     pub(crate) fn note_failure(&self, now: Timestamp, begun: Timestamp, task: TaskSeq, panicked: bool) -> Verdict {
-        let beside = self.slots.used().saturating_sub(1);
+        let beside = self.capacity.slots.used().saturating_sub(1);
         let mut record = self.outlier.record.lock();
         let verdict = match panicked {
             true => record.on_panic(now, begun, task, beside),
@@ -79,7 +79,7 @@ impl ReplicaShared {
 
     /// It has turned a request away; so long it wants to be left alone, if it says so.
     pub(crate) fn note_busy(&self, now: Timestamp, asked: Option<Duration>) -> Timestamp {
-        let beside = self.slots.used().saturating_sub(1);
+        let beside = self.capacity.slots.used().saturating_sub(1);
         let mut record = self.outlier.record.lock();
         let asked = asked.filter(|_| !seeded_bug!(IgnoreRetryAfter));
         let until = record.on_busy(now, asked, beside);
@@ -91,13 +91,13 @@ impl ReplicaShared {
     /// A run on it has given its first token, or has come to a good end. Returns whether it may be used more now.
     pub(crate) fn note_well(&self, now: Timestamp, is_end: bool) -> bool {
         let mut record = self.outlier.record.lock();
-        let before = record.allowance(now, self.slots.total());
+        let before = record.allowance(now, self.capacity.slots.total());
         match is_end {
-            true => record.on_success(self.slots.total()),
-            false => record.on_progress(self.slots.total()),
+            true => record.on_success(self.capacity.slots.total()),
+            false => record.on_progress(self.capacity.slots.total()),
         }
         self.apply(&record, now);
-        record.allowance(now, self.slots.total()) > before
+        record.allowance(now, self.capacity.slots.total()) > before
     }
 
     /// Looks whether it may be used again. Returns the moment to look at, if that is still to come.
@@ -119,8 +119,12 @@ impl ReplicaShared {
         if seeded_bug!(NeverEject) {
             return;
         }
-        let allowance = record.allowance(now, self.slots.total());
-        self.slots.set_ceiling(if seeded_bug!(NoSlowStart) && allowance > 0 { self.slots.total() } else { allowance });
+        let allowance = record.allowance(now, self.capacity.slots.total());
+        self.capacity.slots.set_ceiling(if seeded_bug!(NoSlowStart) && allowance > 0 {
+            self.capacity.slots.total()
+        } else {
+            allowance
+        });
     }
 
     /// The context that its runs share was full for this task. Returns whether that was so a moment ago for another

@@ -90,7 +90,7 @@ impl Pools {
         let leaving = now.leaving.iter().filter(|pool| pool.position != number).cloned().collect();
         self.set(Table { serving: now.serving.clone(), leaving });
         for pool in now.every() {
-            pool.state_changed.notify_waiters(); // Some may wait for its devices.
+            pool.life.state_changed.notify_waiters(); // Some may wait for its devices.
             pool.nudge_manager(); // Some may have lent it slots.
         }
     }

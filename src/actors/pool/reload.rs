@@ -51,6 +51,7 @@ pub enum ReloadState {
     /// Replicas are being replaced.
     Rolling,
     /// It failed, and the replicas get their old model back.
+    #[serde(rename = "walking_back")]
     RollingBack,
     /// All replicas have the new model.
     Done,
@@ -145,7 +146,7 @@ impl ReplicaShared {
             generation: self.revision().generation,
             is_loaded: self.is_loaded(),
             in_service: self.part.in_service.load(SeqCst),
-            is_busy: self.slots.used() > 0,
+            is_busy: self.capacity.slots.used() > 0,
         }
     }
 }
@@ -165,12 +166,12 @@ impl PoolShared {
     /// What the pool serves now. A short lock, taken once for each task at admission; the supervisor holds it for
     /// moments.
     pub(crate) fn revision(&self) -> Arc<Revision> {
-        self.reloads.lock().serving.clone()
+        self.model.reloads.lock().serving.clone()
     }
 
     /// Whether this identity is what the pool serves, as far as its own engines have said what that is.
     pub(crate) fn serves_the_same_as(&self, identity: &ReplicaIdentity) -> bool {
-        let pinned = self.pinned.lock().clone();
+        let pinned = self.model.pinned.lock().clone();
         let same = |pinned: &(Name, Name)| pinned.0 == identity.engine_version && pinned.1 == identity.model_digest;
         pinned.is_none_or(|pinned| same(&pinned)) && self.revision().spec == identity.spec
     }
@@ -183,7 +184,7 @@ impl PoolShared {
     pub(crate) fn begin_reload(&self, change: &ModelChange) -> Result<(), TaskError> {
         let out = |text: String| TaskError::new(ErrorCode::PoolUnavailable, text).engine(&self.config.engine);
         let invalid = |text: String| TaskError::new(ErrorCode::InvalidParams, text);
-        let mut reloads = self.reloads.lock();
+        let mut reloads = self.model.reloads.lock();
         if self.intent() != Intent::Serve {
             return Err(out(format!("pool {} takes no reload: it is {}", self.id, self.state().as_str())));
         }
@@ -205,7 +206,7 @@ impl PoolShared {
             return Err(invalid(format!("field '{}': {}", fault.path.trim_start_matches('.'), fault.message)));
         }
         if let Some(roll) = reloads.roll.take() {
-            self.counters.reloads[1].fetch_add(1, SeqCst);
+            self.figures.counters.reloads[1].fetch_add(1, SeqCst);
             reloads.last = Some(roll.view(ReloadState::Undone, self.env.now()));
         }
         reloads.newest += 1;
@@ -218,7 +219,7 @@ impl PoolShared {
 
     /// The reload that is under way, else the last that ended.
     pub(crate) fn reload_view(&self) -> Option<ReloadView> {
-        let reloads = self.reloads.lock();
+        let reloads = self.model.reloads.lock();
         let state =
             |roll: &ReloadProgress| if roll.failed.is_some() { ReloadState::RollingBack } else { ReloadState::Rolling };
         let under_way = reloads.roll.as_ref().map(|roll| roll.view(state(roll), self.env.now()));
@@ -227,19 +228,19 @@ impl PoolShared {
 
     /// Whether a reload is under way. One that a pool's end has overtaken is not.
     pub(crate) fn is_reloading(&self) -> bool {
-        self.reloads.lock().roll.is_some() && self.intent() != Intent::Stop
+        self.model.reloads.lock().roll.is_some() && self.intent() != Intent::Stop
     }
 
     /// Whether this is what a reload under way is to load.
     pub(crate) fn is_being_tried(&self, generation: u64) -> bool {
-        let reloads = self.reloads.lock();
+        let reloads = self.model.reloads.lock();
         reloads.roll.as_ref().is_some_and(|roll| roll.failed.is_none() && roll.to.generation == generation)
     }
 
     /// The next step of the reload that is under way. `is_ending` says which replicas' workers have been told to end.
     pub(crate) fn reload_plan(&self, is_ending: impl Fn(u16) -> bool) -> Option<Plan> {
         let (goal, of, is_way_back, serving) = {
-            let reloads = self.reloads.lock();
+            let reloads = self.model.reloads.lock();
             let roll = reloads.roll.as_ref()?;
             (roll.goal().clone(), roll.to.generation, roll.failed.is_some(), reloads.serving.generation)
         };
@@ -261,14 +262,14 @@ impl PoolShared {
 
     /// Notes that the reload came a step further.
     pub(crate) fn note_reload_step(&self) {
-        if let Some(roll) = &mut self.reloads.lock().roll {
+        if let Some(roll) = &mut self.model.reloads.lock().roll {
             roll.progress_at = self.env.now();
         }
     }
 
     /// When the reload last came a step further.
     pub(crate) fn reload_progress_at(&self) -> Timestamp {
-        self.reloads.lock().roll.as_ref().map_or_else(|| self.env.now(), |roll| roll.progress_at)
+        self.model.reloads.lock().roll.as_ref().map_or_else(|| self.env.now(), |roll| roll.progress_at)
     }
 
     /// The new model has not proved itself: from here on the reload walks back.
@@ -278,7 +279,7 @@ impl PoolShared {
 
     /// The same, with words of an engine that are not for the log.
     pub(crate) fn fail_reload_with(&self, of: u64, reason: &str, whole: Message) {
-        if let Some(roll) = self.reloads.lock().roll.as_mut().filter(|roll| roll.to.generation == of) {
+        if let Some(roll) = self.model.reloads.lock().roll.as_mut().filter(|roll| roll.to.generation == of) {
             tracing::warn!(pool_id = %self.id, to = %roll.to.spec.model, %reason, "a reload failed and is undone");
             roll.failed.get_or_insert(whole);
             roll.progress_at = self.env.now();
@@ -287,7 +288,7 @@ impl PoolShared {
 
     /// A reload that has just begun is not wanted after all: it walks back, which takes no step.
     pub(crate) fn give_up_reload(&self, why: &str) {
-        let of = self.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
+        let of = self.model.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
         if let Some(of) = of {
             self.fail_reload(of, why.to_owned());
         }
@@ -295,7 +296,7 @@ impl PoolShared {
 
     /// The pool has stopped: a reload under way comes to nothing.
     pub(crate) fn abandon_reload(&self) {
-        let of = self.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
+        let of = self.model.reloads.lock().roll.as_ref().map(|roll| roll.to.generation);
         if let Some(of) = of {
             self.fail_reload(of, "the pool has been stopped".to_owned());
             self.end_reload(of);
@@ -304,7 +305,7 @@ impl PoolShared {
 
     /// The reload is over.
     pub(crate) fn end_reload(&self, of: u64) {
-        let mut reloads = self.reloads.lock();
+        let mut reloads = self.model.reloads.lock();
         let Some(roll) = reloads.roll.take_if(|roll| roll.to.generation == of) else { return };
         let (state, counter) = match roll.failed {
             None => (ReloadState::Done, 0),
@@ -317,38 +318,39 @@ impl PoolShared {
         tracing::info!(pool_id = %self.id, took_ms = view.took_ms, model = %reloads.serving.spec.model, "a reload has ended");
         reloads.last = Some(view);
         drop(reloads);
-        self.counters.reloads[counter].fetch_add(1, SeqCst);
-        self.state_changed.notify_waiters();
+        self.figures.counters.reloads[counter].fetch_add(1, SeqCst);
+        self.life.state_changed.notify_waiters();
     }
 
     /// From here on the pool serves `goal`. No two replicas with different models are in service at any moment.
     pub(crate) fn change_over(&self, goal: &Arc<Revision>) {
         let has_goal = |replica: &&ReplicaShared| replica.revision().generation == goal.generation;
-        let identity = self.replicas.iter().filter(has_goal).find_map(|replica| replica.identity.lock().clone());
-        *self.pinned.lock() = None; // Siblings lend nothing until it is known what they would lend to.
+        let identity = self.replicas.iter().filter(has_goal).find_map(|replica| replica.loaded.identity.lock().clone());
+        *self.model.pinned.lock() = None; // Siblings lend nothing until it is known what they would lend to.
         for replica in self.replicas.iter().filter(|replica| !has_goal(replica) && !seeded_bug!(TwoModels)) {
             replica.part.in_service.store(false, SeqCst);
         }
-        self.reloads.lock().serving = goal.clone();
-        self.family.store(goal.family(), SeqCst);
+        self.model.reloads.lock().serving = goal.clone();
+        self.model.family.store(goal.family(), SeqCst);
         self.env.trace(|| TraceKind::ChangedOver { pool: self.position, generation: goal.generation });
         if let Some(identity) = identity {
             let ctx = goal.spec.ctx.or(identity.ctx).unwrap_or(CTX_DEFAULT);
-            self.ctx.store(ctx, SeqCst);
-            *self.pinned.lock() = Some(Arc::new((identity.engine_version.clone(), identity.model_digest.clone())));
+            self.model.ctx.store(ctx, SeqCst);
+            *self.model.pinned.lock() =
+                Some(Arc::new((identity.engine_version.clone(), identity.model_digest.clone())));
         }
         for replica in self.replicas.iter().filter(has_goal) {
             replica.part.in_service.store(true, SeqCst);
         }
         tracing::info!(pool_id = %self.id, model = %goal.spec.model, "the pool serves another model from now on");
         self.nudge_manager();
-        self.state_changed.notify_waiters();
+        self.life.state_changed.notify_waiters();
     }
 
     /// Gives tasks to a replica, or gives it no more.
     pub(crate) fn set_in_service(&self, index: u16, in_service: bool) {
         self.replicas[index as usize].part.in_service.store(in_service, SeqCst);
         self.nudge_manager();
-        self.state_changed.notify_waiters();
+        self.life.state_changed.notify_waiters();
     }
 }

@@ -3,9 +3,8 @@
 //! Each field has one owner that writes it; the others read it as of now. A restarted actor reads the truth from here
 //! and from the ledger instead of being told what it missed.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -13,27 +12,24 @@ use ractor::ActorCell;
 use tokio::sync::Notify;
 
 use crate::actors::dispatch::pool_manager::PoolManagerMsg;
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
-use crate::actors::metrics::latency::{LatencyMsg, LatencyView};
 use crate::actors::metrics::samples::Samples;
 use crate::actors::pool::devices::Devices;
+use crate::actors::pool::parts::{Capacity, Figures, PoolActors, PoolLife, PoolModel, ReplicaSet, Waiting};
 use crate::actors::pool::pools::Table;
 use crate::actors::pool::reload::{Reloads, Revision};
-use crate::actors::pool::remote::{LocalPreference, RemotePool};
+use crate::actors::pool::remote::LocalPreference;
 use crate::actors::pool::replica::ReplicaShared;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
+use crate::actors::pool::replica_parts::Placement;
 use crate::config::{CTX_DEFAULT, ConfigError, PoolConfig, Resolved};
-use crate::core::fairness::{Accounts, Served};
+use crate::core::fairness::Accounts;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
 use crate::core::pool::lifecycle::{Intent, PoolState, ReplicaState, next_try};
 use crate::core::queue::overflow::FullPolicy;
-use crate::core::queue::predict::{Backlog, ServiceRate};
-use crate::core::slo::objectives::Objectives;
+use crate::core::queue::predict::ServiceRate;
 use crate::core::task::resume::{DeterminismClass, LossRule};
 use crate::core::task::{Priority, TaskRequest};
-use crate::core::text::line::Name;
 use crate::env::Env;
 use crate::gpu::dyn_engine::EngineFactory;
 use crate::planted::seeded_bug;
@@ -45,10 +41,8 @@ pub(crate) struct PoolShared {
     pub(crate) id: PoolId,
     /// As it was configured. What a reload may change is in its revision.
     pub(crate) config: Arc<PoolConfig>,
-    /// What it serves. Written by the public handle, which begins a reload, and by the supervisor, which performs it.
-    pub(crate) reloads: Mutex<Reloads>,
-    /// The family of what it serves; a glance at it needs no lock.
-    pub(crate) family: AtomicU64,
+    /// What it serves, and whether its engines have said that they are the same.
+    pub(crate) model: PoolModel,
     /// The devices that it may use (ORCH-3011).
     pub(crate) mask: DeviceMask,
     pub(crate) env: Env,
@@ -56,56 +50,18 @@ pub(crate) struct PoolShared {
     pub(crate) devices: Arc<Devices>,
     pub(crate) factory: EngineFactory,
     pub(crate) replicas: Vec<ReplicaShared>,
-    pub(crate) supervisor: Address<PoolSupervisorMsg>,
-    pub(crate) queue: Address<QueueMsg>,
-    pub(crate) manager: Address<PoolManagerMsg>,
-    pub(crate) latency: Address<LatencyMsg>,
-    /// Longest context of one task, in tokens. Written by a worker when its engine says more than the configuration.
-    pub(crate) ctx: AtomicU32,
-    /// Engine version and model digest of the replica set (ORCH-3046). Held while a worker compares and joins.
-    pub(crate) pinned: Mutex<Option<Arc<(Name, Name)>>>,
-    /// Counts the queue's lives, so that one that is being killed knows that it is not the newest any more.
-    pub(crate) queue_generation: AtomicU64,
-    /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a
-    /// drain, the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
-    intent: AtomicU8,
-    /// Waiting tasks by class. Written by the queue.
-    pub(crate) depth: [AtomicU32; 2],
-    /// Tasks that could use a slot now: all that wait, while any of them may run. Written by the queue.
-    pub(crate) wanted: AtomicU32,
-    /// Who waits, in numbers. Written by the queue.
-    pub(crate) backlog: Mutex<Backlog>,
-    /// Who has been served how much. Written by the queue, which it outlives; locked once for each of its messages.
-    pub(crate) accounts: Mutex<Accounts>,
-    /// Tasks that have ended since the queue last looked, and what was computed for them. Never more than were out.
-    pub(crate) settlements: Mutex<VecDeque<(TaskSeq, Served)>>,
-    /// What the pool lately delivered. Written by the pool manager.
-    pub(crate) rate: Mutex<ServiceRate>,
-    /// Time that attempts ran, in microseconds, and how many, since the pool manager last looked.
-    pub(crate) held: Mutex<(u64, u32)>,
-    /// Slots on offer to the queue. Written by the pool manager.
-    offered: AtomicU32,
-    /// A nudge to the pool manager is on its way: slots that are freed meanwhile need no other.
-    nudged: AtomicBool,
-    pub(crate) samples: Samples,
-    /// What is wanted of its tasks. Written when the configuration changes.
-    pub(crate) objectives: Mutex<Objectives>,
-    /// Percentiles. Written by the latency actor.
-    pub(crate) latency_view: Mutex<Arc<LatencyView>>,
-    pub(crate) counters: Counters,
-    /// Wakes whoever waits for a change of the pool's state.
-    pub(crate) state_changed: Notify,
-    /// The other pools with its engine, which may come to serve the same. Written when the pools change.
-    others: RwLock<Arc<[Weak<PoolShared>]>>,
-    /// The other node's pool that its engine is, if it is one. Written once, before it serves.
-    pub(in crate::actors) remote: OnceLock<RemotePool>,
-    pub(in crate::actors) local_preference: LocalPreference,
-    /// It has left the configuration, and ends when it is through with its tasks.
-    pub(in crate::actors) is_leaving: AtomicBool,
-    /// The first pool that is younger than its leaving; those from there on wait for its devices.
-    pub(in crate::actors) retired_before: AtomicU32,
-    /// The pool that takes its place, if one does.
-    pub(in crate::actors) successor: OnceLock<Arc<PoolShared>>,
+    /// Where its actors can be reached.
+    pub(crate) actors: PoolActors,
+    /// Whether it serves, drains, leaves or has stopped.
+    pub(crate) life: PoolLife,
+    /// What waits, and who has been served how much. Written by the queue.
+    pub(crate) waiting: Waiting,
+    /// What its slots deliver, and how many are on offer. Written by the pool manager.
+    pub(crate) capacity: Capacity,
+    /// What has been measured.
+    pub(crate) figures: Figures,
+    /// The other pools with its engine, here and at other nodes.
+    pub(crate) set: ReplicaSet,
 }
 
 impl PoolShared {
@@ -127,9 +83,10 @@ impl PoolShared {
             let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
             let place = ReplicaShared::new(replica_id, mask, config.slots, revision.clone());
             if let Some(tokens) = config.memory.kv_tokens {
-                place.kv.set_capacity(tokens);
+                place.capacity.kv.set_capacity(tokens);
             }
-            Ok(ReplicaShared { fault, cpus: cpus.into(), ..place })
+            let placement = Placement { fault, cpus: cpus.into(), ..place.placement };
+            Ok(ReplicaShared { placement, ..place })
         };
         let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
@@ -141,46 +98,60 @@ impl PoolShared {
             mask: config.mask()?,
             id,
             config,
-            family: AtomicU64::new(revision.family()),
-            reloads: Mutex::new(Reloads::new(revision)),
             env,
             devices,
             factory,
             replicas,
-            supervisor: Address::default(),
-            queue: Address::default(),
-            manager: Address::default(),
-            latency: Address::default(),
-            ctx,
-            pinned: Mutex::default(),
-            queue_generation: AtomicU64::new(0),
-            intent: AtomicU8::new(0),
-            depth: Default::default(),
-            wanted: AtomicU32::new(0),
-            backlog: Mutex::default(),
-            others: RwLock::default(),
-            remote: OnceLock::new(),
-            local_preference: LocalPreference::default(),
-            is_leaving: AtomicBool::new(false),
-            retired_before: AtomicU32::new(u32::MAX),
-            successor: OnceLock::new(),
-            accounts,
-            settlements: Mutex::default(),
-            rate: Mutex::new(ServiceRate { slots_ready: 0, slots, hold_mean, measured: false }),
-            held: Mutex::default(),
-            offered: AtomicU32::new(0),
-            nudged: AtomicBool::new(false),
-            samples: Samples::default(),
-            objectives: Mutex::new(resolved.config.objectives.wanted()),
-            latency_view: Mutex::default(),
-            counters: Counters::default(),
-            state_changed: Notify::new(),
+            actors: PoolActors {
+                supervisor: Address::default(),
+                queue: Address::default(),
+                manager: Address::default(),
+                latency: Address::default(),
+                queue_generation: AtomicU64::new(0),
+            },
+            model: PoolModel {
+                family: AtomicU64::new(revision.family()),
+                reloads: Mutex::new(Reloads::new(revision)),
+                ctx,
+                pinned: Mutex::default(),
+            },
+            waiting: Waiting {
+                depth: Default::default(),
+                wanted: AtomicU32::new(0),
+                backlog: Mutex::default(),
+                accounts,
+                settlements: Mutex::default(),
+            },
+            capacity: Capacity {
+                rate: Mutex::new(ServiceRate { slots_ready: 0, slots, hold_mean, measured: false }),
+                held: Mutex::default(),
+                offered: AtomicU32::new(0),
+                nudged: AtomicBool::new(false),
+            },
+            figures: Figures {
+                samples: Samples::default(),
+                objectives: Mutex::new(resolved.config.objectives.wanted()),
+                latency_view: Mutex::default(),
+                counters: Counters::default(),
+            },
+            life: PoolLife {
+                intent: AtomicU8::new(0),
+                is_leaving: AtomicBool::new(false),
+                retired_before: AtomicU32::new(u32::MAX),
+                successor: OnceLock::new(),
+                state_changed: Notify::new(),
+            },
+            set: ReplicaSet {
+                others: RwLock::default(),
+                remote: OnceLock::new(),
+                local_preference: LocalPreference::default(),
+            },
         }))
     }
 
     /// What the operator wants.
     pub(crate) fn intent(&self) -> Intent {
-        match self.intent.load(SeqCst) {
+        match self.life.intent.load(SeqCst) {
             0 => Intent::Serve,
             1 => Intent::Drain,
             _ => Intent::Stop,
@@ -189,8 +160,8 @@ impl PoolShared {
 
     /// Advances to what the operator wants, never back. Returns whether that was a step.
     pub(crate) fn advance_intent(&self, intent: Intent) -> bool {
-        let is_step = self.intent.fetch_max(intent as u8, SeqCst) < intent as u8;
-        self.state_changed.notify_waiters();
+        let is_step = self.life.intent.fetch_max(intent as u8, SeqCst) < intent as u8;
+        self.life.state_changed.notify_waiters();
         is_step
     }
 
@@ -217,13 +188,13 @@ impl PoolShared {
     /// How long a new task of this class would wait, of this client and weight, as of now, and when it should come back
     /// if it is refused; `None` is a client of whom nothing waits.
     pub(crate) fn expected_wait(&self, class: Priority, client: Option<(&ClientId, u32)>) -> (Duration, Duration) {
-        let backlog = *self.backlog.lock();
+        let backlog = *self.waiting.backlog.lock();
         // The accounts are locked only when somebody waits.
         let own = client
             .filter(|_| backlog.count != [0; 2])
-            .map_or(0, |(client, _)| self.accounts.lock().waiting(client, class));
+            .map_or(0, |(client, _)| self.waiting.accounts.lock().waiting(client, class));
         let ahead = backlog.ahead(own, own, client.map_or(1, |(_, weight)| weight), class);
-        let rate = *self.rate.lock();
+        let rate = *self.capacity.rate.lock();
         let is_free = ahead == 0 && self.slots_free() > 0;
         if is_free { Default::default() } else { (rate.wait(ahead), rate.advice(ahead)) }
     }
@@ -243,7 +214,7 @@ impl PoolShared {
     pub(crate) fn told_class(&self) -> Option<DeterminismClass> {
         let served = self.revision().generation;
         let serve = self.replicas.iter().filter(|replica| replica.revision().generation == served);
-        let shown = || serve.filter_map(|replica| *replica.self_test.lock());
+        let shown = || serve.filter_map(|replica| *replica.loaded.self_test.lock());
         self.config.determinism_class.or_else(|| {
             let worst = shown().map(|shown| (shown.repeats_alone, shown.determinism_class)).min()?;
             match worst {
@@ -258,7 +229,7 @@ impl PoolShared {
     /// Tells the pool which others there are.
     pub(crate) fn meet(self: &Arc<Self>, table: &Table) {
         let alike = |other: &&Arc<PoolShared>| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine;
-        *self.others.write() = table.every().filter(alike).map(Arc::downgrade).collect();
+        *self.set.others.write() = table.every().filter(alike).map(Arc::downgrade).collect();
     }
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).
@@ -268,44 +239,44 @@ impl PoolShared {
 
     /// Every other pool with its engine, whatever it serves now.
     pub(crate) fn others(&self) -> impl Iterator<Item = Arc<PoolShared>> + use<> {
-        let others = self.others.read().clone();
+        let others = self.set.others.read().clone();
         (0..others.len()).filter_map(move |index| others[index].upgrade())
     }
 
     /// Every pool that is one set with this one as far as what they are to serve goes.
     pub(crate) fn same_spec(&self) -> impl Iterator<Item = Arc<PoolShared>> + '_ {
-        let family = self.family.load(Relaxed);
-        self.others().filter(move |other| other.family.load(Relaxed) == family)
+        let family = self.model.family.load(Relaxed);
+        self.others().filter(move |other| other.model.family.load(Relaxed) == family)
     }
 
     /// Whether tasks wait in a sibling's queue that could use a slot.
     pub(crate) fn is_wanted_by_peers(&self) -> bool {
-        self.same_spec().any(|other| other.wanted.load(Relaxed) > 0)
+        self.same_spec().any(|other| other.waiting.wanted.load(Relaxed) > 0)
     }
 
     /// Whether the two pools are one replica set (ORCH-3007), by all that is known of them so far.
     pub(crate) fn is_in_set_with(&self, other: &PoolShared) -> bool {
-        let ours = self.pinned.lock().clone(); // Never two pins locked at once.
-        let same_ctx = self.ctx.load(Relaxed) == other.ctx.load(Relaxed);
-        let same_family = self.family.load(Relaxed) == other.family.load(Relaxed);
-        same_ctx && same_family && ours == *other.pinned.lock()
+        let ours = self.model.pinned.lock().clone(); // Never two pins locked at once.
+        let same_ctx = self.model.ctx.load(Relaxed) == other.model.ctx.load(Relaxed);
+        let same_family = self.model.family.load(Relaxed) == other.model.family.load(Relaxed);
+        same_ctx && same_family && ours == *other.model.pinned.lock()
     }
 
     /// Whether the other pool gives the same tokens: one set, and their engines have said so.
     pub(crate) fn is_same_set(&self, other: &PoolShared) -> bool {
-        self.pinned.lock().is_some() && self.is_in_set_with(other)
+        self.model.pinned.lock().is_some() && self.is_in_set_with(other)
     }
 
     /// Whether it has free slots and nothing of its own to run in them.
     pub(crate) fn is_idle(&self) -> bool {
-        self.wanted.load(Relaxed) == 0 && self.intent() == Intent::Serve && self.slots_free() > 0
+        self.waiting.wanted.load(Relaxed) == 0 && self.intent() == Intent::Serve && self.slots_free() > 0
     }
 
     /// Whether its queue could take a task of this class in, or would make room for it, as of now.
     pub(crate) fn has_room(&self, class: Priority) -> bool {
         let bounds = self.config.queue.bounds();
-        let depth = self.depth[class.index()].load(Relaxed);
-        let has_slot = self.offered.load(Relaxed) > 0 && self.depth_total() == 0;
+        let depth = self.waiting.depth[class.index()].load(Relaxed);
+        let has_slot = self.capacity.offered.load(Relaxed) > 0 && self.depth_total() == 0;
         has_slot
             || bounds.policy != FullPolicy::Reject
             || depth < bounds.class[class.index()] && self.depth_total() < bounds.pool
@@ -313,22 +284,22 @@ impl PoolShared {
 
     /// Tasks that are charged and have not ended.
     pub(crate) fn unsettled(&self) -> usize {
-        let accounts = self.accounts.lock(); // Held over both: the queue takes a settlement and its charge away under it.
-        let ended = self.settlements.lock().iter().filter(|(seq, _)| accounts.is_charged(*seq)).count();
+        let accounts = self.waiting.accounts.lock(); // Held over both: the queue takes a settlement and its charge away under it.
+        let ended = self.waiting.settlements.lock().iter().filter(|(seq, _)| accounts.is_charged(*seq)).count();
         accounts.charged() - ended
     }
 
     /// Clients with tasks that wait or run: name, weight, tasks that wait in each class, tasks that run.
     pub(crate) fn busy_clients(&self) -> Vec<(ClientId, u32, [u32; 2], u32)> {
-        let accounts = self.accounts.lock(); // Held over both, as above.
-        let ended: Vec<TaskSeq> = self.settlements.lock().iter().map(|(seq, _)| *seq).collect();
+        let accounts = self.waiting.accounts.lock(); // Held over both, as above.
+        let ended: Vec<TaskSeq> = self.waiting.settlements.lock().iter().map(|(seq, _)| *seq).collect();
         accounts.busy(&ended)
     }
 
     /// Free slots of the replicas that are Ready.
     pub(crate) fn slots_free(&self) -> u32 {
-        let ready = self.replicas.iter().filter(|replica| replica.state().is_ready() && !replica.kv.is_full());
-        ready.map(|replica| replica.slots.free()).sum()
+        let ready = self.replicas.iter().filter(|replica| replica.state().is_ready() && !replica.capacity.kv.is_full());
+        ready.map(|replica| replica.capacity.slots.free()).sum()
     }
 
     /// Replicas that are Ready.
@@ -338,23 +309,23 @@ impl PoolShared {
 
     /// Whether any of its replicas has a KV cache whose size is known.
     pub(crate) fn knows_kv(&self) -> bool {
-        self.replicas.iter().any(|replica| replica.kv.capacity().is_some())
+        self.replicas.iter().any(|replica| replica.capacity.kv.capacity().is_some())
     }
 
     /// Slots that are taken, of all replicas.
     pub(crate) fn slots_used(&self) -> u32 {
-        self.replicas.iter().map(|replica| replica.slots.used()).sum()
+        self.replicas.iter().map(|replica| replica.capacity.slots.used()).sum()
     }
 
     /// Waiting tasks of all classes.
     pub(crate) fn depth_total(&self) -> u32 {
-        self.depth.iter().map(|depth| depth.load(Relaxed)).sum()
+        self.waiting.depth.iter().map(|depth| depth.load(Relaxed)).sum()
     }
 
     /// Tells the pool manager that slots, replicas or the queue have changed, unless it is about to look anyway.
     pub(crate) fn nudge_manager(&self) {
-        if !self.nudged.swap(true, SeqCst) && !self.manager.cast(PoolManagerMsg::Reconcile) {
-            self.nudged.store(false, SeqCst); // Nobody there: the next pool manager looks when it has its address.
+        if !self.capacity.nudged.swap(true, SeqCst) && !self.actors.manager.cast(PoolManagerMsg::Reconcile) {
+            self.capacity.nudged.store(false, SeqCst); // Nobody there: the next pool manager looks when it has its address.
         }
     }
 
@@ -363,7 +334,7 @@ impl PoolShared {
     /// The fence pairs with the one in `nudge_manager_if_starving`: either the pool manager, which looks at the slots
     /// behind this, sees one that was freed, or whoever freed it sees that none is on offer and nudges.
     pub(crate) fn publish_offered(&self, offered: u32) -> bool {
-        self.offered.store(offered, SeqCst);
+        self.capacity.offered.store(offered, SeqCst);
         fence(SeqCst);
         offered > 0
     }
@@ -375,26 +346,30 @@ impl PoolShared {
             return;
         }
         fence(SeqCst);
-        if self.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_peers() {
+        if self.capacity.offered.load(SeqCst) == 0 || self.intent() != Intent::Serve || self.is_wanted_by_peers() {
             self.nudge_manager();
         }
     }
 
     /// The pool manager looks now: what changes from here on needs a nudge again.
     pub(crate) fn accept_nudges(&self) {
-        self.nudged.store(false, SeqCst);
+        self.capacity.nudged.store(false, SeqCst);
     }
 
     /// The pool's actors in the order in which they are killed when a supervisor above them dies.
     pub(crate) fn actors(&self) -> Vec<ActorCell> {
-        let workers = self.replicas.iter().filter_map(|replica| replica.worker.cell());
-        workers.chain(self.manager.cell()).chain(self.queue.cell()).chain(self.latency.cell()).collect()
+        let workers = self.replicas.iter().filter_map(|replica| replica.life.worker.cell());
+        workers
+            .chain(self.actors.manager.cell())
+            .chain(self.actors.queue.cell())
+            .chain(self.actors.latency.cell())
+            .collect()
     }
 
     /// Moves a worker's place to another state, and tells who waits for it.
     pub(crate) fn set_replica_state(&self, index: u16, state: ReplicaState) {
-        *self.replicas[index as usize].state.lock() = state;
+        *self.replicas[index as usize].life.state.lock() = state;
         self.nudge_manager();
-        self.state_changed.notify_waiters();
+        self.life.state_changed.notify_waiters();
     }
 }

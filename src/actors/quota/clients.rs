@@ -208,7 +208,7 @@ impl ClientShared {
         let held_in = std::mem::take(&mut state.held_in);
         drop(state);
         for pool in held_in {
-            pool.queue.cast(QueueMsg::Release { client: client.clone() }); // Lost: a new queue passes nobody over.
+            pool.actors.queue.cast(QueueMsg::Release { client: client.clone() }); // Lost: a new queue passes nobody over.
         }
     }
 }

@@ -47,9 +47,9 @@ pub(crate) struct RuntimeShared {
     /// Conversations that were served here, for other nodes.
     #[cfg(feature = "cluster")]
     pub(crate) warmed: crate::actors::admission::sessions::SessionLocations,
-    /// RejectionCache before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
+    /// Rejections before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
     pub(crate) rejected: [AtomicU64; 9],
-    /// RejectionCache by limits that are no queue's, by [`LIMITS`].
+    /// Rejections by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
     pub(crate) refusals: RejectionCache,
     /// What the host program does with each request.

@@ -170,7 +170,7 @@ impl Place {
             replica_id: identity.as_ref().map_or_else(String::new, |identity| identity.replica.to_string()),
             model_id: text(spec.as_ref().map(|spec| spec.model.as_str())),
             quant: text(spec.as_ref().map(|spec| spec.quant.as_str())),
-            ctx: pool.map_or(0, |pool| pool.ctx.load(Relaxed)),
+            ctx: pool.map_or(0, |pool| pool.model.ctx.load(Relaxed)),
             tensor_split: split.map_or_else(|| "none".to_owned(), |shares| format!("{shares:?}")),
             engine_version: text(identity.as_ref().map(|identity| identity.engine_version.as_str())),
             sampler_profile_version: text(spec.as_ref().map(|spec| spec.sampler_profile_version.as_str())),

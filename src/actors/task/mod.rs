@@ -3,12 +3,11 @@
 pub mod event_log;
 pub(in crate::actors) mod log;
 pub(in crate::actors) mod progress;
-#[cfg(test)]
-pub(in crate::actors) mod races;
 pub(in crate::actors) mod readers;
 pub(crate) mod record;
 pub(crate) mod replay;
 pub(crate) mod route;
 pub(in crate::actors) mod seal;
+pub(in crate::actors) mod state;
 pub mod stream;
 pub mod view;

@@ -14,7 +14,7 @@ impl TaskRecord {
         let is_newest = state.fence(epoch).is_ok();
         state.attempts -= u32::from(is_newest && state.attempts > 0);
         if is_newest && state.attempts == 0 {
-            state.first_begun_at = None; // It has not run yet: nothing counts against its time.
+            state.clock.first_begun_at = None; // It has not run yet: nothing counts against its time.
         }
         is_newest
     }
@@ -22,19 +22,21 @@ impl TaskRecord {
     /// An engine has turned it away. Returns since when that happens to it, without a token in between.
     pub(crate) fn note_turned_away(&self, now: Timestamp) -> Timestamp {
         let mut state = self.state.lock();
-        let has_gone_on =
-            state.first_token_at.is_some_and(|first| state.turned_away_since.is_none_or(|since| since < first));
+        let has_gone_on = state
+            .clock
+            .first_token_at
+            .is_some_and(|first| state.clock.turned_away_since.is_none_or(|since| since < first));
         if has_gone_on {
-            state.turned_away_since = None;
+            state.clock.turned_away_since = None;
         }
-        *state.turned_away_since.get_or_insert(now)
+        *state.clock.turned_away_since.get_or_insert(now)
     }
 
     /// The attempt of this epoch goes on, though it has no token yet.
     pub(crate) fn note_alive(&self, epoch: Epoch, now: Timestamp) {
         let mut state = self.state.lock();
         if state.fence(epoch).is_ok() {
-            state.progress_at = now;
+            state.clock.progress_at = now;
         }
     }
 
@@ -66,17 +68,17 @@ impl TaskRecord {
 
     /// When the newest attempt last made progress.
     pub(crate) fn progress_at(&self) -> Timestamp {
-        self.state.lock().progress_at
+        self.state.lock().clock.progress_at
     }
 
     /// Begin of the first attempt.
     pub(crate) fn first_begun_at(&self) -> Option<Timestamp> {
-        self.state.lock().first_begun_at
+        self.state.lock().clock.first_begun_at
     }
 
     /// Attempts that were begun, and tokens that they gave.
     pub(crate) fn progress(&self) -> (u32, u32) {
         let state = self.state.lock();
-        (state.attempts, state.log.tokens())
+        (state.attempts, state.output.log.tokens())
     }
 }

@@ -9,8 +9,8 @@ impl TaskRecord {
     /// follow.
     pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {
         let state = self.state.lock();
-        let next = state.log.visit(from, most, visitor);
-        (next, state.log.is_sealed() && next == state.log.len())
+        let next = state.output.log.visit(from, most, visitor);
+        (next, state.output.log.is_sealed() && next == state.output.log.len())
     }
 
     /// Waits until there is an event at index `from`, or the log is sealed without one.
@@ -23,10 +23,10 @@ impl TaskRecord {
             tokio::pin!(changed);
             {
                 let mut state = self.state.lock();
-                if state.log.len() > from || state.log.is_sealed() {
+                if state.output.log.len() > from || state.output.log.is_sealed() {
                     return;
                 }
-                state.reader_waits = true;
+                state.reading.reader_waits = true;
                 changed.as_mut().enable(); // Under the lock: whoever appends next sees that somebody waits.
             }
             changed.await;
@@ -36,21 +36,21 @@ impl TaskRecord {
     /// A reader has come.
     pub(crate) fn reader_comes(&self) {
         let mut state = self.state.lock();
-        (state.readers, state.visits) = (state.readers + 1, state.visits + 1);
+        (state.reading.readers, state.reading.visits) = (state.reading.readers + 1, state.reading.visits + 1);
     }
 
     /// A reader has gone. When it was the last of a task that has not ended, returns how many there have been.
     pub(crate) fn reader_leaves(&self) -> Option<u64> {
         let mut state = self.state.lock();
-        state.readers -= 1;
-        (state.readers == 0 && state.phase != Phase::Terminal).then_some(state.visits)
+        state.reading.readers -= 1;
+        (state.reading.readers == 0 && state.phase != Phase::Terminal).then_some(state.reading.visits)
     }
 
     /// Whether no reader is there, and none has come since there had been so many. If so, its end is counted as their
     /// doing.
     pub(crate) fn abandon_if_unread_since(&self, visits: u64) -> bool {
         let mut state = self.state.lock();
-        state.abandoned = state.readers == 0 && state.visits == visits;
-        state.abandoned
+        state.reading.abandoned = state.reading.readers == 0 && state.reading.visits == visits;
+        state.reading.abandoned
     }
 }

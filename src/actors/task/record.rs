@@ -10,15 +10,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::actors::kit::host_span::{self, HostSpan};
 use crate::actors::ledger::gate::Permit;
 use crate::actors::ledger::lingering::Readership;
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::quota::reservation::Reservation;
-use crate::actors::task::event_log::{EventLog, ReplicaIdentity, Started};
+use crate::actors::task::event_log::{ReplicaIdentity, Started};
 use crate::actors::task::log;
 use crate::actors::task::replay::{Repeated, Replay};
-use crate::actors::task::route::Route;
+use crate::actors::task::state::State;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Step, TaskRequest, TransitionError};
 use crate::core::units::{Timestamp, Tokens, millis_ceil};
@@ -47,63 +45,6 @@ pub(crate) struct TaskRecord {
     pub(in crate::actors) counted: AtomicU32,
 }
 
-pub(in crate::actors) struct State {
-    pub(in crate::actors) phase: Phase,
-    epoch: Epoch,
-    /// The queue has taken it in at some time: an end was promised.
-    accepted: bool,
-    pub(in crate::actors) attempts: u32,
-    pub(in crate::actors) log: EventLog,
-    /// How far the newest attempt has come in the log.
-    replay: Replay,
-    /// Pieces that are the rest of one that an earlier attempt had cut elsewhere: no tokens of their own.
-    rests: u32,
-    /// It is an attempt of another node's: its limits are counted there.
-    pub(in crate::actors) is_inbound: bool,
-    /// Where the task was routed to; `None` before that.
-    pub(in crate::actors) route: Option<Route>,
-    /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
-    pub(in crate::actors) runs_in: Option<Arc<PoolShared>>,
-    /// Its part of its client's limits; settled when the log is sealed.
-    pub(in crate::actors) claim: Option<Reservation>,
-    /// The replica that served the task's session last.
-    pub(in crate::actors) affinity: Option<Arc<ReplicaIdentity>>,
-    /// It was sent to that replica's pool unasked.
-    pub(in crate::actors) was_sent_to_warm: bool,
-    /// Attempts lost to memory, and to a device.
-    pub(in crate::actors) lost_to: [u32; 2],
-    pub(in crate::actors) queue_position: u64,
-    pub(in crate::actors) predicted_start: Duration,
-    /// Begin of the first attempt, from which on the task may run for so long.
-    pub(in crate::actors) first_begun_at: Option<Timestamp>,
-    /// Since when engines turn it away.
-    pub(in crate::actors) turned_away_since: Option<Timestamp>,
-    /// Begin of the attempt that gave the first token, or of the newest while there is none.
-    pub(in crate::actors) begun_at: Option<Timestamp>,
-    pub(in crate::actors) first_token_at: Option<Timestamp>,
-    /// Begin of the newest attempt, or its newest token.
-    pub(in crate::actors) progress_at: Timestamp,
-    /// The last token that readers have, of a task whose attempt was lost behind it; until the next new one.
-    silent_since: Option<Timestamp>,
-    /// The longest of such silences.
-    pub(in crate::actors) resume_gap: Option<Duration>,
-    pub(in crate::actors) ended_at: Option<Timestamp>,
-    /// Tokens that had been computed for it when it ended.
-    pub(in crate::actors) tokens_at_end: Option<u32>,
-    pub(in crate::actors) identity: Option<Arc<ReplicaIdentity>>,
-    pub(in crate::actors) kv_warmth: bool,
-    /// A reader has seen everything and waits on `changed`. Saves waking nobody, once a token.
-    pub(in crate::actors) reader_waits: bool,
-    /// Readers that are there, and how many there have ever been. Counted only where it matters.
-    pub(in crate::actors) readers: u32,
-    pub(in crate::actors) visits: u64,
-    /// All readers have left for good.
-    pub(in crate::actors) abandoned: bool,
-    /// The place at the intake gate; given back when the log is sealed.
-    pub(in crate::actors) permit: Option<Permit>,
-    pub(in crate::actors) host_span: HostSpan,
-}
-
 impl TaskRecord {
     pub(crate) fn new(
         id: TaskId,
@@ -113,41 +54,7 @@ impl TaskRecord {
         now: Timestamp,
         permit: Permit,
     ) -> Self {
-        let state = State {
-            phase: Phase::Submitted,
-            epoch: Epoch(0),
-            accepted: false,
-            attempts: 0,
-            log: EventLog::default(),
-            replay: Replay::default(),
-            rests: 0,
-            is_inbound: false,
-            route: None,
-            runs_in: None,
-            claim: None,
-            affinity: None,
-            was_sent_to_warm: false,
-            lost_to: [0; 2],
-            queue_position: 0,
-            predicted_start: Duration::ZERO,
-            first_begun_at: None,
-            turned_away_since: None,
-            begun_at: None,
-            first_token_at: None,
-            progress_at: now,
-            silent_since: None,
-            resume_gap: None,
-            ended_at: None,
-            tokens_at_end: None,
-            identity: None,
-            kv_warmth: false,
-            reader_waits: false,
-            readers: 0,
-            visits: 0,
-            abandoned: false,
-            permit: Some(permit),
-            host_span: host_span::current(),
-        };
+        let state = State::new(now, permit);
         let (changed, stopped, readership) = (Notify::new(), Notify::new(), Readership::default());
         let (state, has_news, counted) = (Mutex::new(state), AtomicBool::new(false), AtomicU32::new(0));
         TaskRecord { id, seq, request, seed, submitted_at: now, state, changed, stopped, has_news, readership, counted }
@@ -172,8 +79,9 @@ impl TaskRecord {
     pub(crate) fn admit(&self, position: u64, predicted: Duration) -> Result<(), TransitionError> {
         let mut state = self.state.lock();
         state.step(Step::Admit)?;
-        (state.queue_position, state.predicted_start, state.accepted) = (position, predicted, true);
-        state.permit.iter_mut().for_each(|permit| permit.is_accepted = true);
+        (state.promise.queue_position, state.promise.predicted_start, state.promise.accepted) =
+            (position, predicted, true);
+        state.holdings.permit.iter_mut().for_each(|permit| permit.is_accepted = true);
         self.wake_readers(state); // Somebody may wait for the decision.
         log::step(self, "accepted");
         Ok(())
@@ -182,13 +90,14 @@ impl TaskRecord {
     /// The pool and the replica that have its newest attempt, or the pool whose queue has it.
     pub(in crate::actors) fn whereabouts(&self) -> (Option<Arc<PoolShared>>, Option<Arc<ReplicaIdentity>>) {
         let state = self.state.lock();
-        let pool = state.runs_in.clone().or_else(|| state.route.as_ref().map(|route| route.pool.clone()));
+        let pool =
+            state.routing.runs_in.clone().or_else(|| state.routing.route.as_ref().map(|route| route.pool.clone()));
         (pool, state.identity.clone())
     }
 
     /// Whether the queue has taken the task in at some time.
     pub(crate) fn was_accepted(&self) -> bool {
-        self.state.lock().accepted
+        self.state.lock().promise.accepted
     }
 
     /// Waits until the task has been accepted, or has ended without that. Returns whether it was accepted.
@@ -202,9 +111,9 @@ impl TaskRecord {
             {
                 let mut state = self.state.lock();
                 if state.phase != Phase::Submitted {
-                    return state.accepted;
+                    return state.promise.accepted;
                 }
-                state.reader_waits = true;
+                state.reading.reader_waits = true;
                 changed.as_mut().enable(); // Under the lock, as for readers.
             }
             changed.await;
@@ -214,7 +123,7 @@ impl TaskRecord {
     /// What the task was promised when it was accepted: tasks ahead, and the time to its start.
     pub(crate) fn promise(&self) -> (u64, Duration) {
         let state = self.state.lock();
-        (state.queue_position, state.predicted_start)
+        (state.promise.queue_position, state.promise.predicted_start)
     }
 
     /// The queue hands the task towards a worker; a new epoch begins.
@@ -222,7 +131,7 @@ impl TaskRecord {
         let mut state = self.state.lock();
         state.step(Step::Assign)?;
         state.epoch.0 += 1;
-        state.runs_in = Some(runs_in.clone());
+        state.routing.runs_in = Some(runs_in.clone());
         Ok(state.epoch)
     }
 
@@ -231,11 +140,11 @@ impl TaskRecord {
         let mut state = self.state.lock();
         state.fence(epoch)?;
         state.step(Step::Return)?;
-        if state.log.tokens() > 0 {
-            let last = state.progress_at;
-            state.silent_since.get_or_insert(last);
+        if state.output.log.tokens() > 0 {
+            let last = state.clock.progress_at;
+            state.clock.silent_since.get_or_insert(last);
         }
-        if let Some(claim) = &mut state.claim {
+        if let Some(claim) = &mut state.holdings.claim {
             claim.give_back(&self.request.client_id);
         }
         self.wake_readers(state); // The attempt may have died between a token and its word.
@@ -252,40 +161,41 @@ impl TaskRecord {
     ) -> Result<Option<TaskRequest>, TransitionError> {
         let mut state = self.state.lock();
         state.fence(epoch)?;
-        let home = state.route.as_ref().map(|route| &route.pool);
-        let lent = home.filter(|home| state.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
+        let home = state.routing.route.as_ref().map(|route| &route.pool);
+        let lent =
+            home.filter(|home| state.routing.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
         if lent.is_some_and(|home| !home.serves_the_same_as(identity)) {
             return Err(TransitionError::OtherModel);
         }
-        let aliases = state.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config.aliases);
+        let aliases = state.routing.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config.aliases);
         if identity.spec.fits(&self.request, aliases).is_err() && !seeded_bug!(RunMisfits) {
             return Err(TransitionError::Misfit);
         }
-        let before = state.identity.as_ref().filter(|_| state.log.tokens() > 0);
+        let before = state.identity.as_ref().filter(|_| state.output.log.tokens() > 0);
         if before.is_some_and(|before| !before.is_same_source(identity)) && !seeded_bug!(ResumeAnywhere) {
             return Err(TransitionError::OtherSource);
         }
         state.step(Step::Begin)?;
         state.attempts += 1;
         let rest = state.rest(&self.request, self.counted.load(Relaxed));
-        state.progress_at = now;
-        state.replay = if rest.is_some() { state.log.behind_all() } else { Replay::default() };
-        state.first_begun_at.get_or_insert(now);
-        if state.log.tokens() == 0 {
-            state.begun_at = Some(now);
+        state.clock.progress_at = now;
+        state.output.replay = if rest.is_some() { state.output.log.behind_all() } else { Replay::default() };
+        state.clock.first_begun_at.get_or_insert(now);
+        if state.output.log.tokens() == 0 {
+            state.clock.begun_at = Some(now);
         }
-        state.kv_warmth = state.affinity.as_ref().is_some_and(|served| Arc::ptr_eq(served, identity));
+        state.kv_warmth = state.routing.affinity.as_ref().is_some_and(|served| Arc::ptr_eq(served, identity));
         state.identity = Some(identity.clone());
         let started = Started {
-            queue_position: state.queue_position,
-            predicted_start_ms: millis_ceil(state.predicted_start),
+            queue_position: state.promise.queue_position,
+            predicted_start_ms: millis_ceil(state.promise.predicted_start),
             identity: identity.clone(),
             seed: self.seed,
             attempt: state.attempts,
             kv_warmth: state.kv_warmth,
-            continues_behind: rest.is_some().then(|| state.log.tokens()),
+            continues_behind: rest.is_some().then(|| state.output.log.tokens()),
         };
-        let _ = state.log.append_started(started); // A sealed log is Terminal, which the step above refuses.
+        let _ = state.output.log.append_started(started); // A sealed log is Terminal, which the step above refuses.
         self.wake_readers(state);
         log::step(self, "started");
         Ok(rest)
@@ -297,14 +207,14 @@ impl TaskRecord {
         let mut guard = self.state.lock();
         #[cfg(feature = "planted-bugs")]
         if seeded_bug!(AppendAfterSeal) && guard.phase == Phase::Terminal {
-            return guard.log.append_behind_end(text).map_err(|_| TransitionError::Sealed);
+            return guard.output.log.append_behind_end(text).map_err(|_| TransitionError::Sealed);
         }
         guard.fence(epoch).or_else(|refusal| if seeded_bug!(StaleEpoch) { Ok(()) } else { Err(refusal) })?;
         let state = &mut *guard;
-        let repeated = state.log.repeat(&mut state.replay, text);
+        let repeated = state.output.log.repeat(&mut state.output.replay, text);
         let known = match if seeded_bug!(SpliceReplay) { Repeated::New(0) } else { repeated } {
             Repeated::Same(index) => {
-                state.progress_at = now;
+                state.clock.progress_at = now;
                 return Ok(index);
             }
             Repeated::Differs(index) => return Err(TransitionError::Diverged(index)),
@@ -313,12 +223,16 @@ impl TaskRecord {
         if known == 0 && state.pieces() >= self.request.max_tokens.0 {
             return Err(TransitionError::Budget(self.request.max_tokens));
         }
-        state.rests += u32::from(known > 0);
-        let index = state.log.append_new(&mut state.replay, &text[known..]).map_err(|_| TransitionError::Sealed)?;
-        state.progress_at = now;
-        state.first_token_at.get_or_insert(now);
-        if let Some(since) = state.silent_since.take() {
-            state.resume_gap = state.resume_gap.max(Some(now.since(since)));
+        state.output.rests += u32::from(known > 0);
+        let index = state
+            .output
+            .log
+            .append_new(&mut state.output.replay, &text[known..])
+            .map_err(|_| TransitionError::Sealed)?;
+        state.clock.progress_at = now;
+        state.clock.first_token_at.get_or_insert(now);
+        if let Some(since) = state.clock.silent_since.take() {
+            state.clock.resume_gap = state.clock.resume_gap.max(Some(now.since(since)));
         }
         self.has_news.store(true, Relaxed); // Under the lock, as is the look that follows.
         Ok(index)
@@ -335,12 +249,12 @@ impl TaskRecord {
     /// Index of the first token that the newest attempt has not repeated yet; `None` when it has come to the log's end.
     pub(crate) fn not_repeated(&self) -> Option<u32> {
         let state = self.state.lock();
-        state.log.not_repeated(&state.replay)
+        state.output.log.not_repeated(&state.output.replay)
     }
 
     /// Lets go of the state, and wakes readers that wait for more.
     pub(in crate::actors) fn wake_readers(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        let waits = std::mem::take(&mut state.reader_waits);
+        let waits = std::mem::take(&mut state.reading.reader_waits);
         drop(state);
         let waits = waits && !seeded_bug!(LostWake);
         if waits {
@@ -365,16 +279,16 @@ impl TaskRecord {
 impl State {
     /// Tokens by the pieces in which they came.
     pub(in crate::actors) fn pieces(&self) -> u32 {
-        self.log.tokens() - self.rests
+        self.output.log.tokens() - self.output.rests
     }
 
     /// What is left of a task that continues after its tokens: by its engine's count, where that is higher.
     fn rest(&self, request: &TaskRequest, counted: u32) -> Option<TaskRequest> {
-        let tokens = self.log.tokens();
-        let home = self.route.as_ref().filter(|_| tokens > 0).map(|route| &route.pool)?;
+        let tokens = self.output.log.tokens();
+        let home = self.routing.route.as_ref().filter(|_| tokens > 0).map(|route| &route.pool)?;
         let continues = home.loss_rule(request).continues(tokens);
         continues.then(|| TaskRequest {
-            prompt: request.prompt.clone() + self.log.text(),
+            prompt: request.prompt.clone() + self.output.log.text(),
             max_tokens: Tokens(request.max_tokens.0.saturating_sub(self.pieces().max(counted))),
             ..request.clone()
         })
@@ -452,8 +366,7 @@ mod tests {
     fn no_more_tokens_than_the_budget_and_one_place_at_the_gate() {
         let gate = IntakeGate::new(1, 0);
         let permit = gate.try_enter().expect("a place");
-        let record =
-            TaskRecord { state: Mutex::new(State { permit: Some(permit), ..record().state.into_inner() }), ..record() };
+        let record = TaskRecord { state: Mutex::new(State::new(Timestamp::from_micros(0), permit)), ..record() };
         record.admit(0, Duration::ZERO).expect("submitted");
         let epoch = record.assign(&pool()).expect("queued");
         record.begin(epoch, Timestamp::from_micros(1), &identity()).expect("assigned");

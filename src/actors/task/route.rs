@@ -30,34 +30,34 @@ impl TaskRecord {
     /// Notes where the task goes, and takes its part of its client's limits. A task that is sent again keeps its part.
     pub(crate) fn set_route(&self, route: Route, now: Timestamp, take: Demand) -> Result<(), Exceeded> {
         let mut state = self.state.lock();
-        if state.phase == Phase::Submitted && state.claim.is_none() && !route.client.policy().is_unlimited() {
-            state.claim = Some(Reservation::new(route.client.clone(), now, take)?);
+        if state.phase == Phase::Submitted && state.holdings.claim.is_none() && !route.client.policy().is_unlimited() {
+            state.holdings.claim = Some(Reservation::new(route.client.clone(), now, take)?);
         }
-        state.route = Some(route);
+        state.routing.route = Some(route);
         Ok(())
     }
 
     /// It is an attempt of another node's: nothing of it is counted against its client here.
     #[cfg(feature = "cluster")]
     pub(crate) fn set_inbound(&self) {
-        self.state.lock().is_inbound = true;
+        self.state.lock().routing.is_inbound = true;
     }
 
     /// Whether it is an attempt of another node's.
     pub(crate) fn is_inbound(&self) -> bool {
-        self.state.lock().is_inbound
+        self.state.lock().routing.is_inbound
     }
 
     /// Sends the task to another pool of the same replica set instead.
     pub(crate) fn reroute(&self, pool: Arc<PoolShared>) {
-        if let Some(route) = &mut self.state.lock().route {
+        if let Some(route) = &mut self.state.lock().routing.route {
             route.pool = pool;
         }
     }
 
     /// Notes which replica served the task's session last.
     pub(crate) fn set_affinity(&self, served_by: Arc<ReplicaIdentity>) {
-        self.state.lock().affinity = Some(served_by);
+        self.state.lock().routing.affinity = Some(served_by);
     }
 
     /// The replica that served the task's session last, and the one that had its last attempt, if they are of this
@@ -68,29 +68,34 @@ impl TaskRecord {
             let replica = identity.as_ref().map(|identity| &identity.replica);
             replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
         };
-        (index(&state.affinity), index(&state.identity))
+        (index(&state.routing.affinity), index(&state.identity))
     }
 
     /// The pool of that replica.
     pub(crate) fn warm_pool(&self) -> Option<PoolId> {
         let state = self.state.lock();
-        state.affinity.as_ref().filter(|_| !state.was_sent_to_warm).map(|identity| identity.replica.pool.clone())
+        state
+            .routing
+            .affinity
+            .as_ref()
+            .filter(|_| !state.routing.was_sent_to_warm)
+            .map(|identity| identity.replica.pool.clone())
     }
 
     /// Notes that the task is being sent to that pool unasked. Returns whether it is for the first time.
     pub(crate) fn send_to_warm(&self) -> bool {
-        !std::mem::replace(&mut self.state.lock().was_sent_to_warm, true)
+        !std::mem::replace(&mut self.state.lock().routing.was_sent_to_warm, true)
     }
 
     /// The pool whose queue has the task.
     pub(crate) fn pool(&self) -> Option<Arc<PoolShared>> {
-        self.state.lock().route.as_ref().map(|route| route.pool.clone())
+        self.state.lock().routing.route.as_ref().map(|route| route.pool.clone())
     }
 
     /// Where the task stands, and in which pool's queue by position.
     pub(crate) fn place(&self) -> (Phase, Option<u16>) {
         let state = self.state.lock();
-        (state.phase, state.route.as_ref().map(|route| route.pool.position))
+        (state.phase, state.routing.route.as_ref().map(|route| route.pool.position))
     }
 
     /// The conversation that the task belongs to.
@@ -103,7 +108,7 @@ impl TaskRecord {
         let request = &*self.request;
         let (prompt, weight) = {
             let state = self.state.lock();
-            let route = state.route.as_ref();
+            let route = state.routing.route.as_ref();
             route.map_or((Tokens(0), 1), |route| (route.prompt_tokens, route.client.policy().weight))
         };
         let size = Size::new(prompt, request.max_tokens, request.expected_tokens);
@@ -113,7 +118,7 @@ impl TaskRecord {
 
     /// Tokens that it may come to need in an engine's KV cache: its prompt and its budget.
     pub(crate) fn kv_tokens(&self) -> u64 {
-        let prompt = self.state.lock().route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
+        let prompt = self.state.lock().routing.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
         u64::from((prompt + self.request.max_tokens).0)
     }
 
@@ -121,10 +126,10 @@ impl TaskRecord {
     pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
         let state = self.state.lock();
         let name = pool.allowed_as();
-        let goes_on = state.is_inbound && pool.is_remote(); // It was sent here to be run here.
+        let goes_on = state.routing.is_inbound && pool.is_remote(); // It was sent here to be run here.
         !goes_on
             && self.request.may_use(name)
-            && state.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
+            && state.routing.route.as_ref().is_some_and(|route| route.client.policy().allows(name))
     }
 
     /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they
@@ -133,6 +138,6 @@ impl TaskRecord {
         if seeded_bug!(IgnoreQuota) {
             return true;
         }
-        self.state.lock().claim.as_mut().is_none_or(|claim| claim.start(pool))
+        self.state.lock().holdings.claim.as_mut().is_none_or(|claim| claim.start(pool))
     }
 }

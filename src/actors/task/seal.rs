@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crate::actors::task::event_log::End;
-use crate::actors::task::record::{State, TaskRecord};
+use crate::actors::task::record::TaskRecord;
+use crate::actors::task::state::State;
 use crate::actors::task::view::{SealedTask, Timing};
 use crate::core::fairness::Served;
 use crate::core::id::Epoch;
@@ -30,12 +31,12 @@ impl TaskRecord {
         if !seeded_bug!(EndTwice) || was != Phase::Terminal {
             state.step(Step::Seal)?;
         }
-        state.ended_at = Some(now);
+        state.clock.ended_at = Some(now);
         // Once: the engine's count may still rise while its run is being stopped.
         let output = self.tokens_out(&state);
         state.tokens_at_end = Some(output);
         let timing = state.timing(self.submitted_at, now);
-        let mut tokens_in = state.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
+        let mut tokens_in = state.routing.route.as_ref().map_or(Tokens(0), |route| route.prompt_tokens);
         let whole = matches!(terminal, Terminal::End { reason, .. } if reason != FinishReason::Canceled);
         let terminal = match terminal {
             Terminal::Error(error) => Err(error),
@@ -44,13 +45,13 @@ impl TaskRecord {
                 Ok(state.end(timing, (tokens_in, output), reason))
             }
         };
-        let _ = state.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
-        let permit = state.permit.take();
+        let _ = state.output.log.seal(terminal); // A sealed log is Terminal, which the step above refuses.
+        let permit = state.holdings.permit.take();
         if seeded_bug!(LeakPermit) && !whole {
             Box::leak(Box::new(permit));
         }
         let output = Tokens(output);
-        if let Some(claim) = state.claim.take() {
+        if let Some(claim) = state.holdings.claim.take() {
             let unused = Tokens(self.request.max_tokens.0.saturating_sub(output.0));
             claim.settle(&self.request.client_id, was.is_accepted(), unused);
         }
@@ -64,18 +65,18 @@ impl TaskRecord {
         let sealed = SealedTask {
             was,
             served,
-            pool: state.route.as_ref().map(|route| route.pool.clone()),
-            ran_in: state.runs_in.clone(),
+            pool: state.routing.route.as_ref().map(|route| route.pool.clone()),
+            ran_in: state.routing.runs_in.clone(),
             identity: state.identity.clone(),
             kv_warmth: state.kv_warmth,
             lost_to: state.lost_to,
-            abandoned: state.abandoned,
+            abandoned: state.reading.abandoned,
             timing,
-            resume_gap: state.resume_gap,
+            resume_gap: state.clock.resume_gap,
             tokens_in,
             tokens_out: output.0,
-            weight: state.route.as_ref().map_or(1, |route| route.client.policy().weight),
-            bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.log.bytes(),
+            weight: state.routing.route.as_ref().map_or(1, |route| route.client.policy().weight),
+            bytes: size_of::<TaskRecord>() + self.request.text_bytes() + state.output.log.bytes(),
         };
         self.wake_readers(state);
         self.stopped.notify_waiters();
@@ -103,9 +104,9 @@ impl TaskRecord {
 impl State {
     fn timing(&self, submitted_at: Timestamp, now: Timestamp) -> Timing {
         Timing {
-            queue: self.begun_at.unwrap_or(now).since(submitted_at),
-            first_token: self.first_token_at.map(|first| first.since(submitted_at)),
-            decode: self.first_token_at.map_or(Duration::ZERO, |first| now.since(first)),
+            queue: self.clock.begun_at.unwrap_or(now).since(submitted_at),
+            first_token: self.clock.first_token_at.map(|first| first.since(submitted_at)),
+            decode: self.clock.first_token_at.map_or(Duration::ZERO, |first| now.since(first)),
             total: now.since(submitted_at),
         }
     }

@@ -114,7 +114,7 @@ impl TaskRecord {
     pub(in crate::actors) fn glance(&self) -> (TaskView, [u32; 2], Option<Duration>) {
         let (lost_to, waited) = {
             let state = self.state.lock();
-            (state.lost_to, state.begun_at.map(|begun| begun.since(self.submitted_at)))
+            (state.lost_to, state.clock.begun_at.map(|begun| begun.since(self.submitted_at)))
         };
         (self.view(), lost_to, waited)
     }
@@ -122,7 +122,7 @@ impl TaskRecord {
     /// The task as a client sees it.
     pub(crate) fn view(&self) -> TaskView {
         let state = self.state.lock();
-        let (end, error) = match state.log.terminal() {
+        let (end, error) = match state.output.log.terminal() {
             Some(EventRef::End(end)) => (Some(end.clone()), None),
             Some(EventRef::Error(error)) => (None, Some(error.clone())),
             _ => (None, None),
@@ -133,14 +133,15 @@ impl TaskRecord {
             client_id: self.request.client_id.clone(),
             priority: self.request.priority,
             pool_id: state
+                .routing
                 .runs_in
                 .as_ref()
-                .or(state.route.as_ref().map(|route| &route.pool))
+                .or(state.routing.route.as_ref().map(|route| &route.pool))
                 .map(|pool| pool.id.clone()),
             replica_id: state.identity.as_ref().map(|identity| identity.replica.clone()),
             seed: self.seed,
-            queue_position: state.queue_position,
-            predicted_start_ms: millis_ceil(state.predicted_start),
+            queue_position: state.promise.queue_position,
+            predicted_start_ms: millis_ceil(state.promise.predicted_start),
             kv_warmth: state.kv_warmth,
             attempts: state.attempts,
             tokens_out: self.tokens_out(&state),

@@ -135,8 +135,8 @@ fn take_up(state: &GpuMonitorState, device: &DeviceId, what: &Observation) {
 fn tell(state: &GpuMonitorState, device: &DeviceId, message: impl Fn() -> WorkerMsg) {
     let table = state.runtime.pools.table();
     for place in table.every().flat_map(|pool| &pool.replicas) {
-        if place.mask.devices().contains(device) {
-            place.worker.cast(message());
+        if place.placement.mask.devices().contains(device) {
+            place.life.worker.cast(message());
         }
     }
 }

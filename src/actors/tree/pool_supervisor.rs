@@ -37,7 +37,7 @@ pub(crate) struct PoolSupervisorArgs {
 /// What the actor is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum PoolSupervisorMsg {
-    /// Demand nothing new, finish what is there, then stop the workers.
+    /// Take nothing new, finish what is there, then stop the workers.
     Drain,
     /// A reload has begun.
     Reload,
@@ -170,7 +170,7 @@ impl Actor for PoolSupervisor {
         if let PoolChild::Worker(index) = child {
             let place = &state.pool.replicas[index as usize];
             place.discard_engine();
-            let ready_since = place.ready_since.lock().take();
+            let ready_since = place.life.ready_since.lock().take();
             state.children.was_healthy(child, ready_since);
             state.down(index);
         }
@@ -207,26 +207,26 @@ impl Supervisor for PoolSupervisorState {
         match child {
             PoolChild::Latency => {
                 let (actor, _) = Actor::spawn_linked(None, Latency, pool.clone(), parent).await?;
-                pool.latency.publish(actor.clone());
+                pool.actors.latency.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             PoolChild::Queue => {
-                pool.queue_generation.fetch_add(1, SeqCst);
+                pool.actors.queue_generation.fetch_add(1, SeqCst);
                 let args = QueueArgs { runtime: self.runtime.clone(), pool: pool.clone() };
                 let (actor, _) = Actor::spawn_linked(None, QueueActor, args, parent).await?;
-                pool.queue.publish(actor.clone());
+                pool.actors.queue.publish(actor.clone());
                 // What came back between its look at the ledger and its address is found by a second look.
                 actor.cast(QueueMsg::Refill).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
-                pool.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
+                pool.actors.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
                 // Those that were siblings when they lent something, too.
                 for other in pool.others() {
-                    other.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
+                    other.actors.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
                 }
                 Ok(actor.get_cell())
             }
             PoolChild::PoolManager => {
                 let (actor, _) = Actor::spawn_linked(None, PoolManager, pool.clone(), parent).await?;
-                pool.manager.publish(actor.clone());
+                pool.actors.manager.publish(actor.clone());
                 // Only now: what it offers before it can be reached would be answered to nobody.
                 actor.cast(PoolManagerMsg::Begin).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 Ok(actor.get_cell())
@@ -234,7 +234,7 @@ impl Supervisor for PoolSupervisorState {
             PoolChild::Worker(index) => {
                 let args = WorkerArgs { runtime: self.runtime.clone(), pool: pool.clone(), index };
                 let (actor, _) = Actor::spawn_linked(None, Worker, args, parent).await?;
-                pool.replicas[index as usize].worker.publish(actor.clone());
+                pool.replicas[index as usize].life.worker.publish(actor.clone());
                 Ok(actor.get_cell())
             }
         }
@@ -249,7 +249,7 @@ impl Supervisor for PoolSupervisorState {
             };
             self.pool.set_replica_state(index, state);
             if self.pool.state() == PoolState::Broken {
-                self.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
+                self.pool.actors.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
             }
         }
         self.myself.send_after(after, move || PoolSupervisorMsg::StartChild { child, generation });
@@ -262,13 +262,14 @@ async fn on_worker_died(
     cause: Option<String>,
 ) -> Result<(), ActorProcessingErr> {
     let place = &state.pool.replicas[index as usize];
-    place.restarts.fetch_add(1, Relaxed);
+    place.counters.restarts.fetch_add(1, Relaxed);
     let cause = cause.unwrap_or_default();
     place.note_death(state.pool.env.now(), cause.clone());
     state.runtime.ledger.events.tell(|| place.death_event());
     let generation = place.revision().generation;
     if state.pool.intent() == Intent::Serve && state.pool.is_being_tried(generation) {
-        let said = place.last_death.lock().as_ref().map(|(_, _, message)| format!("replica {}: {message}", place.id));
+        let said =
+            place.life.last_death.lock().as_ref().map(|(_, _, message)| format!("replica {}: {message}", place.id));
         let reason = format!("replica {}: {cause}", place.id);
         let whole = said.as_ref().unwrap_or(&reason).into();
         state.pool.fail_reload_with(generation, &reason, whole);
@@ -298,7 +299,7 @@ fn on_drain_expired(state: &mut PoolSupervisorState) {
         let text = format!("pool {} was drained before the task could end", state.pool.id);
         let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);
         let _ = state.runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
-        state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
+        state.pool.actors.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
     }
     stop_workers(state);
 }
@@ -310,7 +311,7 @@ fn stop_workers(state: &mut PoolSupervisorState) {
     for worker in state.children.living(|child| matches!(child, PoolChild::Worker(_))) {
         worker.stop(Some(STOPPED.into()));
     }
-    state.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
+    state.pool.actors.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
     state.let_engines_go();
     look_whether_left(state);
 }
@@ -326,7 +327,7 @@ impl PoolSupervisorState {
         for index in 0..self.pool.replicas.len() as u16 {
             self.pool.set_replica_state(index, ReplicaState::Stopped);
             let place = &self.pool.replicas[index as usize];
-            self.let_go.extend(place.engine.lock().as_ref().map(Arc::downgrade));
+            self.let_go.extend(place.loaded.engine.lock().as_ref().map(Arc::downgrade));
             place.discard_engine();
         }
     }

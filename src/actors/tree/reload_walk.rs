@@ -58,7 +58,7 @@ pub(in crate::actors) async fn walk(state: &mut PoolSupervisorState) -> Result<(
             }
             Step::WaitForTasks(index) if !plan.is_way_back && is_late(state) => {
                 let (replica, limit) = (&state.pool.replicas[index as usize], state.pool.config.timeouts.drain_ms);
-                let (id, used) = (&replica.id, replica.slots.used());
+                let (id, used) = (&replica.id, replica.capacity.slots.used());
                 state.pool.fail_reload(plan.of, format!("{used} tasks still ran on replica {id} after {limit} ms"));
             }
             Step::WaitForTasks(_) | Step::WaitForLoad(_) => {
@@ -93,7 +93,7 @@ fn look_again(state: &mut PoolSupervisorState) {
 async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Result<(), ActorProcessingErr> {
     let (place, child) = (&state.pool.replicas[index as usize], PoolChild::Worker(index));
     *place.part.revision.lock() = plan.goal.clone();
-    *place.self_test.lock() = None; // It was of the model before.
+    *place.loaded.self_test.lock() = None; // It was of the model before.
     if state.ending.contains_key(&index) {
         return Ok(()); // Its next life loads the goal's model, whatever it was told to end for.
     }
@@ -103,7 +103,7 @@ async fn replace(state: &mut PoolSupervisorState, index: u16, plan: &Plan) -> Re
     state.children.renew(child);
     match living {
         Some(worker) => {
-            let engine = place.engine.lock().as_ref().map(Arc::downgrade);
+            let engine = place.loaded.engine.lock().as_ref().map(Arc::downgrade);
             state.ending.insert(index, Ending { engine, ended_at: None });
             worker.stop(Some(STOPPED.into()));
             Ok(())
@@ -167,6 +167,6 @@ fn turn_out_misfits(state: &PoolSupervisorState, goal: &Revision) {
         let Err(why) = goal.spec.fits(&record.request, &state.pool.config.aliases) else { continue };
         let text = format!("pool {} was reloaded: {why}", state.pool.id);
         let _ = state.runtime.ledger.seal(&record, None, Terminal::error(ErrorCode::PoolUnavailable, text));
-        state.pool.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
+        state.pool.actors.queue.cast(QueueMsg::Withdraw { seq: record.seq }); // Lost: a new queue takes nothing sealed.
     }
 }

@@ -176,7 +176,7 @@ impl Supervisor for RootState {
                 let pool = runtime.pools.table().get(position).cloned().ok_or_else(gone)?;
                 let args = PoolSupervisorArgs { runtime, pool: pool.clone() };
                 let (actor, _) = Actor::spawn_linked(None, PoolSupervisor, args, parent).await?;
-                pool.supervisor.publish(actor.clone());
+                pool.actors.supervisor.publish(actor.clone());
                 // What an earlier life left half done, and what was wished while nobody could be reached.
                 actor.cast(PoolSupervisorMsg::Reconcile).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 Ok(actor.get_cell())

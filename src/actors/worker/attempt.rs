@@ -72,7 +72,7 @@ enum Outcome {
 /// Dropping it returns the task to its queue or seals the log with `WORKER_RESET`, by the task's rule, and frees the
 /// slot.
 pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
-    if attempt.place().slots.usable() == 0 && !attempt.pool.is_remote() {
+    if attempt.place().capacity.slots.usable() == 0 && !attempt.pool.is_remote() {
         return; // It was left out while the task was on its way; dropped, that goes back to its place in the queue.
     }
     let (record, epoch) = assignment.into_task();
@@ -96,7 +96,7 @@ pub(crate) async fn run(mut attempt: Attempt, assignment: Assignment) {
     let pool = attempt.pool.position;
     let generation = attempt.identity.generation;
     attempt.pool.env.trace(|| TraceKind::Begun { seq: record.seq, pool, replica: index, generation });
-    attempt.pool.replicas[index as usize].started[record.priority().index()].fetch_add(1, Relaxed);
+    attempt.pool.replicas[index as usize].counters.started[record.priority().index()].fetch_add(1, Relaxed);
     let mut guard = AttemptGuard { attempt: &attempt, record: &record, epoch, armed: true };
     let (outcome, left_running) = drive(&attempt, &record, rest, epoch).await;
     #[cfg(feature = "planted-bugs")]
@@ -245,7 +245,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
             attempt.pool.nudge_manager();
         }
         if diverges {
-            attempt.pool.counters.diverged.fetch_add(1, Relaxed);
+            attempt.pool.figures.counters.diverged.fetch_add(1, Relaxed);
             attempt.place().lower_class();
         }
         report(attempt, record, &sealed);
@@ -256,7 +256,7 @@ fn settle(attempt: &Attempt, record: &Arc<TaskRecord>, epoch: Epoch, outcome: Ou
 fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     let timing = sealed.timing;
     {
-        let mut sum = attempt.pool.held.lock();
+        let mut sum = attempt.pool.capacity.held.lock();
         *sum = (sum.0.saturating_add((timing.total - timing.queue).as_micros() as u64), sum.1 + 1);
     }
     if let Some(session) = record.request.session_id.clone() {
@@ -273,7 +273,7 @@ impl Attempt {
     /// Sends the task back to its place in the queue.
     pub(in crate::actors) fn give_back(&self, record: &Arc<TaskRecord>, epoch: Epoch) {
         let returned = return_to_queue(record.clone(), epoch); // Not when somebody has ended it meanwhile.
-        self.pool.counters.resumed.fetch_add(u64::from(returned), Relaxed);
+        self.pool.figures.counters.resumed.fetch_add(u64::from(returned), Relaxed);
         if returned {
             self.runtime.ledger.events.tell(|| RuntimeEvent::TaskResumed {
                 task_id: record.id.clone(),

@@ -57,20 +57,20 @@ pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngin
         match probe(engine).await {
             Ok(telemetry) => {
                 missed = 0;
-                *place.telemetry.lock() = telemetry;
+                *place.measured.telemetry.lock() = telemetry;
                 if let (Some(tokens), None) = (telemetry.kv_tokens, pool.config.memory.kv_tokens) {
-                    place.kv.set_capacity(tokens);
+                    place.capacity.kv.set_capacity(tokens);
                 }
-                let process = place.identity.lock().as_ref().and_then(|identity| identity.process_id);
-                place.ram_used.store(process.map_or(0, memory_of), Relaxed);
-                place.vram_free.store(pool.devices.vram_free(&place.mask).unwrap_or(0), Relaxed);
+                let process = place.loaded.identity.lock().as_ref().and_then(|identity| identity.process_id);
+                place.measured.ram_used.store(process.map_or(0, memory_of), Relaxed);
+                place.measured.vram_free.store(pool.devices.vram_free(&place.placement.mask).unwrap_or(0), Relaxed);
                 if place.relax(pool.env.now()) {
                     pool.nudge_manager();
                 }
-                let stray = telemetry.slots_busy.unwrap_or(0).saturating_sub(place.slots.used());
+                let stray = telemetry.slots_busy.unwrap_or(0).saturating_sub(place.capacity.slots.used());
                 looks_busier = if stray > 0 { looks_busier + 1 } else { 0 };
                 if looks_busier == LOOKS_BUSIER {
-                    place.slot_leaks.fetch_add(u64::from(stray), Relaxed);
+                    place.counters.slot_leaks.fetch_add(u64::from(stray), Relaxed);
                     tracing::error!(replica_id = %place.id, stray, "slots compute for no task of this worker");
                 }
             }

@@ -39,7 +39,7 @@ impl Load<'_> {
     /// it does not load, it is seen on other devices, or it fails the self-test.
     pub(crate) async fn run(&self) -> Result<EngineInfo, EngineError> {
         let place = self.place();
-        if let Some(fault) = &place.fault {
+        if let Some(fault) = &place.placement.fault {
             return Err(EngineError::Preload(fault.clone().into()));
         }
         // A large file takes its time, which is none of the engine's.
@@ -53,13 +53,13 @@ impl Load<'_> {
         let place = self.place();
         // It may still have the memory that this one needs.
         let term = Duration::from_millis(self.pool.config.timeouts.term_ms);
-        place.site.until_clear(term + LAST_END_TIMEOUT).await;
+        place.loaded.site.until_clear(term + LAST_END_TIMEOUT).await;
         self.check_room().await?;
         let mut info = self.engine.preload().await.map_err(|error| match error {
             EngineError::Other(other) => EngineError::Preload(other.to_string().into()),
             error => error,
         })?;
-        *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
+        *place.loaded.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         self.check_place(&info)?;
         if let Some(digest) = digest {
             info.model_digest = digest.into();
@@ -71,10 +71,10 @@ impl Load<'_> {
                 let replica_id = &place.id;
                 tracing::warn!(%replica_id, "the same seed gave other tokens: a lost attempt could not be resumed here");
             }
-            *place.self_test.lock() = Some(shown);
+            *place.loaded.self_test.lock() = Some(shown);
         }
         self.check_place(&info)?; // By now it has computed something, and has all its processes.
-        *place.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
+        *place.loaded.last_processes.lock() = info.process_id.map(host::group_of).unwrap_or_default();
         Ok(info)
     }
 
@@ -85,15 +85,15 @@ impl Load<'_> {
             host::check_memory(wanted)?;
         }
         let shares = config.replicas[self.index as usize].shares();
-        let last = place.last_processes.lock().clone();
-        self.pool.devices.until_room(&place.mask, (self.need(), &shares), &last, ROOM_TIMEOUT).await
+        let last = place.loaded.last_processes.lock().clone();
+        self.pool.devices.until_room(&place.placement.mask, (self.need(), &shares), &last, ROOM_TIMEOUT).await
     }
 
     /// What the load needs, for as many slots as its devices are good for.
     fn need(&self) -> Option<Need> {
         let config = &self.revision.config;
         let mut sized = (**config).clone();
-        sized.slots = self.place().slots.limit();
+        sized.slots = self.place().capacity.slots.limit();
         sized.memory.model_bytes = config.memory.model_bytes.or_else(|| host::size(&config.model_files));
         sized.need()
     }
@@ -103,10 +103,12 @@ impl Load<'_> {
     fn check_place(&self, info: &EngineInfo) -> Result<(), EngineError> {
         let Some(pid) = info.process_id else { return Ok(()) };
         let (place, processes) = (self.place(), host::group_of(pid));
-        match self.pool.devices.strays(&place.mask, &processes) {
+        match self.pool.devices.strays(&place.placement.mask, &processes) {
             Some((stray, device)) => {
-                let text =
-                    format!("process {stray} of {} uses device {device}, outside its mask {}", place.id, place.mask);
+                let text = format!(
+                    "process {stray} of {} uses device {device}, outside its mask {}",
+                    place.id, place.placement.mask
+                );
                 Err(EngineError::Preload(text.into()))
             }
             None => Ok(()),

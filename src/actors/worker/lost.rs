@@ -86,11 +86,11 @@ impl Attempt {
         let (now, place) = (self.pool.env.now(), self.place());
         self.note_failed(record, Cause::ContextFull);
         let is_of_a_batch = place.note_context_full(now, record.seq);
-        let others_took_it = is_of_a_batch || place.slots.used() > 1;
+        let others_took_it = is_of_a_batch || place.capacity.slots.used() > 1;
         match tokens {
             // How much there is in all was not known: from now on tasks are placed by it.
-            Some(tokens) if place.kv.capacity().is_none() => place.kv.set_capacity(tokens),
-            _ if !is_of_a_batch => place.note_out_of_vram(now, Some(place.slots.used())),
+            Some(tokens) if place.capacity.kv.capacity().is_none() => place.capacity.kv.set_capacity(tokens),
+            _ if !is_of_a_batch => place.note_out_of_vram(now, Some(place.capacity.slots.used())),
             _ => {} // What the first of them said is known already.
         }
         others_took_it
@@ -111,9 +111,10 @@ impl Attempt {
 
     /// The replica gets no task before `until`: its worker looks again then. `law` is the least that must hold.
     fn eject(&self, until: Timestamp, law: Timestamp) {
-        let (pool, replica, allowed) = (self.pool.position, self.lease.replica, self.place().slots.used().max(1));
+        let (pool, replica, allowed) =
+            (self.pool.position, self.lease.replica, self.place().capacity.slots.used().max(1));
         self.pool.env.trace(|| TraceKind::Ejected { pool, replica, until: law, allowed });
-        self.place().worker.cast(WorkerMsg::Ejected { until }); // Gone: the next worker looks by itself.
+        self.place().life.worker.cast(WorkerMsg::Ejected { until }); // Gone: the next worker looks by itself.
     }
 
     /// Takes the replica out of service until its engine has been looked at, and for a wait that grows. Before the task
@@ -140,7 +141,7 @@ impl Attempt {
         }
         if self.place().suspect(&self.engine) {
             let word = if is_broken { WorkerMsg::EngineFailed(cause) } else { WorkerMsg::EngineSuspected(cause) };
-            self.place().worker.cast(word); // Gone: the next worker looks at the engine, or makes another.
+            self.place().life.worker.cast(word); // Gone: the next worker looks at the engine, or makes another.
         }
         is_the_replicas
     }
@@ -148,7 +149,7 @@ impl Attempt {
     pub(in crate::actors) fn note_failed(&self, record: &TaskRecord, cause: Cause) {
         record.note_lost_to(cause);
         if cause == Cause::OutOfVram {
-            self.place().note_out_of_vram(self.pool.env.now(), Some(self.place().slots.used()));
+            self.place().note_out_of_vram(self.pool.env.now(), Some(self.place().capacity.slots.used()));
         }
         self.place().note_attempt_failed(cause);
     }

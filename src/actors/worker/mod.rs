@@ -152,7 +152,7 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
         engine: engine.clone(),
         identity: identity.clone(),
         worker: myself.clone(),
-        dying_of: state.place().failing.lock().clone(),
+        dying_of: state.place().life.failing.lock().clone(),
         lease,
         begun: Timestamp::from_micros(0),
     };
@@ -163,17 +163,19 @@ fn on_run(state: &mut WorkerState, myself: &ActorRef<WorkerMsg>, assignment: Ass
 }
 
 fn on_prepare(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {
-    *state.place().failing.lock() = Arc::default();
-    if let Some((device, failure, until)) = state.pool.devices.unusable(&state.place().mask) {
+    *state.place().life.failing.lock() = Arc::default();
+    if let Some((device, failure, until)) = state.pool.devices.unusable(&state.place().placement.mask) {
         return wait_for_device(state, myself, format!("device {device}: {failure}"), until);
     }
     state.set(ReplicaState::Preloading);
-    let left_over = state.place().engine.lock().clone();
+    let left_over = state.place().loaded.engine.lock().clone();
     let generation = state.place().revision().generation;
-    let was_loaded = state.place().identity.lock().as_ref().is_some_and(|identity| identity.generation == generation);
+    let was_loaded =
+        state.place().loaded.identity.lock().as_ref().is_some_and(|identity| identity.generation == generation);
     if let (Some(engine), true) = (left_over, was_loaded) {
         state.engine = Some(engine.clone());
-        let (slots, limit) = (state.place().slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
+        let (slots, limit) =
+            (state.place().capacity.slots.total(), Duration::from_millis(state.pool.config.timeouts.stop_ms));
         state.beside(&myself.clone(), async move {
             let result = timeout_awake(limit, adopt(&*engine, slots)).await;
             let result = result.unwrap_or_else(|| Err(EngineError::Lost("its slots were not left in time".into())));
@@ -201,7 +203,7 @@ fn wait_for_device(
     state.set(ReplicaState::DeviceDown { until });
     let (pool, index) = (state.pool.clone(), state.index);
     state.beside(&myself.clone(), async move {
-        let usable = pool.devices.until_usable(&pool.replicas[index as usize].mask);
+        let usable = pool.devices.until_usable(&pool.replicas[index as usize].placement.mask);
         tokio::pin!(usable);
         tokio::select! {
             biased;
@@ -220,27 +222,27 @@ fn wait_for_device(
 fn on_device_stays_down(state: &WorkerState) {
     state.set(ReplicaState::Broken { until: state.pool.env.now().after(DEVICE_PATIENCE) });
     if state.pool.state() == PoolState::Broken {
-        state.pool.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
+        state.pool.actors.queue.cast(QueueMsg::PoolUnavailable); // Lost: a new queue looks by itself.
     }
 }
 
 fn start_engine(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) {
     let revision = state.place().revision();
-    let slots = state.place().estimate.lock().get();
-    state.place().slots_started.store(slots, Relaxed);
-    state.place().slots.set_limit(slots);
-    *state.place().self_test.lock() = None;
-    state.place().kv.set_capacity(revision.config.memory.kv_tokens.unwrap_or(0)); // What an earlier one said of itself is not its own.
+    let slots = state.place().capacity.estimate.lock().get();
+    state.place().capacity.slots_started.store(slots, Relaxed);
+    state.place().capacity.slots.set_limit(slots);
+    *state.place().loaded.self_test.lock() = None;
+    state.place().capacity.kv.set_capacity(revision.config.memory.kv_tokens.unwrap_or(0)); // What an earlier one said of itself is not its own.
     state.place().forget_conduct(revision.config.resume.outlier_policy());
     state.pool.env.trace(|| TraceKind::Renewed { pool: state.pool.position, replica: state.index });
     state.revision = Some(revision.clone());
     let context = EngineContext {
         replica: state.place().id.clone(),
-        mask: state.place().mask.clone(),
+        mask: state.place().placement.mask.clone(),
         pool: revision.config.clone(),
         env: state.pool.env.clone(),
-        site: state.place().site.clone(),
-        cpus: state.place().cpus.clone(),
+        site: state.place().loaded.site.clone(),
+        cpus: state.place().placement.cpus.clone(),
         slots,
     };
     let (pool, index) = (state.pool.clone(), state.index);
@@ -259,11 +261,11 @@ fn on_made(
         (Ok(engine), Some(revision)) => (engine, revision),
         (Ok(_), None) => return Ok(()),
         (Err(error), _) => {
-            state.place().preload_failures.fetch_add(1, Relaxed);
+            state.place().counters.preload_failures.fetch_add(1, Relaxed);
             return state.fail(error);
         }
     };
-    *state.place().engine.lock() = Some(engine.clone());
+    *state.place().loaded.engine.lock() = Some(engine.clone());
     state.engine = Some(engine.clone());
     let (runtime, pool, index) = (state.runtime.clone(), state.pool.clone(), state.index);
     state.beside(&myself.clone(), async move {
@@ -284,11 +286,11 @@ fn on_preloaded(
     let identity = match checked {
         Ok(identity) => identity,
         Err(error) => {
-            state.place().preload_failures.fetch_add(1, Relaxed);
+            state.place().counters.preload_failures.fetch_add(1, Relaxed);
             return state.fail(error);
         }
     };
-    state.place().preload_successes.fetch_add(1, Relaxed);
+    state.place().counters.preload_successes.fetch_add(1, Relaxed);
     tracing::info!(
         replica_id = %state.place().id,
         engine_version = %identity.engine_version,
@@ -313,13 +315,13 @@ fn on_adopted(
 /// # Errors
 /// When a device has failed meanwhile: whoever told its workers may not have reached this one.
 fn become_ready(state: &mut WorkerState, myself: ActorRef<WorkerMsg>) -> Result<(), ActorProcessingErr> {
-    if let Some((device, failure, _)) = state.pool.devices.unusable(&state.place().mask) {
+    if let Some((device, failure, _)) = state.pool.devices.unusable(&state.place().placement.mask) {
         return state.fail(EngineError::DeviceLost(format!("device {device}: {failure}").into()));
     }
     let Some(engine) = state.engine.clone() else { return Ok(()) };
-    let identity = state.place().identity.lock().clone();
+    let identity = state.place().loaded.identity.lock().clone();
     state.identity = identity;
-    *state.place().ready_since.lock() = Some(state.pool.env.now());
+    *state.place().life.ready_since.lock() = Some(state.pool.env.now());
     state.set(ReplicaState::Ready);
     if let Some(until) = state.place().look_at_conduct(state.pool.env.now()) {
         on_ejected(state, &myself, until); // An earlier worker's engine, which it has taken over.
@@ -365,10 +367,10 @@ impl WorkerState {
     pub(in crate::actors) fn fail(&self, cause: EngineError) -> Result<(), ActorProcessingErr> {
         if cause.cause() == Cause::OutOfVram {
             // Now, while the attempts still hold their slots.
-            let running = self.identity.as_ref().map(|_| self.place().slots.used());
+            let running = self.identity.as_ref().map(|_| self.place().capacity.slots.used());
             self.place().note_out_of_vram(self.pool.env.now(), running);
         }
-        let _ = self.place().failing.lock().set(cause.clone()); // Said already: the first word counts.
+        let _ = self.place().life.failing.lock().set(cause.clone()); // Said already: the first word counts.
         Err(cause.into())
     }
 

@@ -77,20 +77,20 @@ struct Quarantine<'a> {
 impl<'a> Quarantine<'a> {
     fn begin(attempt: &'a Attempt) -> Self {
         let place = &attempt.pool.replicas[attempt.lease.replica as usize];
-        place.stop_timeouts.fetch_add(1, Relaxed);
-        place.quarantined.fetch_add(1, Relaxed);
+        place.counters.stop_timeouts.fetch_add(1, Relaxed);
+        place.counters.quarantined.fetch_add(1, Relaxed);
         Quarantine { place, worker: &attempt.worker, is_stuck: false }
     }
 
     /// Whether a restart of the engine would cost no task anything.
     fn is_all_that_runs(&self) -> bool {
-        self.place.slots.used() <= self.place.quarantined.load(Relaxed)
+        self.place.capacity.slots.used() <= self.place.counters.quarantined.load(Relaxed)
     }
 }
 
 impl Drop for Quarantine<'_> {
     fn drop(&mut self) {
-        self.place.quarantined.fetch_sub(1, Relaxed);
+        self.place.counters.quarantined.fetch_sub(1, Relaxed);
         if self.is_stuck {
             let _ = self.worker.cast(WorkerMsg::EngineUnstuck); // Gone: the next worker knows of no stuck slot.
         }

@@ -50,7 +50,7 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
         let is_open = !draining && pool.intent() == Intent::Serve && pool.state().takes_tasks();
         let places = pool.replicas.iter().filter(|replica| replica.state().is_ready());
         let offer = Offer {
-            slots: places.map(|replica| replica.slots.limit()).sum(),
+            slots: places.map(|replica| replica.capacity.slots.limit()).sum(),
             free: pool.slots_free(),
             waiting: pool.depth_total(),
             has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
@@ -78,11 +78,11 @@ pub(crate) fn own_pools(shared: &ClusterShared) -> Vec<Arc<PoolShared>> {
 
 fn card(pool: &PoolShared) -> PoolAdvertisement {
     let identity = pool.replicas.iter().filter(|replica| replica.state().is_ready()).find_map(|replica| {
-        let identity = replica.identity.lock().clone()?;
+        let identity = replica.loaded.identity.lock().clone()?;
         Some(AdvertisedIdentity {
             engine_version: identity.engine_version.clone(),
             model_digest: identity.model_digest.clone(),
-            ctx: pool.ctx.load(Relaxed),
+            ctx: pool.model.ctx.load(Relaxed),
         })
     });
     PoolAdvertisement {

@@ -51,7 +51,7 @@ impl ServedNews {
         news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
         for pool in own_pools(shared) {
             let hear: Vec<_> = linked.iter().filter(|link| !rejects_peer(shared, &pool, link)).collect();
-            let journal = pool.accounts.lock().take_journal();
+            let journal = pool.waiting.accounts.lock().take_journal();
             for entry in journal {
                 let gateway = news.gateways.get(&entry.seq).cloned();
                 for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {

@@ -58,7 +58,7 @@ pub(crate) fn take_in(shared: &ClusterShared, peer: &PeerShared, warm: Vec<WarmS
         let client = ClientId::parse(client.as_str()).map_err(|error| format!("client: {error}"))?;
         let session = SessionId::parse(session.as_str()).map_err(|error| format!("session: {error}"))?;
         let replica = shadows.get(&pool).map(|shadow| &shadow.pool.replicas[0]);
-        if let Some(identity) = replica.and_then(|replica| replica.identity.lock().clone()) {
+        if let Some(identity) = replica.and_then(|replica| replica.loaded.identity.lock().clone()) {
             hints.push((client, session, identity));
         }
     }

@@ -266,7 +266,7 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut knocks = self.knocks.lock();
-        // AdvertisedCapacity to leave: the place may be another's by now.
+        // Told to leave: the place may be another's by now.
         if knocks.get(self.key).is_some_and(|(number, _)| *number == self.number) {
             knocks.remove(self.key);
         }

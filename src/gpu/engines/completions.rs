@@ -127,7 +127,7 @@ impl Completions {
         self.server.ask::<Models>("/v1/models").await?.has(self.model(), is_unlisted)
     }
 
-    /// InFlight one task; see [`Engine::generate`](crate::gpu::Engine::generate).
+    /// Runs one task; see [`Engine::generate`](crate::gpu::Engine::generate).
     pub(crate) async fn generate(&self, job: Job<'_>, out: &mut dyn TokenOutput) -> Result<Finish, EngineError> {
         self.recognise().await?;
         let run = self.runs.begin(job.slot);

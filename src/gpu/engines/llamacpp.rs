@@ -1,7 +1,7 @@
 //! llama.cpp's own HTTP server, reached at a URL or started from a command.
 //!
 //! Each of our slots is one of the server's: a run names its slot, and after a stop the server's `/slots` says when
-//! that slot really computes nothing any more. InFlight that must be repeatable do not reuse a prompt's cache, since a
+//! that slot really computes nothing any more. Runs that must be repeatable do not reuse a prompt's cache, since a
 //! partly cached prompt is evaluated in other batches and may round otherwise.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -45,7 +45,7 @@ pub struct LlamaCpp {
     server: Server,
     /// Slots whose run has not been answered yet, by number: the server may begin it after we have left.
     unanswered: Vec<AtomicBool>,
-    /// InFlight that are no completions: the server takes a slot of its own choice for them.
+    /// Runs that are no completions: the server takes a slot of its own choice for them.
     elsewhere: InFlight,
     /// Completions that run now.
     completions: AtomicU32,

@@ -25,7 +25,7 @@ impl OpenAi {
     }
 }
 
-/// InFlight by SGLang's gauges, waiting ones included.
+/// Runs by SGLang's gauges, waiting ones included.
 fn busy(text: &str) -> Option<u32> {
     let running = prometheus_text::count(text, "sglang:num_running_reqs")?;
     Some(running.saturating_add(prometheus_text::count(text, "sglang:num_queue_reqs").unwrap_or(0)))

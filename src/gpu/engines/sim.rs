@@ -34,15 +34,15 @@ pub struct SimStats {
     pub preloads: AtomicU32,
     /// Loads that succeeded.
     pub loaded: AtomicU32,
-    /// InFlight that were begun.
+    /// Runs that were begun.
     pub runs: AtomicU64,
-    /// InFlight that were begun before the model was loaded. Must stay 0.
+    /// Runs that were begun before the model was loaded. Must stay 0.
     pub runs_before_ready: AtomicU64,
-    /// InFlight that compute now.
+    /// Runs that compute now.
     pub active: AtomicU32,
     /// Most runs that ever computed at once.
     pub active_max: AtomicU32,
-    /// InFlight that were given a slot that another run had. Must stay 0.
+    /// Runs that were given a slot that another run had. Must stay 0.
     pub slot_conflicts: AtomicU64,
     /// Refusals of a preload that are still to come.
     refusals_left: AtomicU32,

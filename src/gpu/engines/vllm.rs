@@ -26,7 +26,7 @@ impl Vllm {
     }
 }
 
-/// InFlight by its own gauges, waiting ones included.
+/// Runs by its own gauges, waiting ones included.
 fn busy(text: &str) -> Option<u32> {
     let running = prometheus_text::count(text, "vllm:num_requests_running")?;
     Some(running.saturating_add(prometheus_text::count(text, "vllm:num_requests_waiting").unwrap_or(0)))

@@ -57,7 +57,7 @@ impl InFlight {
         self.now.iter().chain(&self.dropped).all(|run| run.load(SeqCst) == IDLE)
     }
 
-    /// InFlight that the engine is sure to count: those that have given text, and those that it must have taken up by
+    /// Runs that the engine is sure to count: those that have given text, and those that it must have taken up by
     /// now.
     pub(crate) fn counted(&self) -> u32 {
         let taken_up = self.env.now().as_micros().saturating_sub(TAKEN_UP_US);
@@ -159,7 +159,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// InFlight of such a pool.
+    /// Runs of such a pool.
     pub(crate) fn runs(slots: u32) -> InFlight {
         InFlight::new(&context(slots))
     }

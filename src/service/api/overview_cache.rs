@@ -86,7 +86,7 @@ impl OverviewCache {
 }
 
 /// The runtime at a glance: pools with their percentiles and clients, devices, objectives, the newest failures.
-#[utoipa::path(get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
+#[utoipa::path(tag = "overview", get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
 pub(crate) async fn overview(State(app): State<App>, principal: Principal) -> Response {
     let mut response = Response::new(Body::from(app.glance.json(&app, &principal)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -94,7 +94,7 @@ pub(crate) async fn overview(State(app): State<App>, principal: Principal) -> Re
 }
 
 /// The same every second, each as an event `overview`.
-#[utoipa::path(get, path = "/v1/events", responses(
+#[utoipa::path(tag = "overview", get, path = "/v1/events", responses(
     (status = 200, description = "An event `overview` every second.", content_type = "text/event-stream"),
 ))]
 pub(crate) async fn events(State(app): State<App>, principal: Principal, seat: Option<Extension<Seat>>) -> Response {

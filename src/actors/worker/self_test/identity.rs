@@ -43,9 +43,9 @@ pub(crate) fn check_identity(
     });
     let ours = Arc::new((identity.engine_version.clone(), identity.model_digest.clone()));
     let is_served = pool.revision().generation == revision.generation;
-    let mut pinned = pool.pinned.lock(); // Over both, the look and the join: two loads cannot pass each other.
+    let mut pinned = pool.model.pinned.lock(); // Over both, the look and the join: two loads cannot pass each other.
     let others = pool.replicas.iter().filter(|other| other.id != identity.replica);
-    let theirs = others.filter_map(|other| other.identity.lock().clone());
+    let theirs = others.filter_map(|other| other.loaded.identity.lock().clone());
     let theirs = theirs.into_iter().find(|theirs| theirs.generation == revision.generation);
     if let Some(theirs) = theirs.map(|theirs| (theirs.engine_version.clone(), theirs.model_digest.clone()))
         && theirs != *ours
@@ -64,9 +64,9 @@ pub(crate) fn check_identity(
     if is_served {
         *pinned = Some(ours);
         if let (Some(ctx), None) = (info.ctx, revision.spec.ctx) {
-            pool.ctx.store(ctx.0, Relaxed);
+            pool.model.ctx.store(ctx.0, Relaxed);
         }
     }
-    *place.identity.lock() = Some(identity.clone());
+    *place.loaded.identity.lock() = Some(identity.clone());
     Ok(identity)
 }

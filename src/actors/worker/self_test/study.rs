@@ -69,7 +69,7 @@ impl Study<'_> {
         if !(completes && may_wait && is_open) {
             return Ok(());
         }
-        let slots = self.pool.replicas[self.index as usize].slots.limit();
+        let slots = self.pool.replicas[self.index as usize].capacity.slots.limit();
         let one = vec![0_u32];
         let Some(first) = self.texts(&one).await? else { return Ok(()) };
         let Some(second) = self.texts(&one).await? else { return Ok(()) };
@@ -93,12 +93,12 @@ impl Study<'_> {
     }
 
     fn shown<T: Default>(&self, read: impl Fn(&crate::actors::worker::self_test::SelfTest) -> T) -> T {
-        self.pool.replicas[self.index as usize].self_test.lock().as_ref().map_or_else(T::default, read)
+        self.pool.replicas[self.index as usize].loaded.self_test.lock().as_ref().map_or_else(T::default, read)
     }
 
     fn note(&self, texts: &[Decoded], class: DeterminismClass, has_repeated: bool) {
         let place = &self.pool.replicas[self.index as usize];
-        if let Some(shown) = &mut *place.self_test.lock() {
+        if let Some(shown) = &mut *place.loaded.self_test.lock() {
             if !shown.has_diverged {
                 shown.determinism_class = class;
             }
@@ -147,11 +147,11 @@ impl Study<'_> {
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
             // With fewer slots than are asked for, by its memory, there is no backlog to be shown.
-            if self.pool.intent() != Intent::Serve || (place.slots.limit() as usize) < slots {
+            if self.pool.intent() != Intent::Serve || (place.capacity.slots.limit() as usize) < slots {
                 return None;
             }
             let now = self.pool.env.now();
-            let is_idle = place.state().is_ready() && place.slots.used() == 0 && !self.is_wanted();
+            let is_idle = place.state().is_ready() && place.capacity.slots.used() == 0 && !self.is_wanted();
             idle_since = is_idle.then(|| idle_since.unwrap_or(now));
             if idle_since.is_none_or(|since| now.since(since) < IDLE) {
                 continue;
@@ -170,7 +170,7 @@ impl Study<'_> {
     /// Returns when the replica has something better to do than this, in so many of its slots.
     async fn until_wanted(&self, slots: usize) {
         let place = &self.pool.replicas[self.index as usize];
-        let is_alone = || place.state().is_ready() && place.slots.used() as usize <= slots;
+        let is_alone = || place.state().is_ready() && place.capacity.slots.used() as usize <= slots;
         while is_alone() && !self.is_wanted() && self.pool.intent() == Intent::Serve {
             tokio::time::sleep(LOOK_PERIOD / 10).await;
         }

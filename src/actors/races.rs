@@ -177,14 +177,14 @@ fn a_late_word_of_an_engine_that_is_gone_takes_its_successor_out_of_no_service()
     let pool = PoolShared::alone(config, crate::env::Env::simulated(0), factory);
     let place = &pool.replicas[0];
     let make = || -> Arc<dyn DynEngine> {
-        let (replica, mask, pool_config) = (place.id.clone(), place.mask.clone(), pool.config.clone());
-        let (env, site, cpus) = (pool.env.clone(), place.site.clone(), place.cpus.clone());
+        let (replica, mask, pool_config) = (place.id.clone(), place.placement.mask.clone(), pool.config.clone());
+        let (env, site, cpus) = (pool.env.clone(), place.loaded.site.clone(), place.placement.cpus.clone());
         (pool.factory)(&EngineContext { replica, mask, pool: pool_config, env, site, cpus, slots: 1 })
     };
     let (first, second) = (make(), make());
     let take_up = |engine: &Arc<dyn DynEngine>| {
-        *place.engine.lock() = Some(engine.clone());
-        *place.state.lock() = ReplicaState::Ready;
+        *place.loaded.engine.lock() = Some(engine.clone());
+        *place.life.state.lock() = ReplicaState::Ready;
     };
     take_up(&first);
     assert!(place.suspect(&first) && place.state() == ReplicaState::Suspect);
