@@ -164,14 +164,14 @@ impl Node {
     pub fn view(&self) -> NodeView {
         let shared = &self.shared;
         NodeView {
-            name: shared.name.clone(),
-            boot_id: shared.boot_id.to_string(),
-            zone: shared.zone.clone(),
+            name: shared.place.name.clone(),
+            boot_id: shared.place.boot_id.to_string(),
+            zone: shared.place.zone.clone(),
             is_draining: shared.is_draining(),
-            guests_open: shared.guests_open.load(Relaxed),
-            guests_taken: shared.guests_taken.load(Relaxed),
-            guests_lost: shared.guests_lost.load(Relaxed),
-            leases_expired: shared.leases_expired.load(Relaxed),
+            guests_open: shared.inbound.guests_open.load(Relaxed),
+            guests_taken: shared.inbound.guests_taken.load(Relaxed),
+            guests_lost: shared.inbound.guests_lost.load(Relaxed),
+            leases_expired: shared.inbound.leases_expired.load(Relaxed),
             peers: shared.peers.all().iter().map(|peer| peer_view(shared, peer)).collect(),
         }
     }
@@ -218,12 +218,12 @@ fn peer_view(shared: &ClusterShared, peer: &PeerShared) -> PeerView {
         trouble: peer.trouble.lock().clone(),
         link: peer.link().map(|link| {
             let figures = &link.figures;
-            let (kept_out, zone) = (kept_out(shared, &link), link.zone.lock().clone()); // Not under the locks below.
+            let (kept_out, zone) = (kept_out(shared, &link), link.advertised.zone.lock().clone()); // Not under the locks below.
             LinkView {
                 boot_id: link.boot_id.to_string(),
                 protocol: link.protocol,
                 state: if figures.is_suspect.load(Relaxed) { "suspect" } else { "alive" },
-                is_draining: link.is_draining.load(Relaxed),
+                is_draining: link.advertised.is_draining.load(Relaxed),
                 round_trip_ms: figures.round_trip_us.load(Relaxed) as f64 / 1000.0,
                 outbox_messages: figures.outbox_messages.load(Relaxed),
                 outbox_bytes: figures.outbox_bytes.load(Relaxed),
@@ -233,7 +233,7 @@ fn peer_view(shared: &ClusterShared, peer: &PeerShared) -> PeerView {
                 bytes_out: figures.bytes_out.load(Relaxed),
                 lent: link.lent() as u64,
                 guests: link.guests.lock().len() as u64,
-                pools: link.cards.lock().keys().cloned().collect(),
+                pools: link.advertised.cards.lock().keys().cloned().collect(),
                 zone: zone.flatten(),
                 kept_out,
             }

@@ -262,10 +262,8 @@ impl PeerShared {
 
 /// A node's part in its cluster.
 pub(crate) struct ClusterShared {
-    pub(crate) name: NodeName,
-    pub(crate) boot_id: BootId,
-    /// Where it is, for anti-affinity.
-    pub(crate) zone: Option<String>,
+    /// Who and where this node is.
+    pub(crate) place: NodePlace,
     /// The nodes with which it has nothing to do.
     pub(crate) apart: NodeAntiAffinity,
     /// A name, with a port, that stands for the addresses of nodes.
@@ -282,6 +280,20 @@ pub(crate) struct ClusterShared {
     pub(crate) served: ServedNews,
     pub(crate) warm: WarmNews,
     is_draining: AtomicBool,
+    /// Attempts of peers, in numbers.
+    pub(crate) inbound: InboundCounts,
+}
+
+/// Who and where this node is.
+pub(crate) struct NodePlace {
+    pub(crate) name: NodeName,
+    pub(crate) boot_id: BootId,
+    /// Where it is, for anti-affinity.
+    pub(crate) zone: Option<String>,
+}
+
+/// Attempts of peers, in numbers.
+pub(crate) struct InboundCounts {
     /// Guests whose tasks have not ended.
     pub(crate) guests_open: AtomicU64,
     /// Guests that were taken in, ended otherwise than by their engines, and stopped since their gateways were silent.
@@ -300,9 +312,6 @@ impl ClusterShared {
         session_cookie: String,
     ) -> Arc<Self> {
         Arc::new(ClusterShared {
-            name,
-            boot_id,
-            zone,
             apart,
             dns,
             roster,
@@ -316,10 +325,13 @@ impl ClusterShared {
             served: ServedNews::default(),
             warm: WarmNews::default(),
             is_draining: AtomicBool::new(false),
-            guests_open: AtomicU64::new(0),
-            guests_taken: AtomicU64::new(0),
-            guests_lost: AtomicU64::new(0),
-            leases_expired: AtomicU64::new(0),
+            place: NodePlace { name, boot_id, zone },
+            inbound: InboundCounts {
+                guests_open: AtomicU64::new(0),
+                guests_taken: AtomicU64::new(0),
+                guests_lost: AtomicU64::new(0),
+                leases_expired: AtomicU64::new(0),
+            },
         })
     }
 

@@ -141,7 +141,7 @@ impl Orchestrator {
 
     /// What is remembered of the newest refusal of this id.
     pub(crate) fn explain_refused(&self, client: Option<&ClientId>, id: &TaskId) -> Option<Explanation> {
-        self.runtime.refusals.find(client, id).map(|(client, refusal)| Explanation {
+        self.runtime.refused.refusals.find(client, id).map(|(client, refusal)| Explanation {
             task_id: id.clone(),
             why: format!("it was refused: {}", refusal.message),
             phase: None,

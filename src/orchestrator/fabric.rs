@@ -55,7 +55,7 @@ mod of_a_node {
 
         /// Sessions that replicas of other nodes have served. A hint: while nobody takes it, they start cold.
         pub(crate) fn note_sessions_elsewhere(&self, served: Vec<(ClientId, SessionId, Arc<ReplicaIdentity>)>) {
-            self.shared().sessions.cast(SessionsMsg::ServedElsewhere(served));
+            self.shared().actors.sessions.cast(SessionsMsg::ServedElsewhere(served));
         }
     }
 

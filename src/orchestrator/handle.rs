@@ -166,7 +166,7 @@ impl Orchestrator {
         message: impl FnOnce(ractor::RpcReplyPort<Option<SessionView>>) -> SessionsMsg,
     ) -> Result<Option<SessionView>, TaskError> {
         let (sender, receiver) = ractor::concurrency::oneshot();
-        self.runtime.sessions.cast(message(sender.into()));
+        self.runtime.actors.sessions.cast(message(sender.into()));
         let lost = || TaskError::new(ErrorCode::Internal, "the sessions actor did not answer");
         timeout(ANSWER_TIMEOUT, receiver).await.map_err(|_| lost())?.map_err(|_| lost())
     }

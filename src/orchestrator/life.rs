@@ -114,7 +114,7 @@ impl Drop for Guardian {
 impl Guardian {
     pub(super) async fn start(runtime: Arc<RuntimeShared>) -> Result<Guardian, SpawnErr> {
         let (root, mut handle) = Actor::spawn(None, Root, runtime.clone()).await?;
-        runtime.root.publish(root.clone());
+        runtime.actors.root.publish(root.clone());
         let current = Arc::new(Mutex::new(Some(root)));
         let (place, shared) = (current.clone(), runtime.clone());
         let ended = Arc::new(Ended::default());
@@ -136,7 +136,7 @@ impl Guardian {
                 }
                 match Actor::spawn(None, Root, runtime.clone()).await {
                     Ok((root, next)) => {
-                        runtime.root.publish(root.clone());
+                        runtime.actors.root.publish(root.clone());
                         let _ = root.cast(RootMsg::PoolsChanged); // What changed while nobody could be told.
                         (*place.lock(), handle) = (Some(root), next);
                         history.on_started();

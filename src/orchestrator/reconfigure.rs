@@ -143,7 +143,7 @@ impl Orchestrator {
         for (pool, heir) in heirs {
             pool.leave(heir, first_new);
         }
-        runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
+        runtime.actors.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
         for id in &plan.reloaded {
             let pool = now.serving.iter().find(|pool| pool.id.as_str() == id);
             pool.map(|pool| pool.actors.supervisor.cast(PoolSupervisorMsg::Reload)); // Nobody there: the next one finds the reload.

@@ -50,7 +50,7 @@ impl Orchestrator {
         let serving = now.serving.iter().chain([&pool]).cloned().collect();
         runtime.pools.set(Table { serving, leaving: now.leaving.clone() });
         self.count_places();
-        runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
+        runtime.actors.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
         Ok(pool)
     }
 
@@ -65,7 +65,7 @@ impl Orchestrator {
         runtime.pools.set(Table { serving, leaving });
         self.count_places();
         pool.leave(heir, *next_number);
-        runtime.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
+        runtime.actors.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
     }
 
     fn count_places(&self) {

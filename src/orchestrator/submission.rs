@@ -225,7 +225,7 @@ impl Orchestrator {
         for _ in 0..SENDS_MAX {
             let (sender, receiver) = ractor::concurrency::oneshot();
             let submission = Submission { record: record.clone(), reply: sender.into() };
-            if self.runtime.admission.cast(AdmissionMsg::Submit(submission)) {
+            if self.runtime.actors.admission.cast(AdmissionMsg::Submit(submission)) {
                 match receiver.await {
                     Ok(verdict) => return verdict,
                     Err(_) if record.was_accepted() => {
@@ -253,7 +253,7 @@ impl Orchestrator {
 
     /// Waits until everybody lives whom this task has to pass: its message may have died with any of them.
     async fn until_way_in(&self, record: &TaskRecord) {
-        self.runtime.admission.until_alive().await;
+        self.runtime.actors.admission.until_alive().await;
         if let Some(pool) = record.pool().filter(|pool| !pool.is_leaving()) {
             pool.actors.queue.until_alive().await;
         }
@@ -262,13 +262,13 @@ impl Orchestrator {
     /// Counts a refusal, and remembers it for a client that can name it.
     fn refused(&self, request: &TaskRequest, error: TaskError) -> TaskError {
         if let Some(id) = &request.task_id {
-            self.runtime.refusals.note(&request.client_id, id.clone(), error.clone());
+            self.runtime.refused.refusals.note(&request.client_id, id.clone(), error.clone());
         }
-        let counter = &self.runtime.rejected[code_index(error.code)];
+        let counter = &self.runtime.refused.rejected[code_index(error.code)];
         counter.fetch_add(1, Relaxed);
         let limit = error.policy.as_deref().and_then(|policy| LIMITS.iter().position(|known| *known == policy));
         if let Some(limit) = limit {
-            self.runtime.limited[limit].fetch_add(1, Relaxed);
+            self.runtime.refused.limited[limit].fetch_add(1, Relaxed);
         }
         error
     }

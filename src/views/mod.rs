@@ -343,13 +343,16 @@ impl Orchestrator {
     /// The runtime as a whole.
     pub fn view(&self) -> RuntimeView {
         let shared = self.shared();
-        let counts = shared.rejected.each_ref().map(|count| count.load(Relaxed));
+        let counts = shared.refused.rejected.each_ref().map(|count| count.load(Relaxed));
         RuntimeView {
             tasks_open: shared.gate.used(),
             tasks_open_max: shared.gate.limit(),
             tasks_known: shared.ledger.len(),
             rejected: ErrorCode::ALL.into_iter().zip(counts).collect(),
-            limited: LIMITS.into_iter().zip(shared.limited.each_ref().map(|count| count.load(Relaxed))).collect(),
+            limited: LIMITS
+                .into_iter()
+                .zip(shared.refused.limited.each_ref().map(|count| count.load(Relaxed)))
+                .collect(),
         }
     }
 

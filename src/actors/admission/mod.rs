@@ -92,7 +92,7 @@ fn forward(runtime: &RuntimeShared, pool: Arc<PoolShared>, submission: Submissio
         pool.actors.queue.cast(QueueMsg::Enqueue(submission));
         return;
     };
-    let located = runtime.sessions.try_cast(SessionsMsg::Locate { session, pool, submission });
+    let located = runtime.actors.sessions.try_cast(SessionsMsg::Locate { session, pool, submission });
     // Without the sessions actor a task has no warm replica, and is served all the same.
     if let Err(Some(SessionsMsg::Locate { pool, submission, .. })) = located {
         pool.actors.queue.cast(QueueMsg::Enqueue(submission));

@@ -133,7 +133,7 @@ impl RuntimeShared {
         tracing::info!(from = %rollout.spec.from, to = %rollout.spec.to, share = rollout.share(), "a rollout begins");
         table.push(rollout.clone());
         self.rollouts.set(table);
-        self.rollouts_watch.cast(RolloutsMsg::Look); // Nobody there: the next one looks when it comes.
+        self.actors.rollouts_watch.cast(RolloutsMsg::Look); // Nobody there: the next one looks when it comes.
         Ok(rollout)
     }
 

@@ -33,29 +33,41 @@ pub(crate) struct RuntimeShared {
     settings: RwLock<Settings>,
     /// The devices of this host.
     pub(crate) devices: Arc<Devices>,
-    pub(crate) gpu_monitor: Address<GpuMonitorMsg>,
+    /// Where its actors can be reached.
+    pub(crate) actors: RuntimeActors,
     /// What looks at them; `None` where nothing is to be seen.
     pub(crate) probe: Probe,
     pub(crate) ledger: Ledger,
     pub(crate) clients: Clients,
     pub(crate) gate: Arc<IntakeGate>,
     pub(crate) pools: Pools,
-    /// Told when the pools have changed.
-    pub(crate) root: Address<RootMsg>,
-    pub(crate) admission: Address<AdmissionMsg>,
-    pub(crate) sessions: Address<SessionsMsg>,
     /// Conversations that were served here, for other nodes.
     #[cfg(feature = "cluster")]
     pub(crate) warmed: crate::actors::admission::sessions::SessionLocations,
+    /// Refusals before a task was accepted.
+    pub(crate) refused: Refused,
+    /// What the host program does with each request.
+    pub(crate) hook: Option<Hook>,
+    /// Models that are brought in by percentage.
+    pub(crate) rollouts: Rollouts,
+}
+
+/// Refusals before a task was accepted.
+pub(crate) struct Refused {
     /// Rejections before a task was accepted, by [`ErrorCode::ALL`](crate::ErrorCode::ALL).
     pub(crate) rejected: [AtomicU64; 9],
     /// Rejections by limits that are no queue's, by [`LIMITS`].
     pub(crate) limited: [AtomicU64; LIMITS.len()],
     pub(crate) refusals: RejectionCache,
-    /// What the host program does with each request.
-    pub(crate) hook: Option<Hook>,
-    /// Models that are brought in by percentage.
-    pub(crate) rollouts: Rollouts,
+}
+
+/// Where its actors can be reached.
+pub(crate) struct RuntimeActors {
+    pub(crate) gpu_monitor: Address<GpuMonitorMsg>,
+    /// Told when the pools have changed.
+    pub(crate) root: Address<RootMsg>,
+    pub(crate) admission: Address<AdmissionMsg>,
+    pub(crate) sessions: Address<SessionsMsg>,
     pub(crate) rollouts_watch: Address<RolloutsMsg>,
 }
 
@@ -85,21 +97,25 @@ impl RuntimeShared {
             env,
             settings: RwLock::new(settings),
             devices,
-            gpu_monitor: Address::default(),
             probe,
             gate,
             pools: Pools::new(pools),
-            root: Address::default(),
-            admission: Address::default(),
-            sessions: Address::default(),
             #[cfg(feature = "cluster")]
             warmed: Default::default(),
-            rejected: Default::default(),
-            limited: Default::default(),
-            refusals: RejectionCache::default(),
             hook: None,
             rollouts: Rollouts::default(),
-            rollouts_watch: Address::default(),
+            refused: Refused {
+                rejected: Default::default(),
+                limited: Default::default(),
+                refusals: RejectionCache::default(),
+            },
+            actors: RuntimeActors {
+                gpu_monitor: Address::default(),
+                root: Address::default(),
+                admission: Address::default(),
+                sessions: Address::default(),
+                rollouts_watch: Address::default(),
+            },
         }
     }
 

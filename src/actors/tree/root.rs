@@ -158,17 +158,17 @@ impl Supervisor for RootState {
         match child {
             RootChild::Sessions => {
                 let (actor, _) = Actor::spawn_linked(None, Sessions, runtime.clone(), parent).await?;
-                runtime.sessions.publish(actor.clone());
+                runtime.actors.sessions.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             RootChild::GpuMonitor => {
                 let (actor, _) = Actor::spawn_linked(None, GpuMonitor, runtime.clone(), parent).await?;
-                runtime.gpu_monitor.publish(actor.clone());
+                runtime.actors.gpu_monitor.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             RootChild::Rollouts => {
                 let (actor, _) = Actor::spawn_linked(None, RolloutsWatch, runtime.clone(), parent).await?;
-                runtime.rollouts_watch.publish(actor.clone());
+                runtime.actors.rollouts_watch.publish(actor.clone());
                 Ok(actor.get_cell())
             }
             RootChild::Pool(position) => {
@@ -183,7 +183,7 @@ impl Supervisor for RootState {
             }
             RootChild::Admission => {
                 let (actor, _) = Actor::spawn_linked(None, Admission, runtime.clone(), parent).await?;
-                runtime.admission.publish(actor.clone());
+                runtime.actors.admission.publish(actor.clone());
                 Ok(actor.get_cell())
             }
         }

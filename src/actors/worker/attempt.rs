@@ -261,7 +261,7 @@ fn report(attempt: &Attempt, record: &TaskRecord, sealed: &SealedTask) {
     }
     if let Some(session) = record.request.session_id.clone() {
         let (client, identity) = (record.request.client_id.clone(), attempt.identity.clone());
-        attempt.runtime.sessions.cast(SessionsMsg::Served { session, client, identity }); // Lost: it starts cold.
+        attempt.runtime.actors.sessions.cast(SessionsMsg::Served { session, client, identity }); // Lost: it starts cold.
     }
 }
 

@@ -182,7 +182,7 @@ fn on_ready(state: &mut LinkState, session: ActorRef<NodeSessionMessage>) -> Res
 /// The peer's link actor is a child of the session, under the name that its token gives.
 fn find_remote(state: &mut LinkState) {
     let Some(session) = state.session.as_ref().filter(|_| state.remote.is_none()) else { return };
-    let name = name_of(&state.link.peer_token);
+    let name = name_of(&state.link.secrets.peer_token);
     let found = session.get_children().into_iter().find(|child| child.get_name().as_deref() == Some(name.as_str()));
     if found.is_none() {
         return;
@@ -196,7 +196,7 @@ fn find_remote(state: &mut LinkState) {
 fn on_envelope(state: &mut LinkState, bytes: &[u8]) -> Result<(), String> {
     let now = state.shared.env.now();
     let envelope = Envelope::read(bytes).map_err(|error| format!("what came is no envelope: {error}"))?;
-    if !bool::from(envelope.token.as_slice().ct_eq(state.link.token.as_slice())) {
+    if !bool::from(envelope.token.as_slice().ct_eq(state.link.secrets.token.as_slice())) {
         return Ok(()); // Somebody else's: the peer itself would not have taken it for ours.
     }
     if envelope.protocol != state.link.protocol || envelope.boot_id != state.link.boot_id {
@@ -251,9 +251,9 @@ fn on_word(state: &mut LinkState, word: LinkMessage) -> Result<(), String> {
                     "it announces a pool or a zone by a name that is none: too long, or with control characters".into(),
                 );
             }
-            *link.zone.lock() = Some(zone);
-            *link.cards.lock() = Arc::new(cards.into_iter().map(|card| (card.pool.clone(), card)).collect());
-            link.is_draining.store(draining, Relaxed);
+            *link.advertised.zone.lock() = Some(zone);
+            *link.advertised.cards.lock() = Arc::new(cards.into_iter().map(|card| (card.pool.clone(), card)).collect());
+            link.advertised.is_draining.store(draining, Relaxed);
             link.changed.notify_waiters();
             shared.members.cast(MembersMsg::Announced(state.peer.name.clone())); // Nobody there: the next one starts anew.
         }
@@ -324,9 +324,9 @@ fn post(state: &LinkState, now: Timestamp, seq: u64, words: Vec<LinkMessage>) ->
     let Some(remote) = &state.remote else { return Ok(()) };
     let held = now.since(state.last_stamp.1).as_micros() as u64;
     let envelope = Envelope {
-        token: state.link.peer_token,
+        token: state.link.secrets.peer_token,
         protocol: state.link.protocol,
-        boot_id: state.shared.boot_id,
+        boot_id: state.shared.place.boot_id,
         seq,
         ack: state.line.received(),
         sent_us: now.as_micros(),

@@ -145,34 +145,52 @@ pub(crate) struct LinkShared {
     /// Which life of the peer it is.
     pub(crate) boot_id: BootId,
     pub(crate) protocol: u16,
-    /// What the peer shows with all that it says.
-    pub(crate) token: [u8; 16],
-    /// What we show it.
-    pub(crate) peer_token: [u8; 16],
+    /// What each side shows with all that it says.
+    pub(crate) secrets: LinkSecrets,
     pub(crate) actor: Address<LinkMsg>,
     outbox: Mutex<Outbox>,
     /// Attempts of ours that run there.
-    ports: Mutex<BTreeMap<AttemptId, Arc<TokenReceiver>>>,
-    next_guest: AtomicU64,
+    pub(crate) outbound: Outbound,
     /// Attempts of the peer's that run here, in the order of their numbers.
     pub(crate) guests: Mutex<BTreeMap<AttemptId, Arc<InboundAttempt>>>,
-    /// The pools that the peer has announced.
-    pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolAdvertisement>>>,
-    /// Where the peer is; `None` before it has said so.
-    pub(crate) zone: Mutex<Option<Option<String>>>,
-    /// Attempts of ours that have begun there, by pool.
-    begun: Mutex<BTreeMap<PoolId, u32>>,
-    /// How many guests of ours its pools take, as far as it has said.
-    limits: Mutex<BTreeMap<PoolId, AdvertisedCapacity>>,
+    /// What the peer has said of itself.
+    pub(crate) advertised: Advertised,
     /// What clients with limits asked of the peer in its last second.
     pub(crate) demand: Mutex<Demand>,
-    pub(crate) is_draining: AtomicBool,
     /// What the peer makes of what it was told may not be so any more: all limits are to be said again.
     pub(crate) must_say_limits: AtomicBool,
     /// Wakes who waits for a change of `cards` or for the end.
     pub(crate) changed: Notify,
     pub(crate) figures: LinkFigures,
     is_over: AtomicBool,
+}
+
+/// What the peer has said of itself.
+pub(crate) struct Advertised {
+    /// The pools that the peer has announced.
+    pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolAdvertisement>>>,
+    /// Where the peer is; `None` before it has said so.
+    pub(crate) zone: Mutex<Option<Option<String>>>,
+    /// How many guests of ours its pools take, as far as it has said.
+    limits: Mutex<BTreeMap<PoolId, AdvertisedCapacity>>,
+    pub(crate) is_draining: AtomicBool,
+}
+
+/// Attempts of ours that run there.
+pub(crate) struct Outbound {
+    /// Attempts of ours that run there.
+    ports: Mutex<BTreeMap<AttemptId, Arc<TokenReceiver>>>,
+    next_guest: AtomicU64,
+    /// Attempts of ours that have begun there, by pool.
+    begun: Mutex<BTreeMap<PoolId, u32>>,
+}
+
+/// What each side shows with all that it says.
+pub(crate) struct LinkSecrets {
+    /// What the peer shows with all that it says.
+    pub(crate) token: [u8; 16],
+    /// What we show it.
+    pub(crate) peer_token: [u8; 16],
 }
 
 impl LinkShared {
@@ -184,23 +202,22 @@ impl LinkShared {
             peer,
             boot_id,
             protocol,
-            token,
-            peer_token,
             actor: Address::default(),
             outbox: Mutex::default(),
-            ports: Mutex::default(),
-            next_guest: AtomicU64::new(1),
             guests: Mutex::default(),
-            cards: Mutex::default(),
-            zone: Mutex::default(),
-            begun: Mutex::default(),
-            limits: Mutex::default(),
             demand: Mutex::default(),
-            is_draining: AtomicBool::new(false),
             must_say_limits: AtomicBool::new(false),
             changed: Notify::new(),
             figures: LinkFigures::default(),
             is_over: AtomicBool::new(false),
+            advertised: Advertised {
+                cards: Mutex::default(),
+                zone: Mutex::default(),
+                limits: Mutex::default(),
+                is_draining: AtomicBool::new(false),
+            },
+            outbound: Outbound { ports: Mutex::default(), next_guest: AtomicU64::new(1), begun: Mutex::default() },
+            secrets: LinkSecrets { token, peer_token },
         })
     }
 
@@ -236,7 +253,7 @@ impl LinkShared {
             return;
         }
         self.outbox.lock().words.clear();
-        for port in self.ports.lock().values() {
+        for port in self.outbound.ports.lock().values() {
             port.news.notify_waiters();
         }
         self.changed.notify_waiters();
@@ -244,9 +261,9 @@ impl LinkShared {
 
     /// A place for a guest that is about to be sent.
     pub(crate) fn lend(self: &Arc<Self>) -> Lent {
-        let guest = AttemptId(self.next_guest.fetch_add(1, Relaxed));
+        let guest = AttemptId(self.outbound.next_guest.fetch_add(1, Relaxed));
         let port = Arc::<TokenReceiver>::default();
-        self.ports.lock().insert(guest, port.clone());
+        self.outbound.ports.lock().insert(guest, port.clone());
         Lent { link: self.clone(), guest, port, has_ended: false, begun_in: None }
     }
 
@@ -255,7 +272,7 @@ impl LinkShared {
     /// # Errors
     /// The peer says more than it may.
     pub(crate) fn hear(&self, guest: AttemptId, heard: InboundEvent) -> Result<(), String> {
-        let ports = self.ports.lock();
+        let ports = self.outbound.ports.lock();
         let port = ports.get(&guest).or(if seeded_bug!(LateGuest) { ports.values().next() } else { None }).cloned();
         drop(ports);
         port.map_or(Ok(()), |port| port.put(heard))
@@ -264,9 +281,9 @@ impl LinkShared {
     /// The peer has said how many guests of ours its pools take now.
     pub(crate) fn set_limits(&self, rooms: Vec<PoolCapacity>) {
         // Of the pools that it has announced: what a peer can make us remember has a bound.
-        let cards = self.cards.lock().clone();
+        let cards = self.advertised.cards.lock().clone();
         let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
-        let mut limits = self.limits.lock();
+        let mut limits = self.advertised.limits.lock();
         limits.retain(|pool, _| cards.contains_key(pool));
         limits.extend(known.map(|PoolCapacity { pool, guests, is_full }| {
             let free = if is_full { 0 } else { guests };
@@ -278,20 +295,20 @@ impl LinkShared {
     /// How many attempts of ours this pool runs at once, and how many it may have: those that have begun and as many as
     /// there were free places for; and one that waits, unless it takes none at all.
     pub(crate) fn limit(&self, pool: &PoolId) -> (u32, u32) {
-        let told = self.limits.lock().get(pool).copied().unwrap_or_default();
-        let begun = self.begun.lock().get(pool).copied().unwrap_or(0);
+        let told = self.advertised.limits.lock().get(pool).copied().unwrap_or_default();
+        let begun = self.outbound.begun.lock().get(pool).copied().unwrap_or(0);
         let at_once = begun.saturating_add(told.free);
         (at_once, at_once.max(begun.saturating_add(u32::from(told.one_may_wait))))
     }
 
     /// Attempts of ours that run there.
     pub(crate) fn lent(&self) -> usize {
-        self.ports.lock().len()
+        self.outbound.ports.lock().len()
     }
 
     /// What the peer says of this pool.
     pub(crate) fn card(&self, pool: &PoolId) -> Option<PoolAdvertisement> {
-        self.cards.lock().get(pool).cloned()
+        self.advertised.cards.lock().get(pool).cloned()
     }
 }
 
@@ -311,20 +328,26 @@ impl Lent {
         if self.begun_in.is_none() {
             self.begun_in = Some(pool.clone());
             // It has one of the places that were free when the peer spoke of them.
-            self.link.limits.lock().get_mut(pool).into_iter().for_each(|told| told.free = told.free.saturating_sub(1));
-            *self.link.begun.lock().entry(pool.clone()).or_default() += 1;
+            self.link
+                .advertised
+                .limits
+                .lock()
+                .get_mut(pool)
+                .into_iter()
+                .for_each(|told| told.free = told.free.saturating_sub(1));
+            *self.link.outbound.begun.lock().entry(pool.clone()).or_default() += 1;
         }
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.link.ports.lock().remove(&self.guest);
+        self.link.outbound.ports.lock().remove(&self.guest);
         if let Some(pool) = &self.begun_in
-            && let Some(begun) = self.link.begun.lock().get_mut(pool)
+            && let Some(begun) = self.link.outbound.begun.lock().get_mut(pool)
         {
             *begun -= 1;
-            let mut limits = self.link.limits.lock();
+            let mut limits = self.link.advertised.limits.lock();
             limits
                 .get_mut(pool)
                 .into_iter()

@@ -67,7 +67,7 @@ pub(in crate::cluster) fn on_listed(state: &mut MembersState, listed: Result<Vec
     }
     for address in addresses {
         let known = state.discovery.found.get(&address);
-        if known.is_some_and(|name| *name == state.shared.name || state.is_linked(name)) {
+        if known.is_some_and(|name| *name == state.shared.place.name || state.is_linked(name)) {
             continue;
         }
         if state.discovery.asked.insert(address.clone()) {
@@ -94,7 +94,7 @@ pub(in crate::cluster) async fn on_found(
         }
         Found::Known(name) => {
             note(state, address, &name);
-            if name != state.shared.name && !state.is_linked(&name) {
+            if name != state.shared.place.name && !state.is_linked(&name) {
                 state.dial_later(&name, Duration::ZERO);
             }
         }
@@ -106,7 +106,7 @@ pub(in crate::cluster) async fn on_found(
 fn note(state: &mut MembersState, address: String, name: &NodeName) {
     state.discovery.troubles.remove(&address);
     state.discovery.found.insert(address.clone(), name.clone());
-    if *name == state.shared.name {
+    if *name == state.shared.place.name {
         return;
     }
     // With too many there is none.

@@ -116,7 +116,7 @@ impl MembersState {
             return;
         }
         // Of two nodes that know each other's address one dials first; the other dials if that fails.
-        let wait = if dials_first(&self.shared.name, peer) { wait } else { wait + ITS_TURN };
+        let wait = if dials_first(&self.shared.place.name, peer) { wait } else { wait + ITS_TURN };
         let peer = peer.clone();
         self.myself.send_after(wait, move || MembersMsg::Dial(peer));
     }
@@ -139,7 +139,7 @@ impl Actor for Members {
         shared: Arc<ClusterShared>,
     ) -> Result<MembersState, ActorProcessingErr> {
         // Each boot of a node has its own name there: two sessions of one name would compete.
-        let name = format!("{}-{}", shared.name, shared.boot_id);
+        let name = format!("{}-{}", shared.place.name, shared.place.boot_id);
         let (cookie, mode) = (shared.session_cookie.clone(), NodeConnectionMode::Isolated);
         let server = NodeServer::new(0, cookie, name, "localhost".into(), None, Some(mode))
             .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
@@ -283,7 +283,7 @@ async fn hand_over(state: &mut MembersState, caller: Caller) -> Result<(), Actor
         return Ok(());
     };
     state.next_label += 1;
-    let label = format!("{name}/{}/{}", state.shared.name, state.next_label);
+    let label = format!("{name}/{}/{}", state.shared.place.name, state.next_label);
     let life = (name, introduced.hello.boot_id, introduced.taken.protocol);
     let link = LinkShared::new(life, (token, introduced.token));
     let args = LinkArgs { shared: state.shared.clone(), peer: peer.clone(), link: link.clone() };

@@ -43,7 +43,7 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
     let cards: Vec<PoolAdvertisement> = pools.iter().map(|pool| card(pool)).collect();
     let said = (cards, draining);
     if state.announced.cards.as_ref() != Some(&said) {
-        link.say(LinkMessage::Pools { cards: said.0.clone(), zone: shared.zone.clone(), draining });
+        link.say(LinkMessage::Pools { cards: said.0.clone(), zone: shared.place.zone.clone(), draining });
         state.announced.cards = Some(said);
     }
     let room = |pool: &Arc<PoolShared>| {

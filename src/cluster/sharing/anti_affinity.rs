@@ -26,7 +26,7 @@ fn is_excluded(shared: &ClusterShared, link: &LinkShared) -> bool {
 }
 
 fn names(nodes: &[String], zones: &[String], link: &LinkShared) -> bool {
-    let is_in_zone = || match &*link.zone.lock() {
+    let is_in_zone = || match &*link.advertised.zone.lock() {
         None => !zones.is_empty(),
         Some(zone) => zone.as_ref().is_some_and(|zone| zones.contains(zone)),
     };
@@ -56,6 +56,6 @@ pub(crate) fn is_closed_to(shared: &ClusterShared, pool: &PoolId, link: &LinkSha
 
 /// The peer's pools that are kept out, for people.
 pub(crate) fn kept_out(shared: &ClusterShared, link: &LinkShared) -> Vec<PoolId> {
-    let cards = link.cards.lock().clone();
+    let cards = link.advertised.cards.lock().clone();
     cards.values().filter(|card| is_rejected(shared, card, link)).map(|card| card.pool.clone()).collect()
 }

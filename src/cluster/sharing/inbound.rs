@@ -57,7 +57,7 @@ pub(crate) fn take_in(
             return Err(format!("guest {} came twice", number.0));
         }
     }
-    shared.guests_taken.fetch_add(1, Relaxed);
+    shared.inbound.guests_taken.fetch_add(1, Relaxed);
     let courier = TokenForwarder { shared: shared.clone(), link: link.clone(), number, guest };
     // Not aborted by anybody: it ends with its task, which ends with the guest, which ends with the link.
     drop(tokio::spawn(async move { courier.carry(task).await }));
@@ -96,7 +96,7 @@ pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
     }
     tracing::warn!(peer = %link.peer, guests = guests.len(), %why, "a gateway's attempts are stopped");
     for (guest, entry) in guests {
-        shared.leases_expired.fetch_add(1, Relaxed);
+        shared.inbound.leases_expired.fetch_add(1, Relaxed);
         end(shared, &entry);
         let end = AttemptEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
         link.say(LinkMessage::End { guest, end });
@@ -151,14 +151,14 @@ struct Open<'a>(&'a ClusterShared);
 
 impl<'a> Open<'a> {
     fn new(shared: &'a ClusterShared) -> Self {
-        shared.guests_open.fetch_add(1, Relaxed);
+        shared.inbound.guests_open.fetch_add(1, Relaxed);
         Open(shared)
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.guests_open.fetch_sub(1, Relaxed);
+        self.0.inbound.guests_open.fetch_sub(1, Relaxed);
     }
 }
 
@@ -207,7 +207,7 @@ impl TokenForwarder {
         // Whoever takes the guest out says its end.
         if self.link.guests.lock().remove(&self.number).is_some() {
             if !matches!(end, AttemptEnd::Done { .. }) {
-                self.shared.guests_lost.fetch_add(1, Relaxed);
+                self.shared.inbound.guests_lost.fetch_add(1, Relaxed);
             }
             self.link.say(LinkMessage::End { guest: self.number, end });
             self.link.must_say_limits.store(true, Relaxed);

@@ -25,7 +25,7 @@ pub(crate) fn shadow_id(pool: &PoolId, node: &NodeName) -> String {
 pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
     let Some(peer) = shared.peers.get(name) else { return };
     let Some(link) = peer.link() else { return };
-    let mut cards = (*link.cards.lock().clone()).clone();
+    let mut cards = (*link.advertised.cards.lock().clone()).clone();
     cards.retain(|_, card| !is_rejected(shared, card, &link));
     let known = peer.shadows.lock().clone();
     for (id, shadow) in &known {
