@@ -10,9 +10,9 @@ use crate::core::text::line::Line;
 use crate::service::access::Principal;
 use crate::service::config::config_store::{ApplyMode, MayRun, Rejected};
 use crate::service::http::app::App;
+use crate::service::http::body::{json_body, read_body};
 use crate::service::http::error::ApiError;
-use crate::service::http::request_guard::Asker;
-use crate::service::http::{json_body, read_body};
+use crate::service::http::guard::refusals::Asker;
 
 /// The configuration that is in force, and those before it.
 #[utoipa::path(get, path = "/v1/config", responses((status = 200, description = "The configuration and its history.")))]

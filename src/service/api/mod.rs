@@ -1,7 +1,9 @@
 //! The HTTP API's own types (OrchQueue v1): what goes in and out as JSON.
 
 pub(in crate::service) mod configs;
+pub(in crate::service) mod health;
 pub(in crate::service) mod nodes;
+pub(in crate::service) mod overview;
 pub(in crate::service) mod overview_cache;
 pub(in crate::service) mod pools;
 pub(in crate::service) mod rollouts;

@@ -3,28 +3,19 @@
 
 use std::time::Duration;
 
-use axum::Extension;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::body::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::time::{MissedTickBehavior, interval};
 
-use crate::core::task::error::ErrorCode;
 use crate::core::units::Timestamp;
+use crate::orchestrator::Orchestrator;
 use crate::service::access::Principal;
 use crate::service::access::keys::Scope;
-use crate::service::api::stream::{event_response, over};
-use crate::service::http::app::App;
-use crate::service::http::connections::Seat;
+use crate::service::run::nodes::Nodes;
 use crate::views::OverviewView;
 
 /// How old what is shown may be.
 const AGE_MAX: Duration = Duration::from_millis(500);
-/// Time between two events.
-const PERIOD: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Glanced {
@@ -52,10 +43,14 @@ pub(crate) struct OverviewCache(Mutex<Option<Picture>>);
 
 impl OverviewCache {
     /// The overview as one line of JSON, as of now or half a second ago.
-    fn json(&self, app: &App, principal: &Principal) -> Bytes {
+    pub(in crate::service) fn json(
+        &self,
+        orchestrator: &Orchestrator,
+        node: &Nodes,
+        (has_keys, principal): (bool, &Principal),
+    ) -> Bytes {
         let is_whole = principal.has(Scope::Admin);
         let part = |picture: &Picture| if is_whole { &picture.whole } else { &picture.without_words }.clone();
-        let orchestrator = &app.orchestrator;
         // Some milliseconds with hundreds of replicas, and others wait for it: what waits on this thread goes on
         // elsewhere meanwhile.
         tokio::task::block_in_place(|| {
@@ -67,11 +62,11 @@ impl OverviewCache {
             let (at_ms, overview) = (orchestrator.env().unix_ms(), orchestrator.overview());
             let uptime_s = overview.uptime_ms as f64 / 1000.0;
             let mut glanced =
-                Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview, cluster: app.nodes.view() };
+                Glanced { at_ms, version: env!("CARGO_PKG_VERSION"), uptime_s, overview, cluster: node.view() };
             let json = |glanced: &Glanced| Bytes::from(serde_json::to_vec(glanced).unwrap_or_default()); // No type refuses.
             let whole = json(&glanced);
             // Without keys everybody is an operator.
-            let without_words = if app.access.is_on() {
+            let without_words = if has_keys {
                 glanced.overview.hide_words();
                 json(&glanced)
             } else {
@@ -83,40 +78,4 @@ impl OverviewCache {
             json
         })
     }
-}
-
-/// The runtime at a glance: pools with their percentiles and clients, devices, objectives, the newest failures.
-#[utoipa::path(tag = "overview", get, path = "/v1/overview", responses((status = 200, description = "The runtime at a glance.")))]
-pub(crate) async fn overview(State(app): State<App>, principal: Principal) -> Response {
-    let mut response = Response::new(Body::from(app.glance.json(&app, &principal)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// The same every second, each as an event `overview`.
-#[utoipa::path(tag = "overview", get, path = "/v1/events", responses(
-    (status = 200, description = "An event `overview` every second.", content_type = "text/event-stream"),
-))]
-pub(crate) async fn events(State(app): State<App>, principal: Principal, seat: Option<Extension<Seat>>) -> Response {
-    if let Some(Extension(seat)) = seat {
-        let who = principal.clone();
-        seat.end_when(move || who.void().is_some());
-    }
-    let mut ticks = interval(PERIOD);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip); // A reader that was slow gets the newest only.
-    let pieces = futures_util::stream::unfold(Some((app, principal, ticks)), |looking| async move {
-        let (app, principal, mut ticks) = looking?;
-        tokio::select! {
-            biased;
-            () = app.orchestrator.until_ended() => return None,
-            why = principal.until_void() => {
-                return Some((Ok::<_, std::convert::Infallible>(Bytes::from(over(ErrorCode::InvalidParams, why))), None));
-            }
-            _ = ticks.tick() => {}
-        }
-        let json = app.glance.json(&app, &principal);
-        let piece = Bytes::from([b"event: overview\ndata: ".as_slice(), &json, b"\n\n"].concat());
-        Some((Ok(piece), Some((app, principal, ticks))))
-    });
-    event_response(Body::from_stream(pieces))
 }

@@ -14,9 +14,9 @@ use crate::service::access::Principal;
 use crate::service::access::keys::Scope;
 use crate::service::config::executed;
 use crate::service::http::app::App;
+use crate::service::http::body::{json_body, read_body};
 use crate::service::http::error::ApiError;
-use crate::service::http::request_guard::Asker;
-use crate::service::http::{json_body, read_body};
+use crate::service::http::guard::refusals::Asker;
 use crate::views::{PoolView, ReplicaSetView};
 
 fn parse_pool(id: &str) -> Result<PoolId, ApiError> {

@@ -10,8 +10,8 @@ use crate::core::id::PoolId;
 use crate::core::pool::rollout::{Rollout, RolloutSpec};
 use crate::service::access::Principal;
 use crate::service::http::app::App;
+use crate::service::http::body::{json_body, read_body};
 use crate::service::http::error::ApiError;
-use crate::service::http::{json_body, read_body};
 
 fn show(rollout: &Rollout) -> serde_json::Value {
     let mut value = json!(rollout);

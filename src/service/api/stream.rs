@@ -21,9 +21,9 @@ use crate::orchestrator::fabric::TaskStream;
 use crate::orchestrator::fabric::{EventRef, Started};
 use crate::service::access::Principal;
 use crate::service::http::app::App;
-use crate::service::http::connections::Seat;
 use crate::service::http::error::ApiError;
-use crate::service::http::limited;
+use crate::service::http::error::limited;
+use crate::service::http::listener::connections::Seat;
 
 #[derive(Serialize)]
 struct StartedData<'a> {

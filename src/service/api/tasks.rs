@@ -21,9 +21,9 @@ use crate::service::access::keys::Scope;
 use crate::service::api::stream::{event_response, event_stream};
 use crate::service::api::{AcceptedBody, SubmitBody};
 use crate::service::http::app::App;
-use crate::service::http::connections::Seat;
+use crate::service::http::body::{json_body, read_body, wants_stream};
 use crate::service::http::error::ApiError;
-use crate::service::http::{json_body, read_body, wants_stream};
+use crate::service::http::listener::connections::Seat;
 
 /// Bytes from which on reading a body is work.
 const LARGE_BYTES: usize = 256 * 1024;

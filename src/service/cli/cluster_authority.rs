@@ -14,7 +14,7 @@ use crate::core::cluster::node::NodeName;
 use crate::core::fairness::hash::hex;
 use crate::core::text::line::quoted;
 use crate::service::access::unix_s;
-use crate::service::cli::say;
+use crate::service::cli::output::say;
 use crate::service::host::file_write::{self, Place};
 use crate::service::host::folder::Folder;
 

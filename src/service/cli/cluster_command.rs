@@ -7,8 +7,8 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::service::cli::cluster_authority::{self, InitArguments, RenewArguments, RevokeArguments};
+use crate::service::cli::output::say;
 use crate::service::cli::remote::Remote;
-use crate::service::cli::say;
 
 /// How often a drain is looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(200);

@@ -6,8 +6,8 @@ use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::service::cli::output::say;
 use crate::service::cli::remote::Remote;
-use crate::service::cli::say;
 
 /// The type of a configuration file; JSON is YAML too.
 const YAML: &str = "application/yaml";

@@ -8,7 +8,7 @@ use crate::core::device::Origin;
 use crate::gpu::http::server::api_key;
 use crate::gpu::http::{HttpClient, HttpError};
 use crate::gpu::process::account::{Account, may_change_user};
-use crate::service::cli::say;
+use crate::service::cli::output::say;
 use crate::service::config::config_file;
 use crate::service::config::engines;
 use crate::service::host::borders;
@@ -253,7 +253,7 @@ fn keys(config: &Config, findings: &mut Vec<Finding>) {
 
 fn certificates(config: &Config, findings: &mut Vec<Finding>) {
     if let Some(tls) = &config.http.tls {
-        findings.push(match crate::service::http::tls::Tls::load(tls.clone()) {
+        findings.push(match crate::service::http::listener::tls::Tls::load(tls.clone()) {
             Ok(_) => Well(format!("{}: a certificate and its key", tls.certificate_file)),
             Err(error) => Wrong(error, "correct http.tls"),
         });

@@ -9,7 +9,7 @@ use crate::service::access::keys::{ClientTerms, Key, KeyFile, Scope};
 use crate::service::access::keys_lock;
 use crate::service::access::unix_s;
 use crate::service::cli::output;
-use crate::service::cli::{say, tell};
+use crate::service::cli::output::{say, tell};
 use crate::service::host::file_write::Place;
 
 /// What to do with the keys.

@@ -1,5 +1,6 @@
 //! The command line of `orchestratord`.
 
+pub(in crate::service) mod arguments;
 #[cfg(feature = "cluster")]
 pub(in crate::service) mod cluster_authority;
 #[cfg(feature = "cluster")]
@@ -17,13 +18,13 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::service::cli::arguments::{ServeArguments, SubmitArguments};
 use crate::service::cli::config_command::ConfigCommand;
 use crate::service::cli::doctor::DoctorArguments;
 use crate::service::cli::keys_command::KeyCommand;
-pub(crate) use crate::service::cli::output::{say, tell};
-use crate::service::cli::remote::Remote;
+use crate::service::cli::output::{say, tell};
 use crate::service::config::config_file;
 use crate::service::host::borders;
 use crate::service::host::devices;
@@ -79,65 +80,6 @@ enum Command {
         #[arg(long)]
         library: Option<String>,
     },
-}
-
-/// How to serve.
-#[derive(Debug, clap::Args)]
-pub(crate) struct ServeArguments {
-    /// The YAML file that names the pools.
-    #[arg(long)]
-    pub(crate) config: Option<PathBuf>,
-    /// Address and port to listen on; port 0 takes a free one. [default: 127.0.0.1:7700]
-    #[arg(long)]
-    pub(crate) listen: Option<String>,
-    /// Address and port for operators, apart from the one for tasks.
-    #[arg(long)]
-    pub(crate) admin_listen: Option<String>,
-    /// Put the configuration file in force whenever it changes.
-    #[arg(long, requires = "config")]
-    pub(crate) watch: bool,
-    /// Listen where others can reach it without keys or without TLS.
-    #[arg(long)]
-    pub(crate) insecure: bool,
-    /// Let debuggers of the same user attach, and core files be written. Engines of that user can then read its memory.
-    #[arg(long)]
-    pub(crate) dumpable: bool,
-    /// How log lines look.
-    #[arg(long, value_enum, default_value_t = LogFormat::Human)]
-    pub(crate) log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-/// What to submit, and where.
-#[derive(Debug, clap::Args)]
-pub(crate) struct SubmitArguments {
-    /// The text to go on from.
-    pub(crate) prompt: String,
-    #[command(flatten)]
-    pub(crate) remote: Remote,
-    /// Most tokens to generate.
-    #[arg(long)]
-    pub(crate) max_tokens: Option<u32>,
-    /// The seed; derived from the task's id when left out.
-    #[arg(long)]
-    pub(crate) seed: Option<u64>,
-    /// `interactive` or `batch`.
-    #[arg(long)]
-    pub(crate) priority: Option<String>,
-    /// The model; may be left out where one is served.
-    #[arg(long)]
-    pub(crate) model: Option<String>,
-    /// Who submits, while the service has no authentication.
-    #[arg(long)]
-    pub(crate) client: Option<String>,
 }
 
 /// Runs the command. What goes wrong is told on standard error; the exit code says so too.

@@ -13,10 +13,11 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::core::text::line::Line;
 use crate::gpu::http::sse::{Said, SseParser};
+use crate::service::cli::arguments::SubmitArguments;
 use crate::service::cli::output;
+use crate::service::cli::output::tell;
 use crate::service::cli::plain_text::for_terminal;
 use crate::service::cli::remote::refusal;
-use crate::service::cli::{SubmitArguments, tell};
 
 /// How often the waiting line is written anew.
 const TICK: Duration = Duration::from_millis(200);

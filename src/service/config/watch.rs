@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::service::access::keys::KeyFile;
 use crate::service::http::app::App;
-use crate::service::http::tls::Tls;
+use crate::service::http::listener::tls::Tls;
 
 /// Time between two looks: a revoked key opens nothing more within a second.
 const PERIOD: Duration = Duration::from_millis(400);

@@ -12,7 +12,7 @@ use crate::core::device::{DeviceInfo, Inventory, Mig, Origin};
 use crate::gpu::devices::DeviceProbe;
 use crate::gpu::devices::nvml;
 use crate::orchestrator::Orchestrator;
-use crate::service::cli::say;
+use crate::service::cli::output::say;
 use crate::views::DevicesView;
 
 /// How long the driver may take to list the devices: some seconds for each of eight that sleep.

@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
-use crate::service::http::connections::kept;
+use crate::service::http::listener::connections::kept;
 
 /// Files of the service itself: its log, listeners, timers, what it reads at times.
 const OWN_FILES: u64 = 64;

@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 
 use crate::orchestrator::Orchestrator;
 use crate::service::access::Access;
-use crate::service::api::nodes::Nodes;
 use crate::service::api::overview_cache::OverviewCache;
 use crate::service::config::config_store::ConfigStore;
 use crate::service::http::bodies::Bodies;
-use crate::service::http::connections::Links;
-use crate::service::http::entry::RequestLimits;
-use crate::service::http::request_guard::Refusals;
+use crate::service::http::guard::refusals::Refusals;
+use crate::service::http::limits::RequestLimits;
+use crate::service::http::listener::connections::Links;
+use crate::service::run::nodes::Nodes;
 use crate::service::telemetry::named_counts::NamedCounts;
 
 /// What clients may hold a part of, for counting.

@@ -75,3 +75,12 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+/// How long whoever finds no room should stay away, in milliseconds.
+const LIMITED_MS: u64 = 1_000;
+
+/// The refusal of a client that holds its part of something already.
+pub(crate) fn limited(policy: &'static str, text: &'static str) -> ApiError {
+    let error = TaskError::new(ErrorCode::AdmissionReject, text).policy(policy);
+    ApiError::from(error).retry_after_ms(LIMITED_MS)
+}

@@ -14,29 +14,20 @@ use crate::core::task::error::ErrorCode;
 use crate::core::text::line::{Line, quoted};
 use crate::service::access::keys::Scope::{self, Admin, Read, Submit};
 use crate::service::api::configs;
+use crate::service::api::health;
 use crate::service::api::nodes;
-use crate::service::api::overview_cache;
+use crate::service::api::overview;
 use crate::service::api::pools;
 use crate::service::api::rollouts;
 use crate::service::api::tasks;
 use crate::service::dashboard;
 use crate::service::host::devices;
-use crate::service::http;
 use crate::service::http::app::App;
 use crate::service::http::entry::{Gate, enter};
 use crate::service::http::error::ApiError;
+pub use crate::service::http::rule::Audience;
+pub(crate) use crate::service::http::rule::Needs;
 use crate::service::telemetry::metrics;
-
-/// Who is served by a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Whoever submits tasks.
-    Public,
-    /// Whoever operates the service: on the listener of their own, when there is one.
-    Operator,
-    /// Everybody, on every listener, without a key: health, and pages that are the same for all.
-    Open,
-}
 
 /// One route.
 pub struct Route {
@@ -48,9 +39,6 @@ pub struct Route {
     pub needs: Vec<(Method, &'static [Scope])>,
     handler: MethodRouter<App>,
 }
-
-/// The scopes of which a key needs one; none where any key will do.
-pub(crate) type Needs = &'static [Scope];
 
 const OWN: Needs = &[Submit];
 const LOOK: Needs = &[Submit, Read];
@@ -89,8 +77,8 @@ pub fn routes() -> Vec<Route> {
         route("/v1/pools/{id}/reload", Operator, post(pools::reload), [(Method::POST, RULE)]),
         route("/v1/replicasets", Operator, get(pools::replica_sets), [(Method::GET, SEE)]),
         route("/v1/devices", Operator, get(devices::devices), [(Method::GET, SEE)]),
-        route("/v1/overview", Operator, get(overview_cache::overview), [(Method::GET, SEE)]),
-        route("/v1/events", Operator, get(overview_cache::events), [(Method::GET, SEE)]),
+        route("/v1/overview", Operator, get(overview::overview), [(Method::GET, SEE)]),
+        route("/v1/events", Operator, get(overview::events), [(Method::GET, SEE)]),
         route(
             "/v1/config",
             Operator,
@@ -108,8 +96,8 @@ pub fn routes() -> Vec<Route> {
         route("/v1/cluster", Operator, get(nodes::show), [(Method::GET, SEE)]),
         route("/v1/cluster/drain", Operator, post(nodes::drain), [(Method::POST, RULE)]),
         reads("/metrics", metrics::scrape),
-        open("/healthz", get(http::alive)),
-        open("/readyz", get(http::ready)),
+        open("/healthz", get(health::alive)),
+        open("/readyz", get(health::ready)),
         open("/", get(dashboard::front)),
         open("/dashboard", get(dashboard::page)),
         open("/dashboard/{file}", get(dashboard::file)),

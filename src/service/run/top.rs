@@ -14,8 +14,8 @@ use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::gpu::http::sse::{Said, SseParser};
+use crate::service::cli::output::say;
 use crate::service::cli::remote::{Remote, refusal};
-use crate::service::cli::say;
 use crate::service::run::top_view::{Screen, draw};
 
 /// How often the keyboard is looked at.

@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::writer::OptionalWriter;
 
 use crate::core::admission::line_budget::LineBudget;
 use crate::env::Env;
-use crate::service::cli::LogFormat;
+use crate::service::telemetry::log_writer::LogFormat;
 use crate::service::telemetry::log_writer::{LogWriter, notice};
 
 /// Whose lines are bounded.

@@ -22,8 +22,16 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::gpu::threads;
-use crate::service::cli::LogFormat;
 use crate::service::cli::plain_text::one_line;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
 
 /// Most lines that wait to be written, and most bytes of them together.
 const LINES_MAX: usize = 8_192;

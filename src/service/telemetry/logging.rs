@@ -7,9 +7,9 @@ use std::panic::PanicHookInfo;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 
-use crate::service::cli::LogFormat;
 use crate::service::telemetry::log_throttle::ThrottledLog;
 use crate::service::telemetry::log_writer;
+use crate::service::telemetry::log_writer::LogFormat;
 
 /// What must be kept as long as anything is logged.
 #[derive(Default)]

@@ -6,7 +6,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::metrics::{counter, gauge, labels_of as labels};
 use crate::service::http::app::App;
-use crate::service::http::connections::CLOSED;
+use crate::service::http::listener::connections::CLOSED;
 use crate::service::telemetry::log_writer;
 
 /// Requests, connections, keys, configurations.

@@ -7,6 +7,10 @@
 //!
 //! Spec: ORCH-3035.
 
+pub(in crate::service) mod connections;
+pub(in crate::service) mod shortage;
+pub(in crate::service) mod tls;
+
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
@@ -30,9 +34,9 @@ use tower_service::Service;
 
 use crate::config::HttpConfig;
 use crate::service::access::Peer;
-use crate::service::http::connections::{Entered, Links, UnderWay};
-use crate::service::http::shortage::Shortage;
-use crate::service::http::tls::Tls;
+use crate::service::http::listener::connections::{Entered, Links, UnderWay};
+use crate::service::http::listener::shortage::Shortage;
+use crate::service::http::listener::tls::Tls;
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;

@@ -12,7 +12,7 @@
 
 use std::net::IpAddr;
 
-use crate::service::http::routes::Audience;
+use crate::service::http::rule::Audience;
 
 /// Longest quotation of a request's word in an answer or a line of the log, in characters.
 const WORD_CHARS_MAX: usize = 100;
