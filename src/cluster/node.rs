@@ -10,14 +10,16 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
-use crate::cluster::membership::members::{Members, MembersMsg};
+use crate::cluster::membership::members::Members;
+use crate::cluster::membership::messages::MembersMsg;
 use crate::cluster::membership::roster::Roster;
-use crate::cluster::shared::{ClusterShared, Network, NodePolicy, PeerShared, Peers};
+use crate::cluster::shared::{ClusterShared, NodePolicy, PeerShared, Peers};
 use crate::cluster::sharing::announce::own_pools;
 use crate::cluster::sharing::anti_affinity::kept_out;
 use crate::cluster::sharing::inbound;
 use crate::cluster::transport::acceptor::Linked;
 use crate::cluster::transport::identity::Cookie;
+use crate::cluster::transport::network::Network;
 use crate::config::NodeAntiAffinity;
 use crate::core::cluster::node::{BootId, NodeName};
 use crate::core::fairness::hash::hex;

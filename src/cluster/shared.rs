@@ -1,22 +1,18 @@
 //! What outlives the actors of a node's part in its cluster: who it is, and what is known of its peers.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use ractor_cluster::ClusterBidiStream;
 
 use crate::cluster::link::links::LinkShared;
 use crate::cluster::link::protocol::PoolAdvertisement;
-use crate::cluster::membership::members::MembersMsg;
+use crate::cluster::membership::messages::MembersMsg;
 use crate::cluster::membership::roster::Roster;
-use crate::cluster::sharing::served::ServedNews;
-use crate::cluster::sharing::warm::WarmNews;
-use crate::cluster::transport::handshake::{Authenticated, HandshakeError, Role};
+use crate::cluster::sharing::news::{ServedNews, WarmNews};
+use crate::cluster::transport::network::Network;
 use crate::cluster::transport::x509::Shown;
 use crate::config::NodeAntiAffinity;
 use crate::core::cluster::link::{LinkPolicy, Liveness};
@@ -30,81 +26,6 @@ use crate::orchestrator::fabric::PoolShared;
 
 /// Most peers of a node.
 pub const PEERS_MAX: usize = 256;
-
-/// A peer that has been introduced, and the connection to it.
-pub struct Caller {
-    /// Who it is, and what was decided.
-    pub peer: Authenticated,
-    /// What it has to show with everything that it says.
-    pub token: [u8; 16],
-    /// Which side this is.
-    pub role: Role,
-    /// The connection, behind the introduction.
-    pub stream: Box<dyn ClusterBidiStream>,
-    /// Where it is, for people.
-    pub address: String,
-    /// The certificate that it has shown; `None` on a network without any.
-    pub shown: Option<Arc<Shown>>,
-}
-
-/// What is at an address.
-pub enum Found {
-    /// A node with which there is no link yet, and the connection to it.
-    Node(Caller),
-    /// This one, which needs no connection: it is linked, it dials by itself, or it is this node.
-    Known(NodeName),
-    /// No node of the cluster, and why.
-    Nobody(String),
-}
-
-impl Found {
-    /// What an introduction at an address has come to.
-    pub fn of(introduced: Result<Caller, HandshakeError>) -> Self {
-        match introduced {
-            Ok(caller) => Found::Node(caller),
-            Err(HandshakeError::Refused(refusal)) => {
-                refusal.found().cloned().map_or_else(|| Found::Nobody(refusal.to_string()), Found::Known)
-            }
-            Err(error) => Found::Nobody(error.to_string()),
-        }
-    }
-}
-
-/// A future of a [`Network`].
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// What connections between nodes come from. Each of them is authenticated and introduced before it gets here.
-pub trait Network: Send + Sync + 'static {
-    /// Makes a connection to the node of this name.
-    ///
-    /// # Cancel safety
-    /// Dropped, it leaves nothing of the connection.
-    fn dial<'a>(&'a self, name: &'a NodeName, address: &'a str) -> Pending<'a, Result<Caller, String>>;
-
-    /// The addresses that a name of the domain name system, with a port, stands for now.
-    ///
-    /// # Cancel safety
-    /// Dropping it is harmless.
-    fn resolve<'a>(&'a self, name: &'a str) -> Pending<'a, Result<Vec<String>, String>>;
-
-    /// Makes a connection to whichever node is at this address.
-    ///
-    /// # Cancel safety
-    /// Dropped, it leaves nothing of the connection.
-    fn find<'a>(&'a self, address: &'a str) -> Pending<'a, Found>;
-
-    /// The next peer that has made a connection to us; `None` when none will come any more.
-    ///
-    /// # Cancel safety
-    /// Dropped, it loses no peer.
-    fn accept(&self) -> Pending<'_, Option<Caller>>;
-
-    /// What speaks now against the certificate that a linked peer has shown, such as that it has been revoked since.
-    fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
-        let _ = (peer, shown);
-        None
-    }
-}
 
 /// What a node does at what time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,4 +264,10 @@ impl ClusterShared {
     pub(crate) fn set_draining(&self) {
         self.is_draining.store(true, SeqCst);
     }
+}
+
+/// What speaks now against a link with this node, which has shown this certificate.
+pub(in crate::cluster) fn objection(shared: &ClusterShared, name: &NodeName, shown: Option<&Shown>) -> Option<String> {
+    let refusal = shared.roster.membership().admit(name, shown.map(|shown| &shown.id)).err();
+    refusal.map(|refusal| refusal.to_string()).or_else(|| shared.network.objection(name, shown?))
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::core::admission::waiting_room::{Ticket, WaitingRoom};
 use crate::core::id::{ClientId, PoolId};
-use crate::core::queue::waiting_room::{Ticket, WaitingRoom};
 use crate::core::task::{Priority, TaskRequest, Workload};
 
 /// What a task wants, as far as it decides where it may run: those who want the same wait for the same room.

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use ractor::message::{BoxedDowncastErr, SerializedMessage};
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, Message};
+use ractor::message::SerializedMessage;
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 use ractor_cluster::node::NodeSessionMessage;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::cluster::link::links::{Demand, InboundEvent, LinkShared};
+use crate::cluster::link::messages::{ENVELOPE, LinkMsg};
 use crate::cluster::link::protocol::{ENVELOPE_BYTES_FULL, Envelope, LinkMessage, PoolAdvertisement};
-use crate::cluster::membership::members::MembersMsg;
+use crate::cluster::membership::messages::MembersMsg;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::{Announced, announce, is_name};
 use crate::cluster::sharing::inbound;
@@ -43,45 +44,6 @@ pub(crate) struct LinkArgs {
     pub(crate) shared: Arc<ClusterShared>,
     pub(crate) peer: Arc<PeerShared>,
     pub(crate) link: Arc<LinkShared>,
-}
-
-/// What the actor is told.
-pub(crate) enum LinkMsg {
-    /// From the peer, as bytes. All that can come from outside this process.
-    Envelope(Vec<u8>),
-    // ---- from this node
-    /// Something is to be said.
-    Flush,
-    /// The peer has been authenticated once more, and its actors are known.
-    Ready(ActorRef<NodeSessionMessage>),
-    /// The connection is gone, or another takes its place.
-    Close(&'static str),
-    // ---- from itself
-    /// Time has passed.
-    Tick,
-}
-
-/// The one name that an envelope has on the wire.
-const ENVELOPE: &str = "envelope";
-
-impl Message for LinkMsg {
-    fn serializable() -> bool {
-        true
-    }
-
-    fn serialize(self) -> Result<SerializedMessage, BoxedDowncastErr> {
-        match self {
-            LinkMsg::Envelope(args) => Ok(SerializedMessage::Cast { variant: ENVELOPE.into(), args, metadata: None }),
-            _ => Err(BoxedDowncastErr),
-        }
-    }
-
-    fn deserialize(message: SerializedMessage) -> Result<Self, BoxedDowncastErr> {
-        match message {
-            SerializedMessage::Cast { variant, args, .. } if variant == ENVELOPE => Ok(LinkMsg::Envelope(args)),
-            _ => Err(BoxedDowncastErr),
-        }
-    }
 }
 
 /// The actor.
@@ -364,11 +326,11 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
         inbound::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");
     }
     announce(state);
-    let news = state.shared.served.news_for(&state.shared, &state.peer.name);
+    let news = served::news_for(&state.shared, &state.peer.name);
     if !news.is_empty() {
         state.link.say(LinkMessage::Served(news));
     }
-    let warm = state.shared.warm.news_for(&state.shared, &state.peer.name);
+    let warm = warm::news_for(&state.shared, &state.peer.name);
     if !warm.is_empty() {
         state.link.say(LinkMessage::Warm(warm));
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cluster::link::link_actor::LinkMsg;
+use crate::cluster::link::messages::LinkMsg;
 use crate::cluster::link::protocol::{
     Asked, AttemptEnd, AttemptId, CREDIT_BYTES, CREDIT_TOKENS, LinkMessage, PoolAdvertisement, PoolCapacity,
 };

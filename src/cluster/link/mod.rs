@@ -2,4 +2,5 @@
 
 pub(in crate::cluster) mod link_actor;
 pub(in crate::cluster) mod links;
+pub(in crate::cluster) mod messages;
 pub mod protocol;

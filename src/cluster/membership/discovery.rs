@@ -12,8 +12,10 @@ use std::time::Duration;
 use ractor::ActorProcessingErr;
 use tokio::time::timeout;
 
-use crate::cluster::membership::members::{MembersMsg, MembersState, on_came};
-use crate::cluster::shared::{Found, PEERS_MAX};
+use crate::cluster::membership::members::{MembersState, on_came};
+use crate::cluster::membership::messages::MembersMsg;
+use crate::cluster::shared::PEERS_MAX;
+use crate::cluster::transport::network::Found;
 use crate::core::cluster::node::NodeName;
 
 /// What is known of the addresses behind the name.

@@ -16,16 +16,19 @@ use ractor_cluster::node::{NodeConnectionMode, NodeSessionMessage};
 use ractor_cluster::{NodeServer, NodeServerMessage};
 use tokio::task::JoinSet;
 
-use crate::cluster::link::link_actor::{LinkActor, LinkArgs, LinkMsg, name_of};
+use crate::cluster::link::link_actor::{LinkActor, LinkArgs, name_of};
 use crate::cluster::link::links::LinkShared;
+use crate::cluster::link::messages::LinkMsg;
 use crate::cluster::link::protocol::ENVELOPE_BYTES_MAX;
 use crate::cluster::membership::discovery::{self, Discovery};
-use crate::cluster::membership::roster::objection;
-use crate::cluster::shared::{Caller, ClusterShared, Found, PeerShared};
+use crate::cluster::membership::messages::MembersMsg;
+use crate::cluster::shared::objection;
+use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::demand::{DIVIDE_PERIOD, QuotaPartition};
 use crate::cluster::sharing::inbound;
 use crate::cluster::sharing::remote_pools;
 use crate::cluster::transport::handshake::Role;
+use crate::cluster::transport::network::Caller;
 use crate::cluster::transport::sessions::{Labelled, Sessions};
 use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::node::{NodeName, dials_first};
@@ -33,38 +36,6 @@ use crate::core::pool::restart::Backoff;
 
 /// How long a node is waited for that dials by itself, before we dial it too.
 const ITS_TURN: Duration = Duration::from_secs(3);
-
-/// What the actor is told.
-pub(crate) enum MembersMsg {
-    /// A peer has come, or answered.
-    Came(Caller),
-    /// A dial has failed.
-    DialFailed { peer: NodeName, why: String },
-    /// There is a link with a node.
-    Linked(NodeName),
-    /// A node has said what its pools are.
-    Announced(NodeName),
-    /// What the name that nodes are found by stands for.
-    Listed(Result<Vec<String>, String>),
-    /// Who is at one of those addresses.
-    FoundAt { address: String, found: Found },
-    // ---- from `ractor_cluster`
-    /// A session has been opened for the connection of this label.
-    Opened { label: String, session: ActorRef<NodeSessionMessage> },
-    /// A session knows its peer's actors.
-    Ready { label: String, session: ActorRef<NodeSessionMessage> },
-    /// A session is over.
-    Over { label: String },
-    // ---- from itself
-    /// A second has passed: limits are divided anew.
-    Divide,
-    /// It is time to dial a node, if there is no link with it.
-    Dial(NodeName),
-    /// It is time to look for nodes.
-    Search,
-}
-
-impl ractor::Message for MembersMsg {}
 
 /// One link, from the hand-over of its connection until both its actor and its session are gone.
 struct Entry {

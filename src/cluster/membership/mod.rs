@@ -2,4 +2,5 @@
 
 pub(in crate::cluster) mod discovery;
 pub(in crate::cluster) mod members;
+pub(in crate::cluster) mod messages;
 pub(in crate::cluster) mod roster;

@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use parking_lot::RwLock;
 
-use crate::cluster::shared::ClusterShared;
-use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::membership::Membership;
-use crate::core::cluster::node::NodeName;
 
 /// The rule that is in force. Clones are one roster.
 #[derive(Clone)]
@@ -52,10 +49,4 @@ impl Roster {
     pub(crate) fn changes(&self) -> u64 {
         self.0.changes.load(SeqCst)
     }
-}
-
-/// What speaks now against a link with this node, which has shown this certificate.
-pub(in crate::cluster) fn objection(shared: &ClusterShared, name: &NodeName, shown: Option<&Shown>) -> Option<String> {
-    let refusal = shared.roster.membership().admit(name, shown.map(|shown| &shown.id)).err();
-    refusal.map(|refusal| refusal.to_string()).or_else(|| shared.network.objection(name, shown?))
 }

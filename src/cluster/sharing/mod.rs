@@ -5,6 +5,7 @@ pub(in crate::cluster) mod announce;
 pub(in crate::cluster) mod anti_affinity;
 pub(in crate::cluster) mod demand;
 pub(in crate::cluster) mod inbound;
+pub(in crate::cluster) mod news;
 pub(in crate::cluster) mod remote_engine;
 pub(in crate::cluster) mod remote_pools;
 pub(in crate::cluster) mod served;

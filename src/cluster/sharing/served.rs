@@ -5,68 +5,37 @@
 //! it. A report leaves out what the receiver itself has sent, since that was charged there. It is sent with every look
 //! of a link, some 50 ms.
 
-use std::collections::BTreeMap;
-
-use parking_lot::Mutex;
-
 use crate::cluster::link::protocol::ServedBy;
 use crate::cluster::shared::{ClusterShared, PeerShared};
 use crate::cluster::sharing::announce::own_pools;
 use crate::cluster::sharing::anti_affinity::rejects_peer;
 use crate::core::cluster::node::NodeName;
-use crate::core::id::{ClientId, PoolId, TaskSeq};
-use crate::core::task::Priority;
 
-/// Guests whose gateways are remembered, the youngest: more than can be out at once.
-const GUESTS_MAX: usize = 65_536;
 /// Most clients of one report. Beyond them the others' service is forgotten: they are favoured for a moment.
 const CLIENTS_MAX: usize = 8_192;
 
-/// What is to be told, and to whom.
-#[derive(Default)]
-pub(crate) struct ServedNews(Mutex<News>);
-
-#[derive(Default)]
-struct News {
-    /// Where guests came from.
-    gateways: BTreeMap<TaskSeq, NodeName>,
-    /// For each node that is linked, by pool, client and class.
-    due: BTreeMap<NodeName, BTreeMap<(PoolId, ClientId, Priority), i64>>,
-}
-
-impl ServedNews {
-    /// A guest of this gateway is about to come to its queue.
-    pub(crate) fn note_guest(&self, seq: TaskSeq, gateway: NodeName) {
-        let mut news = self.0.lock();
-        news.gateways.insert(seq, gateway);
-        if news.gateways.len() > GUESTS_MAX {
-            news.gateways.pop_first();
-        }
-    }
-
-    /// What this node is to be told now.
-    pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy> {
-        let linked = shared.peers.links();
-        let mut news = self.0.lock();
-        news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
-        for pool in own_pools(shared) {
-            let hear: Vec<_> = linked.iter().filter(|link| !rejects_peer(shared, &pool, link)).collect();
-            let journal = pool.waiting.accounts.lock().take_journal();
-            for entry in journal {
-                let gateway = news.gateways.get(&entry.seq).cloned();
-                for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {
-                    let due = news.due.entry(name.clone()).or_default();
-                    let key = (pool.id.clone(), entry.client.clone(), entry.class);
-                    if due.len() < CLIENTS_MAX || due.contains_key(&key) {
-                        *due.entry(key).or_default() += entry.cost;
-                    }
+/// What this node is to be told now.
+pub(crate) fn news_for(shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy> {
+    let linked = shared.peers.links();
+    let mut news = shared.served.0.lock();
+    news.due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
+    for pool in own_pools(shared) {
+        let hear: Vec<_> = linked.iter().filter(|link| !rejects_peer(shared, &pool, link)).collect();
+        let journal = pool.waiting.accounts.lock().take_journal();
+        for entry in journal {
+            let gateway = news.gateways.get(&entry.seq).cloned();
+            for name in hear.iter().map(|link| &link.peer).filter(|name| gateway.as_ref() != Some(*name)) {
+                let due = news.due.entry(name.clone()).or_default();
+                let key = (pool.id.clone(), entry.client.clone(), entry.class);
+                if due.len() < CLIENTS_MAX || due.contains_key(&key) {
+                    *due.entry(key).or_default() += entry.cost;
                 }
             }
         }
-        let due = news.due.remove(peer).unwrap_or_default();
-        let served = due.into_iter().filter(|(_, cost)| *cost != 0);
-        served.map(|((pool, client, class), cost)| ServedBy { pool, client, class, cost }).collect()
     }
+    let due = news.due.remove(peer).unwrap_or_default();
+    let served = due.into_iter().filter(|(_, cost)| *cost != 0);
+    served.map(|((pool, client, class), cost)| ServedBy { pool, client, class, cost }).collect()
 }
 
 /// Counts what a node has served in every queue here whose tasks may run there.

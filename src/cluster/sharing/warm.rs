@@ -4,9 +4,7 @@
 //!
 //! Spec: ORCH-3009.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use parking_lot::Mutex;
+use std::collections::BTreeSet;
 
 use crate::cluster::link::protocol::WarmSession;
 use crate::cluster::shared::{ClusterShared, PeerShared};
@@ -19,32 +17,24 @@ use crate::orchestrator::fabric::SessionLocation;
 /// Most conversations of one report. Beyond them some are forgotten: they start cold.
 const WARM_MAX: usize = 4_096;
 
-/// What each linked node is to be told.
-#[derive(Default)]
-pub(crate) struct WarmNews(Mutex<BTreeMap<NodeName, BTreeSet<SessionLocation>>>);
-
-impl WarmNews {
-    /// What this node is to be told now.
-    pub(crate) fn news_for(&self, shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSession> {
-        let mut due = self.0.lock();
-        let linked = shared.peers.links();
-        due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
-        let warmed = shared.orchestrator.take_session_locations();
-        if !warmed.is_empty() {
-            let own = own_pools(shared);
-            for link in &linked {
-                let hears = own.iter().filter(|pool| !rejects_peer(shared, pool, link)).map(|pool| &pool.id);
-                let hears: BTreeSet<&PoolId> = hears.collect();
-                let news = due.entry(link.peer.clone()).or_default();
-                let warmed = warmed.iter().filter(|warmed| hears.contains(&warmed.pool));
-                news.extend(warmed.take(WARM_MAX.saturating_sub(news.len())).cloned());
-            }
+/// What this node is to be told now.
+pub(crate) fn news_for(shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSession> {
+    let mut due = shared.warm.0.lock();
+    let linked = shared.peers.links();
+    due.retain(|name, _| linked.iter().any(|link| link.peer == *name));
+    let warmed = shared.orchestrator.take_session_locations();
+    if !warmed.is_empty() {
+        let own = own_pools(shared);
+        for link in &linked {
+            let hears = own.iter().filter(|pool| !rejects_peer(shared, pool, link)).map(|pool| &pool.id);
+            let hears: BTreeSet<&PoolId> = hears.collect();
+            let news = due.entry(link.peer.clone()).or_default();
+            let warmed = warmed.iter().filter(|warmed| hears.contains(&warmed.pool));
+            news.extend(warmed.take(WARM_MAX.saturating_sub(news.len())).cloned());
         }
-        let news = due.remove(peer).unwrap_or_default();
-        news.into_iter()
-            .map(|SessionLocation { pool, client, session }| WarmSession { pool, client, session })
-            .collect()
     }
+    let news = due.remove(peer).unwrap_or_default();
+    news.into_iter().map(|SessionLocation { pool, client, session }| WarmSession { pool, client, session }).collect()
 }
 
 /// Notes where conversations are warm, for those pools of the node that this runtime uses.

@@ -4,7 +4,7 @@ use ractor::ActorRef;
 use ractor_cluster::node::NodeServerSessionInformation;
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream, NodeEventSubscription};
 
-use crate::cluster::membership::members::MembersMsg;
+use crate::cluster::membership::messages::MembersMsg;
 
 /// Passes on what `ractor_cluster` says of its sessions.
 pub(in crate::cluster) struct Sessions(pub(in crate::cluster) ActorRef<MembersMsg>);

@@ -7,8 +7,8 @@ use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsStream;
 
-use crate::cluster::shared::{Caller, Found, Network, Pending};
 use crate::cluster::transport::acceptor::{Acceptor, AcceptorError, AuthenticatedPeer};
+use crate::cluster::transport::network::{Caller, Found, Network, Pending};
 use crate::cluster::transport::x509::Shown;
 use crate::core::cluster::node::NodeName;
 

@@ -16,6 +16,8 @@ pub mod partition;
 pub mod rate_limiter;
 #[doc(hidden)]
 pub mod share;
+#[doc(hidden)]
+pub mod waiting_room;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,7 +4,6 @@
 use crate::core::fairness::Accounts;
 use crate::core::fairness::cost::price;
 use crate::core::id::{ClientId, TaskSeq};
-use crate::core::queue::Queue;
 use crate::core::task::Priority;
 
 /// A charge or its correction, for those who keep the same client's accounts elsewhere.
@@ -52,18 +51,6 @@ impl Accounts {
         // The least there is, when nothing of it has come in this class yet: it joins in at the start when something
         // does.
         *time = time.saturating_add(if cost < 0 { -virtual_time } else { virtual_time });
-    }
-}
-
-impl<T> Queue<T> {
-    /// A client has been served elsewhere: see [`Accounts`]. One that is not known here joins in as anybody does when
-    /// it comes.
-    pub fn serve_elsewhere(&mut self, accounts: &mut Accounts, client: &ClientId, class: Priority, cost: i64) {
-        let Some(slot) = accounts.slot(client) else { return };
-        accounts.serve_elsewhere(slot, class, cost);
-        if self.classes[class.index()].turns.contains(slot) {
-            self.set_turn(accounts, slot, class);
-        }
     }
 }
 

@@ -7,19 +7,20 @@
 //! A cancel costs the same for the first task as for the millionth: tasks live in a slab, are chained by index and
 //! found by number. Enqueue and dispatch cost O(log clients). In steady state nothing is allocated.
 
+mod charges;
 pub(in crate::core) mod class;
 #[doc(hidden)]
 pub mod entry;
+mod gating;
 pub(in crate::core) mod heap;
 pub(in crate::core) mod linked_list;
+mod make_room;
 #[doc(hidden)]
 pub mod overflow;
 pub mod position;
 #[doc(hidden)]
 pub mod predict;
 pub(in crate::core) mod session_gate;
-#[doc(hidden)]
-pub mod waiting_room;
 
 use slab::Slab;
 
