@@ -325,7 +325,7 @@ fn on_tick(state: &mut LinkState, myself: &ActorRef<LinkMsg>) -> Result<(), Stri
     if state.line.silence(now) >= state.shared.policy.lease && !std::mem::replace(&mut state.lease_is_over, true) {
         inbound::stop_all(&state.shared, &state.link, "its gateway has not been heard of for three beats");
     }
-    announce(state);
+    announce(&state.shared, &state.link, &mut state.announced);
     let news = served::news_for(&state.shared, &state.peer.name);
     if !news.is_empty() {
         state.link.say(LinkMessage::Served(news));

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::cluster::link::link_actor::LinkState;
+use crate::cluster::link::links::LinkShared;
 use crate::cluster::link::protocol::{AdvertisedIdentity, LinkMessage, POOLS_MAX, PoolAdvertisement, PoolCapacity};
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::sharing::anti_affinity::rejects_peer;
@@ -31,20 +31,19 @@ pub(crate) struct Announced {
 }
 
 /// Says what has changed.
-pub(in crate::cluster) fn announce(state: &mut LinkState) {
-    let (shared, link) = (&state.shared, &state.link);
+pub(in crate::cluster) fn announce(shared: &Arc<ClusterShared>, link: &Arc<LinkShared>, announced: &mut Announced) {
     let mut pools = own_pools(shared);
-    let announced = pools.len();
+    let all = pools.len();
     pools.retain(|pool| !rejects_peer(shared, pool, link));
-    if pools.len() < announced {
+    if pools.len() < all {
         inbound::stop_closed(shared, link);
     }
     let draining = shared.is_draining();
     let cards: Vec<PoolAdvertisement> = pools.iter().map(|pool| card(pool)).collect();
     let said = (cards, draining);
-    if state.announced.cards.as_ref() != Some(&said) {
+    if announced.cards.as_ref() != Some(&said) {
         link.say(LinkMessage::Pools { cards: said.0.clone(), zone: shared.place.zone.clone(), draining });
-        state.announced.cards = Some(said);
+        announced.cards = Some(said);
     }
     let room = |pool: &Arc<PoolShared>| {
         let is_open = !draining && pool.intent() == Intent::Serve && pool.state().takes_tasks();
@@ -59,14 +58,14 @@ pub(in crate::cluster) fn announce(state: &mut LinkState) {
         PoolCapacity { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
     };
     if link.must_say_limits.swap(false, Relaxed) {
-        state.announced.limits.clear();
+        announced.limits.clear();
     }
     let limits: BTreeMap<PoolId, PoolCapacity> = pools.iter().map(|pool| (pool.id.clone(), room(pool))).collect();
-    let is_news = |room: &&PoolCapacity| state.announced.limits.get(&room.pool) != Some(*room);
+    let is_news = |room: &&PoolCapacity| announced.limits.get(&room.pool) != Some(*room);
     let news: Vec<PoolCapacity> = limits.values().filter(is_news).cloned().collect();
     if !news.is_empty() {
         link.say(LinkMessage::Capacity(news));
-        state.announced.limits = limits;
+        announced.limits = limits;
     }
 }
 
