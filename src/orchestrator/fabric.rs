@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 #[cfg(feature = "service")]
+#[cfg(feature = "service")]
 pub(crate) use crate::actors::task::event_log::Started;
 #[cfg(feature = "cluster")]
 pub(crate) use crate::actors::{
@@ -23,8 +24,9 @@ mod of_a_node {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::actors::admission::sessions::SessionsMsg;
-    use crate::actors::dispatch::queue::QueueMsg;
+    use crate::actors::pool::messages::QueueMsg;
+    use crate::actors::runtime::messages::SessionsMsg;
+
     use crate::actors::ledger::cancel::cancel;
     use crate::actors::pool::pools::Table;
     use crate::actors::quota::clients::Clients;

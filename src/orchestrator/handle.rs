@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::actors::admission::sessions::{SessionView, SessionsMsg};
+use crate::actors::admission::sessions::SessionView;
 use crate::actors::kit::children::STOPPED;
 use crate::actors::ledger::cancel::cancel;
 use crate::actors::ledger::events::Subscription;
+use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::{RootMsg, SessionsMsg};
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::stream::TaskStream;
 use crate::actors::task::view::TaskView;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
-use crate::actors::tree::root::RootMsg;
+
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
 use crate::core::pool::lifecycle::{Intent, PoolState};
 use crate::core::task::error::{ErrorCode, TaskError};

@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 
 use crate::actors::kit::children::ROOT;
 use crate::actors::runtime::RuntimeShared;
-use crate::actors::tree::root::{Root, RootMsg};
+use crate::actors::runtime::messages::RootMsg;
+use crate::actors::tree::root::Root;
 use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::restart::{Decision, RestartHistory};
 use crate::core::task::Terminal;

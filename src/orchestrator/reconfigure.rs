@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::pools::Table;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::Settings;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
-use crate::actors::tree::root::RootMsg;
+use crate::actors::runtime::messages::RootMsg;
+
 use crate::config::check::change;
 use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, resolve};
 use crate::core::id::{DeviceMask, PoolId};

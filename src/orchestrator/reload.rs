@@ -1,7 +1,8 @@
 //! Changing what a pool serves while it serves (ORCH-3031).
 
+use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::reload::ReloadView;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
+
 use crate::core::id::PoolId;
 use crate::core::pool::model::ModelChange;
 use crate::core::task::error::{ErrorCode, TaskError};

@@ -7,19 +7,17 @@
 
 pub(crate) mod rollouts;
 pub(crate) mod sessions;
-pub(crate) mod submission;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::actors::admission::sessions::SessionsMsg;
-use crate::actors::admission::submission::Submission;
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::{QueueMsg, Submission};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Policy;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::{AdmissionMsg, SessionsMsg};
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::route::Route;
 use crate::core::admission::limits::Demand;
@@ -29,13 +27,6 @@ use crate::core::pool::lifecycle::PoolState;
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::{KvHint, TaskRequest};
 use crate::core::units::Tokens;
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum AdmissionMsg {
-    /// Check a task and send it on.
-    Submit(Submission),
-}
 
 /// The actor.
 pub(crate) struct Admission;

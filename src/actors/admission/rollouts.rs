@@ -17,6 +17,7 @@ use crate::actors::pool::pools::Table;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Policy;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::RolloutsMsg;
 use crate::core::id::PoolId;
 use crate::core::pool::rollout::{NewSide, Rollout, RolloutSpec, RolloutState};
 use crate::core::task::error::{ErrorCode, TaskError};
@@ -153,16 +154,6 @@ fn side(pool: &PoolShared) -> NewSide {
     let ended = view.stages.iter().map(|stages| stages[0].quantiles.count).sum();
     let tallies = Priority::ALL.map(|class| view.tallies[class.index()][0]);
     NewSide { takes_tasks: pool.state().takes_tasks() && pool.replicas_ready() > 0, ended, tallies }
-}
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum RolloutsMsg {
-    /// A rollout has begun.
-    Look,
-    // ---- from itself
-    /// Look at the new sides once more.
-    Tick,
 }
 
 /// The actor.

@@ -11,13 +11,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 
-use crate::actors::admission::submission::Submission;
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::{QueueMsg, Submission};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::SessionsMsg;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::core::admission::kept::Kept;
 #[cfg(feature = "cluster")]
@@ -39,22 +39,6 @@ pub struct SessionView {
     pub tasks: u64,
     /// Milliseconds until it is forgotten, if no task comes.
     pub expires_in_ms: u64,
-}
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum SessionsMsg {
-    /// Note the conversation's warm replica on this task and pass it on to its queue.
-    Locate { session: SessionId, pool: Arc<PoolShared>, submission: Submission },
-    /// A replica has served this conversation.
-    Served { session: SessionId, client: ClientId, identity: Arc<ReplicaIdentity> },
-    /// Replicas of other nodes have served these conversations.
-    #[cfg(feature = "cluster")]
-    ServedElsewhere(Vec<(ClientId, SessionId, Arc<ReplicaIdentity>)>),
-    /// What is known of this client's conversation?
-    Observe { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
-    /// Forget this client's conversation.
-    Forget { session: SessionId, client: ClientId, reply: RpcReplyPort<Option<SessionView>> },
 }
 
 /// A conversation that a replica has served.

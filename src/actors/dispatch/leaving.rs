@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
-use crate::actors::dispatch::queue::{QueueMsg, QueueState};
+use crate::actors::dispatch::queue::QueueState;
 use crate::actors::kit::children::STOPPED;
+use crate::actors::pool::messages::{PoolChild, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::tree::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
+use crate::actors::tree::pool_supervisor::PoolSupervisorState;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::pool::lifecycle::Intent;
 use crate::core::task::error::ErrorCode;

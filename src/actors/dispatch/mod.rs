@@ -10,9 +10,9 @@ pub(in crate::actors) mod queue_views;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::dispatch::pool_manager::{LoanReply, PoolManagerMsg};
 use crate::actors::dispatch::queue::QueueState;
 use crate::actors::pool::lease::Assignment;
+use crate::actors::pool::messages::{LoanReply, PoolManagerMsg};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
 use crate::core::fairness::{Accounts, Served};

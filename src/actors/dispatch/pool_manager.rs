@@ -14,44 +14,15 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::pool::lease::{Assignment, SlotLease};
+use crate::actors::pool::messages::{LoanReply, PoolManagerMsg, PoolSupervisorMsg, QueueMsg, WorkerMsg};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::placement::{Demand, Fit, fit, place};
 use crate::core::queue::predict::Mean;
 use crate::planted::seeded_bug;
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum PoolManagerMsg {
-    /// Tasks for slots that were offered, or lent to a sibling.
-    Assign { batch: Vec<Assignment>, lent: Option<LoanReply> },
-    /// It can be reached: offer everything anew.
-    Begin,
-    /// Slots, replicas or the operator's wish have changed.
-    Reconcile,
-    /// A new queue: earlier offers are void.
-    QueueReplaced,
-    /// A sibling has a new queue: what was lent to the old one is ours again.
-    SiblingReplaced { pool: u16 },
-    /// A sibling whose places were better has none any more that are of use.
-    Reconsider,
-    // ---- from itself
-    /// A second has passed: is everything that could run on its way?
-    StallCheck,
-}
-
-/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it
-/// sends by itself what is warm here.
-pub(crate) struct LoanReply {
-    /// The sibling's position.
-    pub(crate) by: u16,
-    pub(crate) slots: u32,
-}
 
 /// The actor.
 pub(crate) struct PoolManager;

@@ -14,22 +14,20 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
-use crate::actors::admission::submission::{Accepted, Submission, Verdict};
 use crate::actors::dispatch::deadlines::{arm, on_deadline_due};
 use crate::actors::dispatch::leaving::{migrate_one, migrate_queue};
 use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
+use crate::actors::pool::messages::{Accepted, QueueMsg, Submission, Verdict};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
 use crate::core::admission::too_late;
 use crate::core::fairness::{Accounts, Served};
-use crate::core::id::{ClientId, TaskSeq};
+use crate::core::id::TaskSeq;
 use crate::core::pool::lifecycle::Intent;
 use crate::core::queue::overflow::FullPolicy;
-use crate::core::queue::position::{Picture, QueuePosition};
+use crate::core::queue::position::Picture;
 use crate::core::queue::{Arrival, Enqueued, Queue};
-#[cfg(feature = "cluster")]
-use crate::core::task::Priority;
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::trace::TraceKind;
 use crate::core::task::{Phase, Terminal};
@@ -40,42 +38,6 @@ use crate::planted::seeded_bug;
 pub(crate) struct QueueArgs {
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) pool: Arc<PoolShared>,
-}
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum QueueMsg {
-    /// Take a new task in, or refuse it.
-    Enqueue(Submission),
-    /// Forget a task whose log has been sealed.
-    Withdraw { seq: TaskSeq },
-    /// Say where a task stands.
-    Explain { seq: TaskSeq, reply: RpcReplyPort<Option<QueuePosition>> },
-    // ---- the pool's own actors, its siblings' pool managers, the ledger
-    /// A task comes back to be run again, for its old place.
-    Return { record: Arc<TaskRecord> },
-    /// So many more slots are free.
-    Offer { slots: u32 },
-    /// So many of the slots on offer have gone elsewhere.
-    Revoke { slots: u32 },
-    /// A sibling is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
-    Lend { lender: Arc<PoolShared>, slots: u32 },
-    /// A task of a conversation has ended: the next may go on.
-    Settle,
-    /// A client that ran as much as its quota allows may run more.
-    Release { client: ClientId },
-    /// Clients have been served in pools of the same set on other nodes, at these costs.
-    #[cfg(feature = "cluster")]
-    ServedElsewhere(Arc<[(ClientId, Priority, i64)]>),
-    /// A new pool manager: earlier offers are void.
-    ManagerReplaced,
-    /// It can be reached: look at the ledger once more.
-    Refill,
-    /// The pool has stopped, or every breaker is open.
-    PoolUnavailable,
-    // ---- from itself
-    /// The deadline of a waiting task has passed, which was the earliest at some time.
-    DeadlineDue { at: Timestamp },
 }
 
 /// The actor.

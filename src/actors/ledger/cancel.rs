@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::QueueMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
 use crate::core::task::{OnDisconnect, Terminal};

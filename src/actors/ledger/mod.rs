@@ -18,13 +18,13 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::ledger::events::{Events, RuntimeEvent};
 use crate::actors::ledger::failures::{FailedTask, Failures};
 use crate::actors::ledger::gate::Permit;
 use crate::actors::ledger::lingering::LingeringRoom;
 use crate::actors::ledger::retained::{Ended, Retained};
 use crate::actors::metrics::samples::note_end;
+use crate::actors::pool::messages::QueueMsg;
 use crate::actors::task::log;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;

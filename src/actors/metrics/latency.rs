@@ -18,6 +18,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::Serialize;
 
 use crate::actors::metrics::samples::{Run, Sample};
+use crate::actors::pool::messages::LatencyMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::core::fairness::usage::{Shares, UsageWindow};
 use crate::core::slo::objectives::{Tallies, Tally, Window};
@@ -132,18 +133,6 @@ impl LatencyView {
     pub fn of(&self, class: Priority, stage: Stage) -> &StageView {
         &self.stages[class.index()][stage as usize]
     }
-}
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum LatencyMsg {
-    /// Samples wait.
-    Collect,
-    // ---- from itself
-    /// Compute the percentiles and show them.
-    Publish,
-    /// Look what has left the windows.
-    Age,
 }
 
 /// The actor.

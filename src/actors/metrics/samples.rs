@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::actors::metrics::latency::LatencyMsg;
+use crate::actors::pool::messages::LatencyMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;

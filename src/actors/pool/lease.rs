@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ord
 
 use parking_lot::Mutex;
 
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::QueueMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;
 use crate::core::id::Epoch;

@@ -2,6 +2,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod lease;
+pub(crate) mod messages;
 pub(crate) mod outlier;
 pub(in crate::actors) mod parts;
 pub(crate) mod pools;

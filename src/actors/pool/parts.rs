@@ -7,16 +7,15 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use crate::actors::dispatch::pool_manager::PoolManagerMsg;
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
-use crate::actors::metrics::latency::{LatencyMsg, LatencyView};
+use crate::actors::metrics::latency::LatencyView;
 use crate::actors::metrics::samples::Samples;
+use crate::actors::pool::messages::{LatencyMsg, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::reload::Reloads;
 use crate::actors::pool::remote::{LocalPreference, RemotePool};
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::tree::pool_supervisor::PoolSupervisorMsg;
+
 use crate::core::fairness::{Accounts, Served};
 use crate::core::id::TaskSeq;
 use crate::core::queue::predict::{Backlog, ServiceRate};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqC
 
 use tokio::sync::Semaphore;
 
-use crate::actors::dispatch::pool_manager::PoolManagerMsg;
+use crate::actors::pool::messages::PoolManagerMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::core::cluster::node::NodeName;
 use crate::core::id::PoolId;

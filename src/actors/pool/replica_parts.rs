@@ -2,8 +2,9 @@
 
 use crate::actors::kit::address::Address;
 use crate::actors::pool::lease::{KvReservations, SlotTable};
+use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::task::event_log::ReplicaIdentity;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::actors::worker::self_test::SelfTest;
 use crate::core::id::DeviceMask;
 use crate::core::pool::lifecycle::ReplicaState;

@@ -11,11 +11,11 @@ use parking_lot::{Mutex, RwLock};
 use ractor::ActorCell;
 use tokio::sync::Notify;
 
-use crate::actors::dispatch::pool_manager::PoolManagerMsg;
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
 use crate::actors::metrics::samples::Samples;
 use crate::actors::pool::devices::Devices;
+use crate::actors::pool::messages::PoolManagerMsg;
 use crate::actors::pool::parts::{Capacity, Figures, PoolActors, PoolLife, PoolModel, ReplicaSet, Waiting};
 use crate::actors::pool::pools::Table;
 use crate::actors::pool::reload::{Reloads, Revision};

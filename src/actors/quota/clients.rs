@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::QueueMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::config::{ClientConfig, Config};
 #[cfg(feature = "cluster")]

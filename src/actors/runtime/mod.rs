@@ -1,5 +1,6 @@
 //! What outlives the actors of one runtime: its parts, and the configuration that is in force.
 
+pub(crate) mod messages;
 pub(crate) mod room;
 
 use std::sync::Arc;
@@ -7,9 +8,9 @@ use std::sync::atomic::AtomicU64;
 
 use parking_lot::RwLock;
 
-use crate::actors::admission::AdmissionMsg;
-use crate::actors::admission::rollouts::{Rollouts, RolloutsMsg};
-use crate::actors::admission::sessions::SessionsMsg;
+use crate::actors::admission::rollouts::Rollouts;
+use crate::actors::runtime::messages::{AdmissionMsg, GpuMonitorMsg, RolloutsMsg, RootMsg, SessionsMsg};
+
 use crate::actors::kit::address::Address;
 use crate::actors::ledger::Ledger;
 use crate::actors::ledger::gate::IntakeGate;
@@ -18,8 +19,8 @@ use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Pools;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Clients;
-use crate::actors::tree::gpu_monitor::{GpuMonitorMsg, Probe};
-use crate::actors::tree::root::RootMsg;
+use crate::actors::tree::gpu_monitor::Probe;
+
 use crate::config::Config;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
 use crate::core::task::TaskRequest;

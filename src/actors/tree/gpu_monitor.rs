@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::runtime::RuntimeShared;
-use crate::actors::worker::messages::WorkerMsg;
+use crate::actors::runtime::messages::GpuMonitorMsg;
+
 use crate::core::device::health::Change;
 use crate::core::device::xid::xid;
 use crate::core::device::{DeviceSample, Observation};
@@ -21,16 +23,6 @@ use crate::core::id::DeviceId;
 use crate::core::units::Timestamp;
 use crate::gpu::devices::DeviceProbe;
 use crate::gpu::engine::EngineError;
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum GpuMonitorMsg {
-    /// Something was seen of a device.
-    Seen { device: DeviceId, what: Observation },
-    // ---- from itself
-    /// A period has passed.
-    Tick,
-}
 
 /// The actor.
 pub(crate) struct GpuMonitor;

@@ -13,10 +13,11 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use crate::actors::dispatch::leaving::look_whether_left;
-use crate::actors::dispatch::pool_manager::{PoolManager, PoolManagerMsg};
-use crate::actors::dispatch::queue::{QueueActor, QueueArgs, QueueMsg};
+use crate::actors::dispatch::pool_manager::PoolManager;
+use crate::actors::dispatch::queue::{QueueActor, QueueArgs};
 use crate::actors::kit::children::{Children, KillInOrder, Next, PERMANENT_CHILDREN, STOPPED, Supervisor, death};
 use crate::actors::metrics::latency::Latency;
+use crate::actors::pool::messages::{PoolChild, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
@@ -32,43 +33,6 @@ use crate::gpu::dyn_engine::DynEngine;
 pub(crate) struct PoolSupervisorArgs {
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) pool: Arc<PoolShared>,
-}
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum PoolSupervisorMsg {
-    /// Take nothing new, finish what is there, then stop the workers.
-    Drain,
-    /// A reload has begun.
-    Reload,
-    /// Its address is known now: what was wished between its first look and this moment has reached nobody.
-    Reconcile,
-    /// Do nothing: the trace shows that it lives, or a planned fault strikes.
-    Ping,
-    // ---- from its own tree
-    /// Look whether the reload under way can go on.
-    LookAtReload,
-    /// A draining pool has nothing left to do.
-    Drained,
-    /// A draining pool has had its time.
-    DrainExpired,
-    /// The pool has stopped and leaves the runtime: look whether anything of it is left.
-    LookWhetherLeft,
-    /// The wait before a restart is over.
-    StartChild { child: PoolChild, generation: u64 },
-}
-
-/// The children, in start order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PoolChild {
-    /// Histograms.
-    Latency,
-    /// Order and bound.
-    Queue,
-    /// Readiness, slots, placement.
-    PoolManager,
-    /// One engine on one device mask.
-    Worker(u16),
 }
 
 /// The actor.

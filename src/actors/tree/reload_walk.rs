@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use ractor::ActorProcessingErr;
 
-use crate::actors::dispatch::queue::QueueMsg;
 use crate::actors::kit::children::{Next, STOPPED, Supervisor};
+use crate::actors::pool::messages::{PoolChild, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::reload::{Plan, Revision};
 use crate::actors::task::record::TaskRecord;
-use crate::actors::tree::pool_supervisor::{PoolChild, PoolSupervisorMsg, PoolSupervisorState};
+use crate::actors::tree::pool_supervisor::PoolSupervisorState;
 use crate::core::pool::lifecycle::{Intent, ReplicaState};
 use crate::core::pool::reload::Step;
 use crate::core::task::error::ErrorCode;

@@ -13,36 +13,12 @@ use crate::actors::admission::rollouts::RolloutsWatch;
 use crate::actors::admission::sessions::Sessions;
 use crate::actors::dispatch::leaving::sweep;
 use crate::actors::kit::children::{Children, KillInOrder, Next, STOPPED, SUPERVISORS, Supervisor, death};
+use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::{RootChild, RootMsg};
 use crate::actors::tree::gpu_monitor::GpuMonitor;
-use crate::actors::tree::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs, PoolSupervisorMsg};
+use crate::actors::tree::pool_supervisor::{PoolSupervisor, PoolSupervisorArgs};
 use crate::core::pool::restart::Breaker;
-
-/// What the actor is told.
-#[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
-pub(crate) enum RootMsg {
-    /// The wait before a restart is over.
-    StartChild { child: RootChild, generation: u64 },
-    /// The pools have changed: new ones are to be started.
-    PoolsChanged,
-    /// Do nothing: the trace shows that it lives, or a planned fault strikes.
-    Ping,
-}
-
-/// The children, in start order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RootChild {
-    /// Conversations.
-    Sessions,
-    /// The devices' looker-on.
-    GpuMonitor,
-    /// Models by percentage.
-    Rollouts,
-    /// One pool, by position.
-    Pool(u16),
-    /// The way in: last, so that whatever it sends tasks to is there.
-    Admission,
-}
 
 /// The actor.
 pub(crate) struct Root;

@@ -13,16 +13,17 @@ use std::time::Duration;
 
 use ractor::ActorRef;
 
-use crate::actors::admission::sessions::SessionsMsg;
 use crate::actors::ledger::events::RuntimeEvent;
 use crate::actors::pool::lease::{Assignment, SlotLease, return_to_queue};
+use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::SessionsMsg;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::actors::worker::output::LogOutput;
 use crate::actors::worker::quarantine::confirm_stopped;
 use crate::core::id::Epoch;

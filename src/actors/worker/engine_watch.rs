@@ -6,8 +6,9 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::task::AbortHandle;
 
+use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::shared::PoolShared;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, Telemetry};

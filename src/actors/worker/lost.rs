@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::worker::attempt::Attempt;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::core::id::Epoch;
 use crate::core::task::Terminal;
 use crate::core::task::error::ErrorCode;

@@ -11,7 +11,6 @@ pub(crate) mod engine_life;
 pub(in crate::actors) mod engine_watch;
 pub(in crate::actors) mod load;
 pub(in crate::actors) mod lost;
-pub(crate) mod messages;
 pub(in crate::actors) mod output;
 pub(in crate::actors) mod quarantine;
 pub mod self_test;
@@ -27,7 +26,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
 use crate::actors::dispatch::leaving::until_devices_are_left;
-use crate::actors::dispatch::queue::QueueMsg;
+use crate::actors::pool::messages::{QueueMsg, WorkerMsg};
+
 use crate::actors::pool::lease::{Assignment, SlotLease};
 use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
@@ -37,7 +37,7 @@ use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::worker::attempt::Attempt;
 use crate::actors::worker::engine_watch::{Attempts, adopt, measure};
 use crate::actors::worker::load::Load;
-use crate::actors::worker::messages::WorkerMsg;
+
 use crate::actors::worker::self_test::identity::check_identity;
 use crate::actors::worker::self_test::study::Study;
 use crate::actors::worker::suspicion::{on_ejected, on_probed, on_stuck, on_suspected, on_unstuck};
