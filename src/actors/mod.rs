@@ -12,7 +12,7 @@ pub mod pool;
 pub(crate) mod quota;
 #[cfg(test)]
 mod races;
-pub(crate) mod runtime;
+pub mod runtime;
 pub mod task;
 pub(crate) mod tree;
 pub(crate) mod worker;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 pub(crate) use crate::actors::task::event_log::Started;
 #[cfg(feature = "cluster")]
 pub(crate) use crate::actors::{
-    admission::sessions::SessionLocation, kit::address::Address, pool::shared::PoolShared,
-    quota::clients::ClientShared, task::event_log::End,
+    kit::address::Address, pool::shared::PoolShared, quota::clients::ClientShared,
+    runtime::session_feed::SessionLocation, task::event_log::End,
 };
 pub(crate) use crate::actors::{
     ledger::lingering::Cut, task::event_log::EventRef, task::record::TaskRecord, task::stream::TaskStream,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::actors::admission::sessions::SessionView;
 use crate::actors::kit::children::STOPPED;
 use crate::actors::ledger::cancel::cancel;
 use crate::actors::ledger::events::Subscription;
 use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::messages::SessionView;
 use crate::actors::runtime::messages::{RootMsg, SessionsMsg};
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::stream::TaskStream;

@@ -6,75 +6,19 @@
 //! Spec: ORCH-3009.
 
 use std::collections::BTreeMap;
-#[cfg(feature = "cluster")]
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use serde::Serialize;
 
 use crate::actors::pool::messages::{QueueMsg, Submission};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
-use crate::actors::runtime::messages::SessionsMsg;
+use crate::actors::runtime::messages::{SessionView, SessionsMsg};
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::core::admission::kept::Kept;
-#[cfg(feature = "cluster")]
-use crate::core::id::PoolId;
-use crate::core::id::{ClientId, ReplicaId, SessionId};
+use crate::core::id::{ClientId, SessionId};
 use crate::core::units::Timestamp;
-
-/// A conversation as a client sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct SessionView {
-    /// Its id.
-    pub session_id: SessionId,
-    /// The client it belongs to.
-    pub client_id: ClientId,
-    /// The replica that served it last.
-    pub replica_id: Option<ReplicaId>,
-    /// Tasks that were submitted in it.
-    pub tasks: u64,
-    /// Milliseconds until it is forgotten, if no task comes.
-    pub expires_in_ms: u64,
-}
-
-/// A conversation that a replica has served.
-#[cfg(feature = "cluster")]
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SessionLocation {
-    pub(crate) pool: PoolId,
-    pub(crate) client: ClientId,
-    pub(crate) session: SessionId,
-}
-
-/// Conversations that replicas have served since somebody last asked; `None` while nobody asks. For other nodes.
-#[cfg(feature = "cluster")]
-#[derive(Default)]
-pub(crate) struct SessionLocations(parking_lot::Mutex<Option<BTreeSet<SessionLocation>>>);
-
-#[cfg(feature = "cluster")]
-impl SessionLocations {
-    /// Most that are kept. Nobody asks for them any more when there are so many.
-    const MAX: usize = 16_384;
-
-    fn note(&self, identity: &ReplicaIdentity, client: &ClientId, session: &SessionId) {
-        let mut kept = self.0.lock();
-        let Some(set) = &mut *kept else { return };
-        let pool = identity.replica.pool.clone();
-        set.insert(SessionLocation { pool, client: client.clone(), session: session.clone() });
-        if set.len() > Self::MAX {
-            *kept = None;
-        }
-    }
-
-    /// What has come since the last call. The first call begins to keep it.
-    pub(crate) fn take(&self) -> BTreeSet<SessionLocation> {
-        std::mem::take(self.0.lock().get_or_insert_default())
-    }
-}
 
 /// The actor.
 pub(crate) struct Sessions;

@@ -5,23 +5,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::Duration;
 
 use crate::actors::dispatch::queue::QueueState;
-use crate::actors::kit::children::STOPPED;
-use crate::actors::pool::messages::{PoolChild, PoolSupervisorMsg, QueueMsg};
-use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::messages::{PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::tree::pool_supervisor::PoolSupervisorState;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::pool::lifecycle::Intent;
 use crate::core::task::error::ErrorCode;
 use crate::core::task::{Phase, Terminal};
-
-/// Time between two looks whether the last task of a pool that leaves has ended.
-const LEAVE_PERIOD: Duration = Duration::from_millis(20);
 
 impl PoolShared {
     /// Begins to leave, for good. What waits goes to `successor`, if there is one that can serve it.
@@ -113,29 +106,6 @@ pub(in crate::actors) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
                 let _ = runtime.ledger.seal(&record, None, terminal); // It has just ended by itself.
             }
         }
-    }
-}
-
-/// Lets the supervisor of a pool that leaves end, when nothing of the pool is left; else looks again soon.
-pub(in crate::actors) fn look_whether_left(state: &PoolSupervisorState) {
-    let pool = &state.pool;
-    if !pool.is_leaving() || pool.intent() != Intent::Stop {
-        return;
-    }
-    let lives = !state.children.living(|child| matches!(child, PoolChild::Worker(_))).is_empty();
-    let holds = |place: &ReplicaShared| place.loaded.engine.lock().is_some();
-    let held = state.let_go.iter().any(|engine| engine.strong_count() > 0) || pool.replicas.iter().any(holds);
-    if held && !lives {
-        pool.replicas.iter().for_each(|place| place.discard_engine()); // One that a worker had just started.
-    }
-    let waits = !state.runtime.ledger.unfinished_in(pool.position).is_empty();
-    let computes =
-        pool.replicas.iter().any(|replica| replica.capacity.slots.used() > 0 || !replica.loaded.site.is_clear());
-    if waits || computes || lives || held {
-        state.myself.send_after(LEAVE_PERIOD, || PoolSupervisorMsg::LookWhetherLeft);
-    } else {
-        tracing::info!(pool_id = %pool.id, "the pool has left");
-        state.myself.stop(Some(STOPPED.into()));
     }
 }
 

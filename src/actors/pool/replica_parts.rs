@@ -5,10 +5,10 @@ use crate::actors::pool::lease::{KvReservations, SlotTable};
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::task::event_log::ReplicaIdentity;
 
-use crate::actors::worker::self_test::SelfTest;
 use crate::core::id::DeviceMask;
 use crate::core::pool::lifecycle::ReplicaState;
 use crate::core::pool::memory::SlotEstimate;
+use crate::core::pool::self_test::SelfTest;
 use crate::core::task::failure::Cause;
 use crate::core::text::line::Message;
 use crate::core::units::Timestamp;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 
-use crate::actors::admission::sessions::SessionView;
+use serde::Serialize;
+
 use crate::actors::pool::messages::Submission;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::core::device::Observation;
-use crate::core::id::{ClientId, DeviceId, SessionId};
+use crate::core::id::{ClientId, DeviceId, ReplicaId, SessionId};
 
 /// What admission is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
@@ -78,4 +79,20 @@ pub(crate) enum GpuMonitorMsg {
     // ---- from itself
     /// A period has passed.
     Tick,
+}
+
+/// A conversation as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SessionView {
+    /// Its id.
+    pub session_id: SessionId,
+    /// The client it belongs to.
+    pub client_id: ClientId,
+    /// The replica that served it last.
+    pub replica_id: Option<ReplicaId>,
+    /// Tasks that were submitted in it.
+    pub tasks: u64,
+    /// Milliseconds until it is forgotten, if no task comes.
+    pub expires_in_ms: u64,
 }

@@ -1,15 +1,18 @@
 //! What outlives the actors of one runtime: its parts, and the configuration that is in force.
 
-pub(crate) mod messages;
+pub mod messages;
 pub(crate) mod room;
+#[cfg(feature = "cluster")]
+pub(crate) mod session_feed;
+pub(crate) mod traffic_split;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::RwLock;
 
-use crate::actors::admission::rollouts::Rollouts;
 use crate::actors::runtime::messages::{AdmissionMsg, GpuMonitorMsg, RolloutsMsg, RootMsg, SessionsMsg};
+use crate::actors::runtime::traffic_split::Rollouts;
 
 use crate::actors::kit::address::Address;
 use crate::actors::ledger::Ledger;
@@ -19,13 +22,13 @@ use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Pools;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Clients;
-use crate::actors::tree::gpu_monitor::Probe;
 
 use crate::config::Config;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
 use crate::core::task::TaskRequest;
 use crate::core::task::error::TaskError;
 use crate::env::Env;
+use crate::gpu::devices::DeviceProbe;
 
 /// One runtime.
 pub(crate) struct RuntimeShared {
@@ -44,7 +47,7 @@ pub(crate) struct RuntimeShared {
     pub(crate) pools: Pools,
     /// Conversations that were served here, for other nodes.
     #[cfg(feature = "cluster")]
-    pub(crate) warmed: crate::actors::admission::sessions::SessionLocations,
+    pub(crate) warmed: crate::actors::runtime::session_feed::SessionLocations,
     /// Refusals before a task was accepted.
     pub(crate) refused: Refused,
     /// What the host program does with each request.
@@ -147,3 +150,6 @@ pub(crate) const ROOM: &str = "room";
 
 /// What a host program does with a request before admission sees it.
 pub(crate) type Hook = Arc<dyn Fn(&mut TaskRequest) -> Result<(), TaskError> + Send + Sync>;
+
+/// The probe of a runtime, if it has one.
+pub(crate) type Probe = Option<Arc<dyn DeviceProbe>>;

@@ -21,7 +21,6 @@ use crate::core::device::xid::xid;
 use crate::core::device::{DeviceSample, Observation};
 use crate::core::id::DeviceId;
 use crate::core::units::Timestamp;
-use crate::gpu::devices::DeviceProbe;
 use crate::gpu::engine::EngineError;
 
 /// The actor.
@@ -132,6 +131,3 @@ fn tell(state: &GpuMonitorState, device: &DeviceId, message: impl Fn() -> Worker
         }
     }
 }
-
-/// The probe of a runtime, if it has one.
-pub(crate) type Probe = Option<Arc<dyn DeviceProbe>>;

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
-use crate::actors::dispatch::leaving::look_whether_left;
 use crate::actors::dispatch::pool_manager::PoolManager;
 use crate::actors::dispatch::queue::{QueueActor, QueueArgs};
 use crate::actors::kit::children::{Children, KillInOrder, Next, PERMANENT_CHILDREN, STOPPED, Supervisor, death};
@@ -22,6 +21,7 @@ use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::tree::reload_walk::{Ending, after_end, walk};
+use crate::actors::tree::retirement::look_whether_left;
 use crate::actors::worker::{Worker, WorkerArgs};
 use crate::core::pool::lifecycle::{Intent, PoolState, ReplicaState};
 use crate::core::pool::restart::Breaker;

@@ -13,3 +13,5 @@ pub mod reload;
 #[doc(hidden)]
 pub mod restart;
 pub mod rollout;
+#[doc(hidden)]
+pub mod self_test;

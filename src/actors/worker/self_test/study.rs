@@ -92,7 +92,7 @@ impl Study<'_> {
         Ok(())
     }
 
-    fn shown<T: Default>(&self, read: impl Fn(&crate::actors::worker::self_test::SelfTest) -> T) -> T {
+    fn shown<T: Default>(&self, read: impl Fn(&crate::core::pool::self_test::SelfTest) -> T) -> T {
         self.pool.replicas[self.index as usize].loaded.self_test.lock().as_ref().map_or_else(T::default, read)
     }
 
