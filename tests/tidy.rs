@@ -3,6 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/imports.rs"]
+mod imports;
+
 fn files(folder: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -47,6 +50,34 @@ fn no_folder_has_more_than_twelve_files() {
     }
     for (folder, count) in folders {
         assert!(count <= 12, "{folder} has {count} files");
+    }
+}
+
+/// A struct of more fields has several owners. Configuration, views and requests are lists by nature.
+#[test]
+fn no_struct_has_more_than_sixteen_fields() {
+    let is_list = |name: &str| {
+        ["src/config/", "src/views/"].iter().any(|folder| name.starts_with(folder))
+            || ["src/service/api/mod.rs", "src/core/task/request.rs"].contains(&name)
+    };
+    for (name, text) in files("src").into_iter().filter(|(name, _)| !is_list(name)) {
+        let mut fields = None;
+        for line in production(&text).lines() {
+            let code = line.trim_start_matches("pub").trim_start();
+            if line.ends_with('{')
+                && !line.starts_with(' ')
+                && (code.contains("struct ") || line.starts_with("struct "))
+            {
+                fields = Some((line.to_owned(), 0));
+            } else if line == "}" {
+                fields = None;
+            } else if let Some((of, count)) = &mut fields {
+                let is_field =
+                    line.starts_with("    ") && !line.trim_start().starts_with(['/', '#']) && line.contains(": ");
+                *count += u32::from(is_field);
+                assert!(*count <= 16, "{name}: {of}");
+            }
+        }
     }
 }
 

@@ -173,7 +173,8 @@ fn a_revoked_key_opens_nothing_within_a_second_and_a_new_one_opens() {
     assert!(log.contains("keys_read") && log.contains("key_refused"), "{log}");
 }
 
-/// Three lists that people read say what the router serves, and nothing else: a route that one of them lacks is found here.
+/// Three lists that people read say what the router serves, and nothing else: a route that one of them lacks is found
+/// here.
 #[test]
 fn the_document_and_the_pages_have_every_route_and_no_other() {
     let is_page = |path: &str| path == "/" || path.starts_with("/dashboard"); // For browsers; no part of the API.
