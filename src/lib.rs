@@ -47,8 +47,8 @@ pub mod prelude;
 pub mod service;
 mod views;
 
-pub use actors::ledger::events::{RuntimeEvent, Subscription};
-pub use actors::metrics::latency::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
+pub use actors::metrics::events::{RuntimeEvent, Subscription};
+pub use actors::metrics::view::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
 pub use actors::pool::reload::{ReloadState, ReloadView};
 pub use actors::runtime::messages::SessionView;
 pub use actors::task::event_log::{End, Event, EventRef, ReplicaIdentity, Started};

@@ -7,7 +7,7 @@ pub(crate) mod admission;
 pub(crate) mod dispatch;
 pub(crate) mod kit;
 pub(crate) mod ledger;
-pub(crate) mod metrics;
+pub mod metrics;
 pub mod pool;
 pub(crate) mod quota;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::actors::ledger::gate::IntakeGate;
+use crate::actors::kit::gate::IntakeGate;
 use crate::actors::pool::lease::SlotLease;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::{EventRef, ReplicaIdentity};

@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::actors::metrics::latency::{BUCKETS_MS, Stage, StageView};
+use crate::actors::metrics::view::{BUCKETS_MS, Stage, StageView};
 use crate::core::pool::lifecycle::{PoolState, ReplicaState};
 use crate::core::slo::objectives::Window;
 use crate::core::task::Priority;

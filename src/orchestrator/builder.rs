@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::actors::ledger::gate::IntakeGate;
+use crate::actors::kit::gate::IntakeGate;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::Probe;

@@ -196,7 +196,7 @@ impl Orchestrator {
     fn consider(&self, pool: &PoolShared, record: &TaskRecord) -> PoolConsidered {
         let client = self.runtime.clients.get(&record.request.client_id);
         let facts = facts_of(pool, &record.request, &client.policy());
-        let (affinity, avoid) = record.inclinations(pool);
+        let (affinity, avoid) = record.inclinations(&pool.id);
         let demand = Demand { mask: &pool.mask, affinity, avoid, kv_tokens: record.kv_tokens() };
         let replica = |replica: &ReplicaShared| ReplicaConsidered {
             replica_id: replica.id.clone(),

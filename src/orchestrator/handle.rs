@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::actors::kit::children::STOPPED;
 use crate::actors::ledger::cancel::cancel;
-use crate::actors::ledger::events::Subscription;
+use crate::actors::metrics::events::Subscription;
 use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;

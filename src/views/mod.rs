@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::actors::metrics::latency::LatencyView;
+use crate::actors::metrics::view::LatencyView;
 use crate::actors::pool::reload::ReloadView;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;

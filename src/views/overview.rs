@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::actors::metrics::latency::{Quantiles, Stage};
+use crate::actors::metrics::view::{Quantiles, Stage};
 use crate::core::id::{ClientId, PoolId, TaskId};
 use crate::core::slo::objectives::{SloView, Tally, Window, attained};
 use crate::core::task::Priority;

@@ -105,7 +105,8 @@ fn on_locate(state: &mut SessionsState, session: SessionId, routed: &Arc<PoolSha
     let key = (record.request.client_id.clone(), session);
     let bound = state.sessions.get(&key).and_then(|known| state.runtime.pools.table().get(known.pool?).cloned());
     // It stays with its pool, as long as that takes tasks and gives the same tokens.
-    let stays = |pool: &Arc<PoolShared>| pool.state().takes_tasks() && pool.is_same_set(routed) && record.may_use(pool);
+    let stays =
+        |pool: &Arc<PoolShared>| pool.state().takes_tasks() && pool.is_same_set(routed) && record.may_use(&**pool);
     let pool = bound.filter(stays).unwrap_or_else(|| routed.clone());
     if !Arc::ptr_eq(&pool, routed) {
         record.reroute(pool.clone());

@@ -2,6 +2,7 @@
 //! conversations are warm.
 
 pub(in crate::actors) mod deadlines;
+pub(crate) mod latency;
 pub(in crate::actors) mod leaving;
 pub(crate) mod pool_manager;
 pub(crate) mod queue;
@@ -58,7 +59,7 @@ fn take(state: &mut QueueState, accounts: &mut Accounts, runs_in: &Arc<PoolShare
     let home = state.pool.clone();
     while (batch.len() as u32) < most {
         let may_run = |record: &Arc<TaskRecord>| {
-            let allowed = Arc::ptr_eq(runs_in, &home) || record.may_use(runs_in);
+            let allowed = Arc::ptr_eq(runs_in, &home) || record.may_use(&**runs_in);
             if !allowed {
                 barred.push(record.request.client_id.clone());
             }
@@ -106,7 +107,7 @@ impl CacheRedirect {
         let pool = home.peers().find(|sibling| sibling.id == name)?;
         let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
         let is_free = pool.is_idle() && pool.immediate_slots() as usize > sent;
-        (is_free && record.may_use(&pool) && record.send_to_warm()).then_some(pool)
+        (is_free && record.may_use(&*pool) && record.send_to_warm()).then_some(pool)
     }
 
     fn add(&mut self, pool: Arc<PoolShared>, assignment: Assignment) {

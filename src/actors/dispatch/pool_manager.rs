@@ -137,7 +137,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
         let record = assignment.record();
         // A lock that most pools need not take.
         let kv_tokens = if state.pool.knows_kv() { record.kv_tokens() } else { 0 };
-        let Some(index) = choose(&state.pool, record.inclinations(&state.pool), kv_tokens) else {
+        let Some(index) = choose(&state.pool, record.inclinations(&state.pool.id), kv_tokens) else {
             continue; // The replica was lost meanwhile; dropped, the task goes back to its place in the queue.
         };
         let Some(lease) = SlotLease::take(&state.pool, index, kv_tokens) else { continue };

@@ -4,8 +4,6 @@
 use tracing::Span;
 use tracing::dispatcher::has_been_set;
 
-use crate::actors::task::record::TaskRecord;
-
 /// A span that somebody records.
 pub(in crate::actors) type HostSpan = Option<Box<Span>>;
 
@@ -16,17 +14,4 @@ pub(in crate::actors) fn current() -> HostSpan {
     }
     let span = Span::current();
     (!span.is_disabled()).then(|| Box::new(span))
-}
-
-impl TaskRecord {
-    pub(in crate::actors) fn host_span(&self) -> HostSpan {
-        if has_been_set() { self.state.lock().host_span.clone() } else { None }
-    }
-
-    pub(in crate::actors) fn leave_host_span(&self) {
-        if has_been_set() {
-            let span = self.state.lock().host_span.take();
-            drop(span); // Outside the lock: its subscriber is told.
-        }
-    }
 }

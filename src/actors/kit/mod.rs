@@ -2,4 +2,6 @@
 
 pub(crate) mod address;
 pub(crate) mod children;
+pub(crate) mod gate;
 pub(in crate::actors) mod host_span;
+pub(crate) mod room;

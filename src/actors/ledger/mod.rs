@@ -4,12 +4,11 @@
 //! [`RetentionConfig`]. A restarted actor finds here what it has lost.
 
 pub(crate) mod cancel;
-pub mod events;
 pub(crate) mod failures;
-pub(crate) mod gate;
 pub(crate) mod lingering;
 pub(crate) mod rejections;
 pub(in crate::actors) mod retained;
+pub(in crate::actors) mod sampling;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,13 +17,14 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use parking_lot::Mutex;
 
-use crate::actors::ledger::events::{Events, RuntimeEvent};
+use crate::actors::kit::gate::Permit;
 use crate::actors::ledger::failures::{FailedTask, Failures};
-use crate::actors::ledger::gate::Permit;
 use crate::actors::ledger::lingering::LingeringRoom;
 use crate::actors::ledger::retained::{Ended, Retained};
-use crate::actors::metrics::samples::note_end;
+use crate::actors::ledger::sampling::note_end;
+use crate::actors::metrics::events::{Events, RuntimeEvent};
 use crate::actors::pool::messages::QueueMsg;
+use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::log;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;
@@ -174,7 +174,7 @@ impl Ledger {
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
             if let Some(error) = record.view().error {
-                let pool_id = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).map(|pool| pool.id.clone());
+                let pool_id = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).map(|pool| pool.id().clone());
                 let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
                 self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });
             }
@@ -246,7 +246,8 @@ impl Ledger {
 /// Tells the accounts of the task's pool what was computed for it, if it was out.
 fn settle(record: &TaskRecord, sealed: &SealedTask) {
     let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
-    let Some(pool) = sealed.pool.as_ref().filter(|_| is_out) else { return };
+    let home = sealed.pool.clone().filter(|_| is_out);
+    let Some(pool) = home.and_then(PoolShared::of) else { return };
     if seeded_bug!(ForgetSettlement) {
         return;
     }
@@ -261,9 +262,9 @@ fn settle(record: &TaskRecord, sealed: &SealedTask) {
 }
 
 fn count_end(sealed: &SealedTask, kind: &TraceKind) {
-    let Some(pool) = &sealed.pool else { return };
+    let Some(pool) = sealed.pool.clone().and_then(PoolShared::of) else { return };
     let counters = &pool.figures.counters;
-    let ran_in = sealed.ran_in.as_ref().unwrap_or(pool);
+    let ran_in = sealed.ran_in.clone().and_then(PoolShared::of).unwrap_or_else(|| pool.clone());
     let replica = sealed.identity.as_ref().and_then(|identity| ran_in.replicas.get(identity.replica.index as usize));
     if let Some(replica) = replica {
         replica.counters.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);

@@ -1,5 +1,6 @@
 //! Figures of a pool: counters, samples of ended tasks, and the actor that computes latency percentiles.
 
 pub(crate) mod counters;
-pub(crate) mod latency;
+pub mod events;
 pub(in crate::actors) mod samples;
+pub mod view;

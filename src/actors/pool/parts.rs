@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
-use crate::actors::metrics::latency::LatencyView;
 use crate::actors::metrics::samples::Samples;
+use crate::actors::metrics::view::LatencyView;
 use crate::actors::pool::messages::{LatencyMsg, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::reload::Reloads;
 use crate::actors::pool::remote::{LocalPreference, RemotePool};

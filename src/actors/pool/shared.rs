@@ -21,7 +21,7 @@ use crate::actors::pool::pools::Table;
 use crate::actors::pool::reload::{Reloads, Revision};
 use crate::actors::pool::remote::LocalPreference;
 use crate::actors::pool::replica::ReplicaShared;
-use crate::actors::pool::replica_parts::Placement;
+use crate::actors::pool::replica::parts::Placement;
 use crate::config::{CTX_DEFAULT, ConfigError, PoolConfig, Resolved};
 use crate::core::fairness::Accounts;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};

@@ -12,8 +12,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::actors::pool::messages::QueueMsg;
-use crate::actors::pool::shared::PoolShared;
 use crate::config::{ClientConfig, Config};
 #[cfg(feature = "cluster")]
 use crate::core::admission::limits::Held;
@@ -81,7 +79,7 @@ pub(crate) struct ClientShared {
 struct State {
     usage: Usage,
     /// Pools that pass this client over until it may run more.
-    held_in: Vec<Arc<PoolShared>>,
+    held_in: Vec<Arc<dyn Waiter>>,
     /// What it has in use at other nodes.
     #[cfg(feature = "cluster")]
     elsewhere: Held,
@@ -166,7 +164,7 @@ impl ClientShared {
     }
 
     /// Begins to run a waiting task. When the quotas do not allow it, `pool` is told as soon as they may.
-    pub(crate) fn start(&self, take: Demand, pool: &Arc<PoolShared>) -> bool {
+    pub(crate) fn start<W: Waiter + 'static>(&self, take: Demand, pool: &Arc<W>) -> bool {
         let policy = self.policy();
         let mut state = self.state.lock();
         #[cfg(not(feature = "cluster"))]
@@ -174,7 +172,7 @@ impl ClientShared {
         #[cfg(feature = "cluster")]
         let quotas = policy.quotas.part_for(take, self.or_even(&self.quota_share), state.elsewhere);
         let starts = state.usage.start(&quotas, take);
-        if !starts && !state.held_in.iter().any(|held| Arc::ptr_eq(held, pool)) {
+        if !starts && !state.held_in.iter().any(|held| held.number() == pool.number()) {
             state.held_in.push(pool.clone());
         }
         starts
@@ -208,9 +206,18 @@ impl ClientShared {
         let held_in = std::mem::take(&mut state.held_in);
         drop(state);
         for pool in held_in {
-            pool.actors.queue.cast(QueueMsg::Release { client: client.clone() }); // Lost: a new queue passes nobody over.
+            pool.release(client);
         }
     }
+}
+
+/// A pool whose queue passes a client over while that runs as much as it may.
+pub(crate) trait Waiter: Send + Sync {
+    /// Its number in the runtime.
+    fn number(&self) -> u16;
+
+    /// This client may run more.
+    fn release(&self, client: &ClientId);
 }
 
 /// The part of its limits, in millionths, that this node has of a client of whom nothing is known: the whole, without a

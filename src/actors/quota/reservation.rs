@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::actors::pool::shared::PoolShared;
-use crate::actors::quota::clients::ClientShared;
+use crate::actors::quota::clients::{ClientShared, Waiter};
 use crate::core::admission::limits::{Demand, Exceeded};
 use crate::core::id::ClientId;
 use crate::core::units::{Timestamp, Tokens};
@@ -24,7 +23,7 @@ impl Reservation {
     }
 
     /// Counts the task as running, if the client's quotas allow it; else `pool` is told as soon as they may.
-    pub(crate) fn start(&mut self, pool: &Arc<PoolShared>) -> bool {
+    pub(crate) fn start<W: Waiter + 'static>(&mut self, pool: &Arc<W>) -> bool {
         self.runs = self.runs || self.client.start(self.take, pool);
         self.runs
     }

@@ -1,7 +1,6 @@
 //! What outlives the actors of one runtime: its parts, and the configuration that is in force.
 
 pub mod messages;
-pub(crate) mod room;
 #[cfg(feature = "cluster")]
 pub(crate) mod session_feed;
 pub(crate) mod traffic_split;
@@ -15,8 +14,8 @@ use crate::actors::runtime::messages::{AdmissionMsg, GpuMonitorMsg, RolloutsMsg,
 use crate::actors::runtime::traffic_split::Rollouts;
 
 use crate::actors::kit::address::Address;
+use crate::actors::kit::gate::IntakeGate;
 use crate::actors::ledger::Ledger;
-use crate::actors::ledger::gate::IntakeGate;
 use crate::actors::ledger::rejections::RejectionCache;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Pools;

@@ -4,12 +4,13 @@
 //! All are logged at `DEBUG`. The service has the last step at `INFO`: one line a task is what a log can bear under
 //! load. Prompts and tokens are in none of them.
 
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tracing::Level;
 
-use crate::actors::pool::shared::PoolShared;
+use tracing::dispatcher::has_been_set;
+
+use crate::actors::kit::host_span::HostSpan;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;
 use crate::core::task::FinishReason;
@@ -158,22 +159,35 @@ impl Place {
     fn of(record: &TaskRecord) -> Self {
         let (pool, identity) = record.whereabouts();
         let pool = pool.as_deref();
-        let served = pool.map(|pool: &PoolShared| pool.revision().spec.clone());
+        let served = pool.map(|pool| pool.spec());
         let spec = identity.as_ref().map(|identity| identity.spec.clone()).or(served);
         let replica = pool.zip(identity.as_ref());
-        let replica = replica.and_then(|(pool, it)| pool.config.replicas.get(usize::from(it.replica.index)));
+        let replica = replica.and_then(|(pool, it)| pool.config().replicas.get(usize::from(it.replica.index)));
         let split = replica.filter(|replica| replica.tensor_split.is_some()).map(|replica| replica.shares());
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         Place {
-            engine: text(pool.map(|pool| pool.config.engine.as_str())),
-            pool_id: text(pool.map(|pool| pool.id.as_str())),
+            engine: text(pool.map(|pool| pool.config().engine.as_str())),
+            pool_id: text(pool.map(|pool| pool.id().as_str())),
             replica_id: identity.as_ref().map_or_else(String::new, |identity| identity.replica.to_string()),
             model_id: text(spec.as_ref().map(|spec| spec.model.as_str())),
             quant: text(spec.as_ref().map(|spec| spec.quant.as_str())),
-            ctx: pool.map_or(0, |pool| pool.model.ctx.load(Relaxed)),
+            ctx: pool.map_or(0, |pool| pool.ctx()),
             tensor_split: split.map_or_else(|| "none".to_owned(), |shares| format!("{shares:?}")),
             engine_version: text(identity.as_ref().map(|identity| identity.engine_version.as_str())),
             sampler_profile_version: text(spec.as_ref().map(|spec| spec.sampler_profile_version.as_str())),
+        }
+    }
+}
+
+impl TaskRecord {
+    pub(in crate::actors) fn host_span(&self) -> HostSpan {
+        if has_been_set() { self.state.lock().host_span.clone() } else { None }
+    }
+
+    pub(in crate::actors) fn leave_host_span(&self) {
+        if has_been_set() {
+            let span = self.state.lock().host_span.take();
+            drop(span); // Outside the lock: its subscriber is told.
         }
     }
 }

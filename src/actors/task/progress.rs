@@ -57,13 +57,13 @@ impl TaskRecord {
     pub(crate) fn runs_again(&self) -> bool {
         let (attempts, tokens) = self.progress();
         let attempts = if seeded_bug!(NoAttemptBound) { 0 } else { attempts };
-        self.pool().map(|home| home.loss_rule(&self.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
+        self.home().map(|home| home.loss_rule(&self.request)).is_some_and(|rule| rule.runs_again(attempts, tokens))
     }
 
     /// Whether the task, had it another attempt, could run again: it has no token yet, or its rule says so.
     pub(crate) fn may_begin_again(&self) -> bool {
         let (_, tokens) = self.progress();
-        tokens == 0 || self.pool().is_some_and(|home| home.loss_rule(&self.request).runs_again(0, tokens))
+        tokens == 0 || self.home().is_some_and(|home| home.loss_rule(&self.request).runs_again(0, tokens))
     }
 
     /// When the newest attempt last made progress.

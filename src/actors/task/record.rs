@@ -10,12 +10,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::actors::ledger::gate::Permit;
+use crate::actors::kit::gate::Permit;
 use crate::actors::ledger::lingering::Readership;
-use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::{ReplicaIdentity, Started};
 use crate::actors::task::log;
 use crate::actors::task::replay::{Repeated, Replay};
+use crate::actors::task::route::Home;
 use crate::actors::task::state::State;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Step, TaskRequest, TransitionError};
@@ -88,7 +88,7 @@ impl TaskRecord {
     }
 
     /// The pool and the replica that have its newest attempt, or the pool whose queue has it.
-    pub(in crate::actors) fn whereabouts(&self) -> (Option<Arc<PoolShared>>, Option<Arc<ReplicaIdentity>>) {
+    pub(in crate::actors) fn whereabouts(&self) -> (Option<Arc<dyn Home>>, Option<Arc<ReplicaIdentity>>) {
         let state = self.state.lock();
         let pool =
             state.routing.runs_in.clone().or_else(|| state.routing.route.as_ref().map(|route| route.pool.clone()));
@@ -127,7 +127,7 @@ impl TaskRecord {
     }
 
     /// The queue hands the task towards a worker; a new epoch begins.
-    pub(crate) fn assign(&self, runs_in: &Arc<PoolShared>) -> Result<Epoch, TransitionError> {
+    pub(crate) fn assign<H: Home>(&self, runs_in: &Arc<H>) -> Result<Epoch, TransitionError> {
         let mut state = self.state.lock();
         state.step(Step::Assign)?;
         state.epoch.0 += 1;
@@ -163,11 +163,11 @@ impl TaskRecord {
         state.fence(epoch)?;
         let home = state.routing.route.as_ref().map(|route| &route.pool);
         let lent =
-            home.filter(|home| state.routing.runs_in.as_ref().is_some_and(|runs_in| !Arc::ptr_eq(home, runs_in)));
+            home.filter(|home| state.routing.runs_in.as_ref().is_some_and(|runs_in| home.number() != runs_in.number()));
         if lent.is_some_and(|home| !home.serves_the_same_as(identity)) {
             return Err(TransitionError::OtherModel);
         }
-        let aliases = state.routing.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config.aliases);
+        let aliases = state.routing.runs_in.as_ref().map_or(&[] as &[String], |pool| &pool.config().aliases);
         if identity.spec.fits(&self.request, aliases).is_err() && !seeded_bug!(RunMisfits) {
             return Err(TransitionError::Misfit);
         }
@@ -315,8 +315,9 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::ledger::gate::IntakeGate;
+    use crate::actors::kit::gate::IntakeGate;
     use crate::actors::ledger::lingering::LingeringRoom;
+    use crate::actors::pool::shared::PoolShared;
     use crate::core::id::{PoolId, ReplicaId};
     use crate::core::task::{FinishReason, Terminal};
     use crate::core::text::line::Name;

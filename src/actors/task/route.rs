@@ -1,25 +1,62 @@
 //! Where a task goes, whose it is, and what it takes from its client: the part of a record that admission and queue
 //! use.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use crate::actors::pool::shared::PoolShared;
-use crate::actors::quota::clients::ClientShared;
+use crate::actors::quota::clients::{ClientShared, Waiter};
 use crate::actors::quota::reservation::Reservation;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::task::record::TaskRecord;
+use crate::config::PoolConfig;
 use crate::core::admission::limits::{Demand, Exceeded};
 use crate::core::fairness::Size;
 use crate::core::id::{PoolId, SessionId};
+use crate::core::pool::model::ModelSpec;
 use crate::core::queue::Arrival;
-use crate::core::task::Phase;
+use crate::core::task::resume::LossRule;
+use crate::core::task::{Phase, TaskRequest};
 use crate::core::units::{Timestamp, Tokens};
 use crate::planted::seeded_bug;
+
+/// The pool that has a task, as far as the task needs to know it. Records lie below pools: whoever needs the pool
+/// itself asks [`PoolShared::of`](crate::actors::pool::shared::PoolShared::of).
+pub(crate) trait Home: Any + Send + Sync {
+    /// Its id.
+    fn id(&self) -> &PoolId;
+
+    /// Its number in the runtime.
+    fn number(&self) -> u16;
+
+    /// As it was configured.
+    fn config(&self) -> &PoolConfig;
+
+    /// What it serves.
+    fn spec(&self) -> Arc<ModelSpec>;
+
+    /// Longest context of one task, in tokens.
+    fn ctx(&self) -> u32;
+
+    /// The name by which clients are allowed to use it.
+    fn allowed_as(&self) -> &PoolId;
+
+    /// Whether it is another node's.
+    fn is_remote(&self) -> bool;
+
+    /// Whether an engine with this identity serves what it serves.
+    fn serves_the_same_as(&self, identity: &ReplicaIdentity) -> bool;
+
+    /// The rule for this task when its attempt is lost.
+    fn loss_rule(&self, request: &TaskRequest) -> LossRule;
+
+    /// The pool itself.
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
 
 /// Where a task goes.
 pub(crate) struct Route {
     /// The pool whose queue has it.
-    pub(crate) pool: Arc<PoolShared>,
+    pub(crate) pool: Arc<dyn Home>,
     /// Estimated length of its prompt.
     pub(crate) prompt_tokens: Tokens,
     /// What its client may do.
@@ -49,7 +86,7 @@ impl TaskRecord {
     }
 
     /// Sends the task to another pool of the same replica set instead.
-    pub(crate) fn reroute(&self, pool: Arc<PoolShared>) {
+    pub(crate) fn reroute(&self, pool: Arc<dyn Home>) {
         if let Some(route) = &mut self.state.lock().routing.route {
             route.pool = pool;
         }
@@ -62,11 +99,11 @@ impl TaskRecord {
 
     /// The replica that served the task's session last, and the one that had its last attempt, if they are of this
     /// pool.
-    pub(crate) fn inclinations(&self, pool: &PoolShared) -> (Option<u16>, Option<u16>) {
+    pub(crate) fn inclinations(&self, pool: &PoolId) -> (Option<u16>, Option<u16>) {
         let state = self.state.lock();
         let index = |identity: &Option<Arc<ReplicaIdentity>>| {
             let replica = identity.as_ref().map(|identity| &identity.replica);
-            replica.filter(|replica| replica.pool == pool.id).map(|replica| replica.index)
+            replica.filter(|replica| replica.pool == *pool).map(|replica| replica.index)
         };
         (index(&state.routing.affinity), index(&state.identity))
     }
@@ -88,14 +125,14 @@ impl TaskRecord {
     }
 
     /// The pool whose queue has the task.
-    pub(crate) fn pool(&self) -> Option<Arc<PoolShared>> {
+    pub(crate) fn home(&self) -> Option<Arc<dyn Home>> {
         self.state.lock().routing.route.as_ref().map(|route| route.pool.clone())
     }
 
     /// Where the task stands, and in which pool's queue by position.
     pub(crate) fn place(&self) -> (Phase, Option<u16>) {
         let state = self.state.lock();
-        (state.phase, state.routing.route.as_ref().map(|route| route.pool.position))
+        (state.phase, state.routing.route.as_ref().map(|route| route.pool.number()))
     }
 
     /// The conversation that the task belongs to.
@@ -123,7 +160,7 @@ impl TaskRecord {
     }
 
     /// Whether its client may use this pool.
-    pub(crate) fn may_use(&self, pool: &PoolShared) -> bool {
+    pub(crate) fn may_use(&self, pool: &impl Home) -> bool {
         let state = self.state.lock();
         let name = pool.allowed_as();
         let goes_on = state.routing.is_inbound && pool.is_remote(); // It was sent here to be run here.
@@ -134,7 +171,7 @@ impl TaskRecord {
 
     /// Whether its client's quotas allow it to run now; if so it counts as running. Else `pool` is told as soon as they
     /// may. A task that has ended may always leave its queue.
-    pub(crate) fn may_run(&self, pool: &Arc<PoolShared>) -> bool {
+    pub(crate) fn may_run<W: Waiter + 'static>(&self, pool: &Arc<W>) -> bool {
         if seeded_bug!(IgnoreQuota) {
             return true;
         }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::actors::kit::gate::Permit;
 use crate::actors::kit::host_span::{self, HostSpan};
-use crate::actors::ledger::gate::Permit;
-use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::reservation::Reservation;
 use crate::actors::task::event_log::{EventLog, ReplicaIdentity};
 use crate::actors::task::replay::Replay;
-use crate::actors::task::route::Route;
+use crate::actors::task::route::{Home, Route};
 use crate::core::id::Epoch;
 use crate::core::task::Phase;
 use crate::core::units::Timestamp;
@@ -56,7 +55,7 @@ pub(in crate::actors) struct Routing {
     /// Where the task was routed to; `None` before that.
     pub(in crate::actors) route: Option<Route>,
     /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
-    pub(in crate::actors) runs_in: Option<Arc<PoolShared>>,
+    pub(in crate::actors) runs_in: Option<Arc<dyn Home>>,
     /// The replica that served the task's session last.
     pub(in crate::actors) affinity: Option<Arc<ReplicaIdentity>>,
     /// It was sent to that replica's pool unasked.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::{End, EventRef, ReplicaIdentity};
 use crate::actors::task::record::TaskRecord;
+use crate::actors::task::route::Home;
 use crate::core::fairness::Served;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::error::TaskError;
@@ -71,9 +71,9 @@ pub(crate) struct SealedTask {
     /// What was computed for it.
     pub(crate) served: Served,
     /// The pool whose queue had it.
-    pub(crate) pool: Option<Arc<PoolShared>>,
+    pub(crate) pool: Option<Arc<dyn Home>>,
     /// The pool whose worker had its newest attempt.
-    pub(crate) ran_in: Option<Arc<PoolShared>>,
+    pub(crate) ran_in: Option<Arc<dyn Home>>,
     pub(crate) identity: Option<Arc<ReplicaIdentity>>,
     pub(crate) kv_warmth: bool,
     /// Attempts that were lost because an engine had no memory left, and because a device was lost.
@@ -137,7 +137,7 @@ impl TaskRecord {
                 .runs_in
                 .as_ref()
                 .or(state.routing.route.as_ref().map(|route| &route.pool))
-                .map(|pool| pool.id.clone()),
+                .map(|pool| pool.id().clone()),
             replica_id: state.identity.as_ref().map(|identity| identity.replica.clone()),
             seed: self.seed,
             queue_position: state.promise.queue_position,

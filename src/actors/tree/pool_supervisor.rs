@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
+use crate::actors::dispatch::latency::Latency;
 use crate::actors::dispatch::pool_manager::PoolManager;
 use crate::actors::dispatch::queue::{QueueActor, QueueArgs};
 use crate::actors::kit::children::{Children, KillInOrder, Next, PERMANENT_CHILDREN, STOPPED, Supervisor, death};
-use crate::actors::metrics::latency::Latency;
 use crate::actors::pool::messages::{PoolChild, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ractor::ActorRef;
 
-use crate::actors::ledger::events::RuntimeEvent;
+use crate::actors::metrics::events::RuntimeEvent;
 use crate::actors::pool::lease::{Assignment, SlotLease, return_to_queue};
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::replica::ReplicaShared;

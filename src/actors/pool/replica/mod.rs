@@ -1,16 +1,19 @@
 //! One worker's place: what of a replica outlives its worker.
 
+pub(crate) mod outlier;
+pub(in crate::actors) mod parts;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
 use crate::actors::kit::address::Address;
-use crate::actors::ledger::events::RuntimeEvent;
+use crate::actors::metrics::events::RuntimeEvent;
 use crate::actors::pool::lease::{KvReservations, SlotTable};
-use crate::actors::pool::outlier::OutlierDetection;
 use crate::actors::pool::reload::{Part, Revision};
-use crate::actors::pool::replica_parts::{
+use crate::actors::pool::replica::outlier::OutlierDetection;
+use crate::actors::pool::replica::parts::{
     LoadedEngine, Measured, Placement, ReplicaCapacity, ReplicaCounters, ReplicaLife,
 };
 use crate::core::id::{DeviceMask, ReplicaId};

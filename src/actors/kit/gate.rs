@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use crate::actors::runtime::room::Room;
+use crate::actors::kit::room::Room;
 use crate::core::admission::share::Share;
 use crate::core::id::ClientId;
 
