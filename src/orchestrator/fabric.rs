@@ -13,7 +13,7 @@ pub(crate) use crate::actors::{
     runtime::session_feed::SessionLocation, task::event_log::End,
 };
 pub(crate) use crate::actors::{
-    ledger::lingering::Cut, task::event_log::EventRef, task::record::TaskRecord, task::stream::TaskStream,
+    runtime::stream::TaskStream, task::event_log::EventRef, task::lingering::Cut, task::record::TaskRecord,
 };
 #[cfg(feature = "service")]
 use crate::core::id::TaskId;
@@ -27,9 +27,9 @@ mod of_a_node {
     use crate::actors::pool::messages::QueueMsg;
     use crate::actors::runtime::messages::SessionsMsg;
 
-    use crate::actors::ledger::cancel::cancel;
     use crate::actors::pool::pools::Table;
     use crate::actors::quota::clients::Clients;
+    use crate::actors::runtime::cancel::cancel;
     use crate::actors::task::event_log::ReplicaIdentity;
     use crate::core::id::{ClientId, SessionId};
     use crate::core::task::Priority;

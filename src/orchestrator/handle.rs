@@ -7,15 +7,15 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::kit::children::STOPPED;
-use crate::actors::ledger::cancel::cancel;
 use crate::actors::metrics::events::Subscription;
 use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::cancel::cancel;
 use crate::actors::runtime::messages::SessionView;
 use crate::actors::runtime::messages::{RootMsg, SessionsMsg};
+use crate::actors::runtime::stream::TaskStream;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::stream::TaskStream;
 use crate::actors::task::view::TaskView;
 
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};

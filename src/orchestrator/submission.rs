@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::actors::kit::room::{Lane, Waiter};
-use crate::actors::ledger::cancel::cancel;
 use crate::actors::metrics::counters::code_index;
 use crate::actors::pool::messages::{Accepted, Submission, Verdict};
+use crate::actors::runtime::cancel::cancel;
 use crate::actors::runtime::messages::AdmissionMsg;
+use crate::actors::runtime::stream::TaskStream;
 use crate::actors::runtime::{LIMITS, ROOM, RuntimeShared, TEXTS};
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::stream::TaskStream;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED};
 use crate::core::id::TaskId;
 #[cfg(feature = "cluster")]

@@ -2,7 +2,7 @@
 
 use ractor::ActorRef;
 
-use crate::actors::dispatch::queue::QueueState;
+use crate::actors::dispatch::state::QueueState;
 use crate::actors::pool::messages::QueueMsg;
 use crate::actors::task::record::TaskRecord;
 use crate::core::fairness::Accounts;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use crate::actors::dispatch::queue::QueueState;
+use crate::actors::dispatch::state::QueueState;
 use crate::actors::pool::messages::{PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;

@@ -7,11 +7,12 @@ pub(in crate::actors) mod leaving;
 pub(crate) mod pool_manager;
 pub(crate) mod queue;
 pub(in crate::actors) mod queue_views;
+pub(in crate::actors) mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::dispatch::queue::QueueState;
+use crate::actors::dispatch::state::QueueState;
 use crate::actors::pool::lease::Assignment;
 use crate::actors::pool::messages::{LoanReply, PoolManagerMsg};
 use crate::actors::pool::shared::PoolShared;

@@ -16,6 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::actors::dispatch::deadlines::{arm, on_deadline_due};
 use crate::actors::dispatch::leaving::{migrate_one, migrate_queue};
+use crate::actors::dispatch::state::QueueState;
 use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
 use crate::actors::pool::messages::{Accepted, QueueMsg, Submission, Verdict};
 use crate::actors::pool::shared::PoolShared;
@@ -26,12 +27,10 @@ use crate::core::fairness::{Accounts, Served};
 use crate::core::id::TaskSeq;
 use crate::core::pool::lifecycle::Intent;
 use crate::core::queue::overflow::FullPolicy;
-use crate::core::queue::position::Picture;
 use crate::core::queue::{Arrival, Enqueued, Queue};
 use crate::core::task::error::{ErrorCode, TaskError};
 use crate::core::task::trace::TraceKind;
 use crate::core::task::{Phase, Terminal};
-use crate::core::units::Timestamp;
 use crate::planted::seeded_bug;
 
 /// All that the actor needs.
@@ -42,25 +41,6 @@ pub(crate) struct QueueArgs {
 
 /// The actor.
 pub(crate) struct QueueActor;
-
-/// Its state.
-pub(crate) struct QueueState {
-    pub(in crate::actors) runtime: Arc<RuntimeShared>,
-    pub(in crate::actors) pool: Arc<PoolShared>,
-    pub(in crate::actors) queue: Queue<Arc<TaskRecord>>,
-    /// Slots that the pool manager has offered and that no task was sent for.
-    pub(in crate::actors) credit: u32,
-    /// The generation of this life; an older one takes nothing in any more.
-    generation: u64,
-    /// Deadlines of waiting tasks. Invariant: only tasks in `queue`.
-    pub(in crate::actors) deadlines: BTreeSet<(Timestamp, TaskSeq)>,
-    /// The moment of the `DeadlineDue` that is under way.
-    pub(in crate::actors) armed: Option<Timestamp>,
-    /// What waited when the pool began to leave has been handed over.
-    pub(in crate::actors) handed_over: bool,
-    /// What explanations are read from, and of when it is.
-    pub(in crate::actors) picture: Option<(Timestamp, Picture)>,
-}
 
 impl Actor for QueueActor {
     type Msg = QueueMsg;

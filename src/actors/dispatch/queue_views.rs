@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use crate::actors::dispatch::queue::QueueState;
+use crate::actors::dispatch::state::QueueState;
 use crate::actors::task::record::TaskRecord;
 use crate::core::fairness::Accounts;
 use crate::core::id::TaskSeq;

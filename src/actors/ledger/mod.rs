@@ -3,9 +3,7 @@
 //! It alone knows ids (ORCH-3024), ends tasks, counts and logs their ends, and forgets them by the bounds of
 //! [`RetentionConfig`]. A restarted actor finds here what it has lost.
 
-pub(crate) mod cancel;
 pub(crate) mod failures;
-pub(crate) mod lingering;
 pub(crate) mod rejections;
 pub(in crate::actors) mod retained;
 pub(in crate::actors) mod sampling;
@@ -19,12 +17,12 @@ use parking_lot::Mutex;
 
 use crate::actors::kit::gate::Permit;
 use crate::actors::ledger::failures::{FailedTask, Failures};
-use crate::actors::ledger::lingering::LingeringRoom;
 use crate::actors::ledger::retained::{Ended, Retained};
 use crate::actors::ledger::sampling::note_end;
 use crate::actors::metrics::events::{Events, RuntimeEvent};
 use crate::actors::pool::messages::QueueMsg;
 use crate::actors::pool::shared::PoolShared;
+use crate::actors::task::lingering::LingeringRoom;
 use crate::actors::task::log;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;
@@ -208,7 +206,7 @@ impl Ledger {
         loop {
             let Some(ended) = self.ended.lock().pop(at) else { return };
             if let Some(record) = self.forget(&ended.id, ended.seq) {
-                self.lingering.take_over(&record, ended.bytes as u64);
+                record.linger(&self.lingering, ended.bytes as u64);
             }
         }
     }

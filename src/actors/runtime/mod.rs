@@ -1,8 +1,10 @@
 //! What outlives the actors of one runtime: its parts, and the configuration that is in force.
 
+pub(crate) mod cancel;
 pub mod messages;
 #[cfg(feature = "cluster")]
 pub(crate) mod session_feed;
+pub mod stream;
 pub(crate) mod traffic_split;
 
 use std::sync::Arc;

@@ -1,10 +1,23 @@
 //! A task's record as its readers use it: they look, wait for more, come and go.
 
 use crate::actors::task::event_log::EventRef;
+use crate::actors::task::lingering::LingeringRoom;
 use crate::actors::task::record::TaskRecord;
 use crate::core::task::Phase;
 
 impl TaskRecord {
+    /// Whether its readers are cut off: it was forgotten, and there is no room for it any more.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.readership.is_cut()
+    }
+
+    /// The task is forgotten: whoever still reads it is counted in this room, or cut off.
+    pub(in crate::actors) fn linger(&self, room: &LingeringRoom, bytes: u64) {
+        if room.take_over(&self.readership, &self.request.client_id, bytes) {
+            self.changed.notify_waiters();
+        }
+    }
+
     /// Visits at most `most` events from index `from` on; returns the index behind the last, and whether nothing will
     /// follow.
     pub(crate) fn visit(&self, from: usize, most: usize, visitor: impl FnMut(usize, EventRef<'_>)) -> (usize, bool) {

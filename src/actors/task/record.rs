@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::actors::kit::gate::Permit;
-use crate::actors::ledger::lingering::Readership;
+use crate::actors::task::event_log::replay::{Repeated, Replay};
 use crate::actors::task::event_log::{ReplicaIdentity, Started};
+use crate::actors::task::home::Home;
+use crate::actors::task::lingering::Readership;
 use crate::actors::task::log;
-use crate::actors::task::replay::{Repeated, Replay};
-use crate::actors::task::route::Home;
 use crate::actors::task::state::State;
 use crate::core::id::{Epoch, TaskId, TaskSeq};
 use crate::core::task::{Phase, Priority, Step, TaskRequest, TransitionError};
@@ -316,8 +316,8 @@ impl State {
 mod tests {
     use super::*;
     use crate::actors::kit::gate::IntakeGate;
-    use crate::actors::ledger::lingering::LingeringRoom;
     use crate::actors::pool::shared::PoolShared;
+    use crate::actors::task::lingering::LingeringRoom;
     use crate::core::id::{PoolId, ReplicaId};
     use crate::core::task::{FinishReason, Terminal};
     use crate::core::text::line::Name;
@@ -394,10 +394,10 @@ mod tests {
     fn what_is_read_behind_its_being_forgotten_has_a_bound() {
         let room = LingeringRoom::new(100);
         let records: Vec<TaskRecord> = (0..5).map(|_| record()).collect();
-        room.take_over(&records[0], 40);
+        records[0].linger(&room, 40);
         assert!(!records[0].is_cut() && room.used() == 0, "nobody reads it");
         records.iter().for_each(|record| record.readership.streams.store(1, Relaxed));
-        records[1..].iter().for_each(|record| room.take_over(record, 25));
+        records[1..].iter().for_each(|record| record.linger(&room, 25));
         let cut: Vec<bool> = records.iter().map(TaskRecord::is_cut).collect();
         assert_eq!(cut, [false, false, false, true, true], "half of it for one client");
         drop(records);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::actors::task::event_log::{End, EventRef, ReplicaIdentity};
+use crate::actors::task::home::Home;
 use crate::actors::task::record::TaskRecord;
-use crate::actors::task::route::Home;
 use crate::core::fairness::Served;
 use crate::core::id::{ClientId, PoolId, ReplicaId, TaskId};
 use crate::core::task::error::TaskError;

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream};
 
-use crate::actors::ledger::cancel::ReaderGuard;
-use crate::actors::ledger::lingering::Cut;
 use crate::actors::runtime::RuntimeShared;
+use crate::actors::runtime::cancel::ReaderGuard;
 use crate::actors::task::event_log::{Event, EventRef};
+use crate::actors::task::lingering::Cut;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::TaskView;
 use crate::core::id::TaskId;

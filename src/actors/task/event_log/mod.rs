@@ -4,6 +4,8 @@
 //! Nothing is ever removed or changed: a reader that knows an index can resume from it (`Last-Event-ID`). This file
 //! knows no lock and no clock; `TaskRecord` puts one lock around appending and sealing.
 
+pub(crate) mod replay;
+
 use std::sync::Arc;
 
 use serde::Serialize;

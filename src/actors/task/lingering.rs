@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::actors::task::record::TaskRecord;
 use crate::core::admission::share::Share;
 use crate::core::id::ClientId;
 
@@ -45,6 +44,13 @@ impl Drop for Lingering {
     }
 }
 
+impl Readership {
+    /// Whether its readers are cut off: the task was forgotten, and there is no room for it any more.
+    pub(in crate::actors) fn is_cut(&self) -> bool {
+        self.lingers.get().is_some_and(Option::is_none)
+    }
+}
+
 impl LingeringRoom {
     pub(in crate::actors) fn new(bytes_max: u64) -> Self {
         LingeringRoom(Arc::new(Mutex::new(Share::new(bytes_max))))
@@ -56,23 +62,13 @@ impl LingeringRoom {
     }
 
     /// Notes that a task is forgotten. One that is still read goes on being counted; without room for it its readers
-    /// are cut off.
-    pub(in crate::actors) fn take_over(&self, record: &TaskRecord, bytes: u64) {
-        if record.readership.streams.load(Relaxed) == 0 {
-            return;
+    /// are cut off. Returns whether they are.
+    pub(in crate::actors) fn take_over(&self, readership: &Readership, client: &ClientId, bytes: u64) -> bool {
+        if readership.streams.load(Relaxed) == 0 {
+            return false;
         }
-        let client = record.request.client_id.clone();
-        let has_room = self.0.lock().try_take(&client, bytes, 0);
-        let lingering = has_room.then(|| Lingering { room: self.clone(), client, bytes });
-        if record.readership.lingers.set(lingering).is_ok() && !has_room {
-            record.changed.notify_waiters();
-        }
-    }
-}
-
-impl TaskRecord {
-    /// Whether its readers are cut off: it was forgotten, and there is no room for it any more.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.readership.lingers.get().is_some_and(Option::is_none)
+        let has_room = self.0.lock().try_take(client, bytes, 0);
+        let lingering = has_room.then(|| Lingering { room: self.clone(), client: client.clone(), bytes });
+        readership.lingers.set(lingering).is_ok() && !has_room
     }
 }
