@@ -49,7 +49,7 @@ mod views;
 
 pub use actors::metrics::events::{RuntimeEvent, Subscription};
 pub use actors::metrics::view::{BUCKETS_MS, LatencyView, Quantiles, Stage, StageView};
-pub use actors::pool::reload::{ReloadState, ReloadView};
+pub use actors::pool::revision::{ReloadState, ReloadView};
 pub use actors::runtime::messages::SessionView;
 pub use actors::runtime::stream::TaskStream;
 pub use actors::task::event_log::{End, Event, EventRef, ReplicaIdentity, Started};

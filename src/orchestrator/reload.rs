@@ -1,7 +1,7 @@
 //! Changing what a pool serves while it serves (ORCH-3031).
 
 use crate::actors::pool::messages::PoolSupervisorMsg;
-use crate::actors::pool::reload::ReloadView;
+use crate::actors::pool::revision::ReloadView;
 
 use crate::core::id::PoolId;
 use crate::core::pool::model::ModelChange;

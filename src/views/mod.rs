@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 
 use crate::actors::metrics::view::LatencyView;
-use crate::actors::pool::reload::ReloadView;
 use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::revision::ReloadView;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::LIMITS;
 use crate::core::cluster::node::NodeName;

@@ -98,7 +98,11 @@ impl Actor for QueueActor {
             QueueMsg::Return { record } => on_return(state, &mut accounts, record),
             QueueMsg::Offer { slots } => state.credit += slots,
             QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
-            QueueMsg::Lend { lender, slots } => on_lend(state, &mut accounts, &lender, slots),
+            QueueMsg::Lend { lender, slots } => {
+                if let Some(lender) = PoolShared::of(lender) {
+                    on_lend(state, &mut accounts, &lender, slots);
+                }
+            }
             QueueMsg::Settle => {}
             QueueMsg::Release { client } => state.queue.release(&mut accounts, &client),
             #[cfg(feature = "cluster")]

@@ -260,20 +260,3 @@ impl DeviceShared {
         self.state.lock().xids.clone()
     }
 }
-
-#[cfg(test)]
-impl crate::actors::pool::shared::PoolShared {
-    /// A pool by itself, whose devices are well. For tests.
-    pub(crate) fn alone(
-        pool: crate::config::PoolConfig,
-        env: Env,
-        factory: crate::gpu::dyn_engine::EngineFactory,
-    ) -> Arc<Self> {
-        let config = crate::config::Config { pools: vec![pool], ..Default::default() };
-        let inventory = Inventory::simulated("a test");
-        let resolved = crate::config::resolve(&config, &inventory);
-        let policy = crate::core::device::health::policy(Duration::ZERO);
-        let devices = Devices::new(&inventory, &DeviceMask::default(), policy, env.clone());
-        Self::new((0, 0), &resolved, (env, Arc::new(devices)), factory).expect("valid")
-    }
-}

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::actors::pool::lease::SlotOwner;
 use crate::actors::pool::messages::QueueMsg;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Waiter;
@@ -79,5 +80,43 @@ impl TaskRecord {
     /// The pool whose queue has the task.
     pub(crate) fn pool(&self) -> Option<Arc<PoolShared>> {
         self.home().and_then(PoolShared::of)
+    }
+}
+
+#[cfg(test)]
+impl PoolShared {
+    /// A pool by itself, whose devices are well. For tests.
+    pub(crate) fn alone(
+        pool: crate::config::PoolConfig,
+        env: crate::env::Env,
+        factory: crate::gpu::dyn_engine::EngineFactory,
+    ) -> Arc<Self> {
+        let config = crate::config::Config { pools: vec![pool], ..Default::default() };
+        let inventory = crate::core::device::Inventory::simulated("a test");
+        let resolved = crate::config::resolve(&config, &inventory);
+        let policy = crate::core::device::health::policy(std::time::Duration::ZERO);
+        let devices = crate::actors::pool::devices::Devices::new(
+            &inventory,
+            &crate::core::id::DeviceMask::default(),
+            policy,
+            env.clone(),
+        );
+        Self::new((0, 0), &resolved, (env, Arc::new(devices)), factory).expect("valid")
+    }
+}
+
+impl SlotOwner for PoolShared {
+    fn take(&self, replica: u16, kv_tokens: u64) -> Option<u32> {
+        let capacity = &self.replicas[replica as usize].capacity;
+        let slot = capacity.slots.take()?;
+        capacity.kv.reserve(kv_tokens);
+        Some(slot)
+    }
+
+    fn release(&self, replica: u16, slot: u32, kv_tokens: u64) {
+        let capacity = &self.replicas[replica as usize].capacity;
+        capacity.slots.release(slot);
+        capacity.kv.give_back(kv_tokens);
+        self.nudge_manager_if_starving();
     }
 }

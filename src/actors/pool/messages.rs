@@ -6,7 +6,7 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 
 use crate::actors::pool::lease::{Assignment, SlotLease};
-use crate::actors::pool::shared::PoolShared;
+use crate::actors::task::home::Home;
 use crate::actors::task::record::TaskRecord;
 use crate::core::id::{ClientId, TaskSeq};
 use crate::core::queue::position::QueuePosition;
@@ -53,7 +53,7 @@ pub(crate) enum QueueMsg {
     /// So many of the slots on offer have gone elsewhere.
     Revoke { slots: u32 },
     /// A sibling is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
-    Lend { lender: Arc<PoolShared>, slots: u32 },
+    Lend { lender: Arc<dyn Home>, slots: u32 },
     /// A task of a conversation has ended: the next may go on.
     Settle,
     /// A client that ran as much as its quota allows may run more.

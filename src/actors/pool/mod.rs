@@ -9,4 +9,6 @@ pub(crate) mod pools;
 pub mod reload;
 pub(in crate::actors) mod remote;
 pub(crate) mod replica;
+pub mod revision;
 pub(crate) mod shared;
+pub(crate) mod slots;

@@ -5,19 +5,19 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
 use crate::actors::metrics::samples::Samples;
 use crate::actors::metrics::view::LatencyView;
 use crate::actors::pool::messages::{LatencyMsg, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
-use crate::actors::pool::reload::Reloads;
-use crate::actors::pool::remote::{LocalPreference, RemotePool};
+use crate::actors::pool::revision::Reloads;
 use crate::actors::pool::shared::PoolShared;
 
+use crate::core::cluster::node::NodeName;
 use crate::core::fairness::{Accounts, Served};
-use crate::core::id::TaskSeq;
+use crate::core::id::{PoolId, TaskSeq};
 use crate::core::queue::predict::{Backlog, ServiceRate};
 use crate::core::slo::objectives::Objectives;
 use crate::core::text::line::Name;
@@ -102,4 +102,24 @@ pub(crate) struct ReplicaSet {
     /// The other node's pool that its engine is, if it is one. Written once, before it serves.
     pub(in crate::actors) remote: OnceLock<RemotePool>,
     pub(in crate::actors) local_preference: LocalPreference,
+}
+
+/// The other node's pool.
+pub(crate) struct RemotePool {
+    pub(in crate::actors) node: NodeName,
+    /// Its name there.
+    pub(in crate::actors) pool: PoolId,
+    /// So many of its tasks here run there at once. Written by the node's link.
+    pub(in crate::actors) at_once: AtomicU32,
+    /// One permit for each task that is to come back before it has begun.
+    pub(in crate::actors) recalls: Semaphore,
+}
+
+/// Whether a pool's places keep others' tasks from waiting at other nodes. A part of each pool.
+#[derive(Default)]
+pub(crate) struct LocalPreference {
+    /// A sibling keeps places back since this pool has better ones.
+    pub(in crate::actors) withheld_for: AtomicBool,
+    /// Its places were of no use to who waits. Written by its manager.
+    pub(in crate::actors) declined: AtomicBool,
 }

@@ -79,7 +79,7 @@ impl Pools {
     /// `begin_change`.
     pub(crate) fn set(&self, table: Table) {
         let table = Arc::new(table);
-        table.every().for_each(|pool| pool.meet(&table));
+        table.every().for_each(|pool| pool.meet(table.every()));
         *self.table.write() = table;
     }
 

@@ -4,34 +4,19 @@
 //! pool: such a place is of use only while none in the whole set is better. So it is kept back then, and a task that
 //! waits there is recalled when a better one comes.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst, fence};
+#[cfg(feature = "cluster")]
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst, fence};
 
+#[cfg(feature = "cluster")]
 use tokio::sync::Semaphore;
 
 use crate::actors::pool::messages::PoolManagerMsg;
+#[cfg(feature = "cluster")]
+use crate::actors::pool::parts::RemotePool;
 use crate::actors::pool::shared::PoolShared;
 use crate::core::cluster::node::NodeName;
 use crate::core::id::PoolId;
-
-/// The other node's pool.
-pub(crate) struct RemotePool {
-    node: NodeName,
-    /// Its name there.
-    pool: PoolId,
-    /// So many of its tasks here run there at once. Written by the node's link.
-    at_once: AtomicU32,
-    /// One permit for each task that is to come back before it has begun.
-    recalls: Semaphore,
-}
-
-/// Whether a pool's places keep others' tasks from waiting at other nodes. A part of each pool.
-#[derive(Default)]
-pub(crate) struct LocalPreference {
-    /// A sibling keeps places back since this pool has better ones.
-    withheld_for: AtomicBool,
-    /// Its places were of no use to who waits. Written by its manager.
-    declined: AtomicBool,
-}
 
 impl PoolShared {
     /// Whether its engine is another node's pool.

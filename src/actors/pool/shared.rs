@@ -16,12 +16,11 @@ use crate::actors::metrics::counters::Counters;
 use crate::actors::metrics::samples::Samples;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::messages::PoolManagerMsg;
+use crate::actors::pool::parts::LocalPreference;
 use crate::actors::pool::parts::{Capacity, Figures, PoolActors, PoolLife, PoolModel, ReplicaSet, Waiting};
-use crate::actors::pool::pools::Table;
-use crate::actors::pool::reload::{Reloads, Revision};
-use crate::actors::pool::remote::LocalPreference;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::replica::parts::Placement;
+use crate::actors::pool::revision::{Reloads, Revision};
 use crate::config::{CTX_DEFAULT, ConfigError, PoolConfig, Resolved};
 use crate::core::fairness::Accounts;
 use crate::core::id::{ClientId, DeviceMask, PoolId, ReplicaId, TaskSeq};
@@ -227,9 +226,9 @@ impl PoolShared {
     }
 
     /// Tells the pool which others there are.
-    pub(crate) fn meet(self: &Arc<Self>, table: &Table) {
+    pub(crate) fn meet<'a>(self: &Arc<Self>, all: impl Iterator<Item = &'a Arc<PoolShared>>) {
         let alike = |other: &&Arc<PoolShared>| !Arc::ptr_eq(self, other) && self.config.engine == other.config.engine;
-        *self.set.others.write() = table.every().filter(alike).map(Arc::downgrade).collect();
+        *self.set.others.write() = all.filter(alike).map(Arc::downgrade).collect();
     }
 
     /// The other pools of its replica set whose engines have said that they are the same (ORCH-3007, ORCH-3046).

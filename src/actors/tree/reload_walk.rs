@@ -11,7 +11,8 @@ use ractor::ActorProcessingErr;
 
 use crate::actors::kit::children::{Next, STOPPED, Supervisor};
 use crate::actors::pool::messages::{PoolChild, PoolSupervisorMsg, QueueMsg};
-use crate::actors::pool::reload::{Plan, Revision};
+use crate::actors::pool::reload::Plan;
+use crate::actors::pool::revision::Revision;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::tree::pool_supervisor::PoolSupervisorState;
 use crate::core::pool::lifecycle::{Intent, ReplicaState};

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::revision::Revision;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::worker::self_test::self_test;
 use crate::core::pool::memory::Need;

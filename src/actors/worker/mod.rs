@@ -29,8 +29,8 @@ use crate::actors::dispatch::leaving::until_devices_are_left;
 use crate::actors::pool::messages::{QueueMsg, WorkerMsg};
 
 use crate::actors::pool::lease::{Assignment, SlotLease};
-use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::revision::Revision;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::event_log::ReplicaIdentity;

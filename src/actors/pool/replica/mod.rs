@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 
 use crate::actors::kit::address::Address;
 use crate::actors::metrics::events::RuntimeEvent;
-use crate::actors::pool::lease::{KvReservations, SlotTable};
-use crate::actors::pool::reload::{Part, Revision};
 use crate::actors::pool::replica::outlier::OutlierDetection;
 use crate::actors::pool::replica::parts::{
     LoadedEngine, Measured, Placement, ReplicaCapacity, ReplicaCounters, ReplicaLife,
 };
+use crate::actors::pool::revision::{Part, Revision};
+use crate::actors::pool::slots::{KvReservations, SlotTable};
 use crate::core::id::{DeviceMask, ReplicaId};
 use crate::core::pool::lifecycle::ReplicaState;
 use crate::core::pool::memory::SlotEstimate;

@@ -1,8 +1,8 @@
 //! The parts of what of a replica outlives its worker, by what they are about.
 
 use crate::actors::kit::address::Address;
-use crate::actors::pool::lease::{KvReservations, SlotTable};
 use crate::actors::pool::messages::WorkerMsg;
+use crate::actors::pool::slots::{KvReservations, SlotTable};
 use crate::actors::task::event_log::ReplicaIdentity;
 
 use crate::core::id::DeviceMask;

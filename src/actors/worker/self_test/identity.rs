@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::actors::pool::reload::Revision;
 use crate::actors::pool::replica::ReplicaShared;
+use crate::actors::pool::revision::Revision;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::gpu::engine::{EngineError, EngineInfo};
