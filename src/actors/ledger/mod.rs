@@ -163,6 +163,7 @@ impl Ledger {
             Terminal::End { reason, .. } => TraceKind::Ended { seq: record.seq, reason: *reason },
             Terminal::Error(error) => TraceKind::Failed { seq: record.seq, code: error.code },
         };
+        let has_failed = matches!(kind, TraceKind::Failed { .. });
         let sealed = record.seal(by, now, terminal)?;
         record.leave_host_span();
         settle(record, &sealed);
@@ -171,7 +172,7 @@ impl Ledger {
         log::ended(record, &sealed, &kind, self.logs_tasks);
         self.env.trace(|| kind);
         if sealed.was.is_accepted() {
-            if let Some(error) = record.view().error {
+            if has_failed && let Some(error) = record.view().error {
                 let pool_id = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).map(|pool| pool.id().clone());
                 let (task_id, client_id) = (record.id.clone(), record.request.client_id.clone());
                 self.failures.note(FailedTask { task_id, client_id, pool_id, error, at: now });
@@ -244,8 +245,8 @@ impl Ledger {
 /// Tells the accounts of the task's pool what was computed for it, if it was out.
 fn settle(record: &TaskRecord, sealed: &SealedTask) {
     let is_out = matches!(sealed.was, Phase::Assigned | Phase::Running);
-    let home = sealed.pool.clone().filter(|_| is_out);
-    let Some(pool) = home.and_then(PoolShared::of) else { return };
+    let home = sealed.pool.as_deref().filter(|_| is_out);
+    let Some(pool) = home.and_then(PoolShared::at) else { return };
     if seeded_bug!(ForgetSettlement) {
         return;
     }
@@ -260,9 +261,9 @@ fn settle(record: &TaskRecord, sealed: &SealedTask) {
 }
 
 fn count_end(sealed: &SealedTask, kind: &TraceKind) {
-    let Some(pool) = sealed.pool.clone().and_then(PoolShared::of) else { return };
+    let Some(pool) = sealed.pool.as_deref().and_then(PoolShared::at) else { return };
     let counters = &pool.figures.counters;
-    let ran_in = sealed.ran_in.clone().and_then(PoolShared::of).unwrap_or_else(|| pool.clone());
+    let ran_in = sealed.ran_in.as_deref().and_then(PoolShared::at).unwrap_or(pool);
     let replica = sealed.identity.as_ref().and_then(|identity| ran_in.replicas.get(identity.replica.index as usize));
     if let Some(replica) = replica {
         replica.counters.tokens_in.fetch_add(sealed.tokens_in.0.into(), Relaxed);

@@ -36,8 +36,8 @@ impl PoolShared {
 
 /// Notes an accepted task's end where it ran, or where it waited.
 pub(in crate::actors) fn note_end(record: &TaskRecord, sealed: &SealedTask, kind: &TraceKind) {
-    let home = sealed.ran_in.as_ref().or(sealed.pool.as_ref()).filter(|_| sealed.was.is_accepted());
-    let Some(pool) = home.cloned().and_then(PoolShared::of) else {
+    let home = sealed.ran_in.as_deref().or(sealed.pool.as_deref()).filter(|_| sealed.was.is_accepted());
+    let Some(pool) = home.and_then(PoolShared::at) else {
         return;
     };
     let (completed, failed) = match kind {

@@ -20,7 +20,14 @@ use crate::core::task::resume::LossRule;
 impl PoolShared {
     /// The pool that a task's record calls its home.
     pub(crate) fn of(home: Arc<dyn Home>) -> Option<Arc<PoolShared>> {
-        home.into_any().downcast().ok()
+        let pool: Arc<dyn Any + Send + Sync> = home;
+        pool.downcast().ok()
+    }
+
+    /// The same, to look at it.
+    pub(in crate::actors) fn at(home: &dyn Home) -> Option<&PoolShared> {
+        let pool: &dyn Any = home;
+        pool.downcast_ref()
     }
 }
 
@@ -59,10 +66,6 @@ impl Home for PoolShared {
 
     fn loss_rule(&self, request: &TaskRequest) -> LossRule {
         PoolShared::loss_rule(self, request)
-    }
-
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
-        self
     }
 }
 

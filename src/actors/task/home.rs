@@ -41,9 +41,6 @@ pub(crate) trait Home: Any + Send + Sync {
 
     /// The rule for this task when its attempt is lost.
     fn loss_rule(&self, request: &TaskRequest) -> LossRule;
-
-    /// The pool itself.
-    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 /// Where a task goes.
