@@ -55,6 +55,23 @@ fn no_folder_has_more_than_twelve_files() {
 
 /// A struct of more fields has several owners. Configuration, views and requests are lists by nature.
 #[test]
+fn no_function_has_more_than_seventy_lines() {
+    for (path, text) in files("src") {
+        let lines: Vec<&str> = production(&text).lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let code = line.trim_start();
+            let is_fn = code.split_whitespace().take(4).any(|word| word == "fn") && !code.starts_with("//");
+            if !is_fn || code.ends_with(';') || code.ends_with('}') {
+                continue;
+            }
+            let end = format!("{}}}", &line[..line.len() - code.len()]);
+            let Some(length) = lines[at..].iter().position(|line| *line == end) else { continue };
+            assert!(length < 70, "{path}:{}: {} lines; 70 are the most", at + 1, length + 1);
+        }
+    }
+}
+
+#[test]
 fn no_struct_has_more_than_sixteen_fields() {
     let is_list = |name: &str| {
         ["src/config/", "src/views/"].iter().any(|folder| name.starts_with(folder))

@@ -95,14 +95,8 @@ impl Orchestrator {
         }
         let inventory = crate::orchestrator::builder::inventory(runtime.probe.as_ref());
         let resolved = resolve(&config, &inventory);
-        let masks: Vec<DeviceMask> = resolved
-            .config
-            .pools
-            .iter()
-            .map(PoolConfig::mask)
-            .collect::<Result<_, _>>()
-            .map_err(|error| vec![error])?;
-        runtime.devices.learn(&masks);
+        let masks = resolved.config.pools.iter().map(PoolConfig::mask).collect::<Result<Vec<DeviceMask>, _>>();
+        runtime.devices.learn(&masks.map_err(|error| vec![error])?);
         // All that can fail comes first.
         let is_new = |id: &String| plan.added.contains(id) || plan.replaced.contains(id);
         let first_new = *next_number;

@@ -89,33 +89,7 @@ impl Actor for QueueActor {
         }
         settle(state, &mut accounts);
         let (wanted_before, depth_before) = (pool.waiting.wanted.load(Relaxed), state.queue.len());
-        match message {
-            QueueMsg::Enqueue(submission) => on_enqueue(state, &mut accounts, submission),
-            QueueMsg::Withdraw { seq } => on_withdraw(state, &mut accounts, seq),
-            QueueMsg::Explain { seq, reply } => {
-                let _ = reply.send(state.explain(&accounts, seq));
-            }
-            QueueMsg::Return { record } => on_return(state, &mut accounts, record),
-            QueueMsg::Offer { slots } => state.credit += slots,
-            QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
-            QueueMsg::Lend { lender, slots } => {
-                if let Some(lender) = PoolShared::of(lender) {
-                    on_lend(state, &mut accounts, &lender, slots);
-                }
-            }
-            QueueMsg::Settle => {}
-            QueueMsg::Release { client } => state.queue.release(&mut accounts, &client),
-            #[cfg(feature = "cluster")]
-            QueueMsg::ServedElsewhere(served) => {
-                for (client, class, cost) in &*served {
-                    state.queue.serve_elsewhere(&mut accounts, client, *class, *cost);
-                }
-            }
-            QueueMsg::ManagerReplaced => state.credit = 0,
-            QueueMsg::Refill => on_refill(state, &mut accounts),
-            QueueMsg::PoolUnavailable => {}
-            QueueMsg::DeadlineDue { at } => on_deadline_due(state, &mut accounts, at),
-        }
+        take(state, &mut accounts, message);
         migrate_queue(state, &mut accounts);
         if state.pool.is_unavailable() {
             fail_all_queued(state, &mut accounts);
@@ -142,6 +116,37 @@ impl Actor for QueueActor {
             pool.nudge_manager(); // It may lend what is of no use here; or the drain may be complete.
         }
         Ok(())
+    }
+}
+
+/// Does what one message asks for. What follows from it for all that waits comes behind it.
+fn take(state: &mut QueueState, accounts: &mut Accounts, message: QueueMsg) {
+    match message {
+        QueueMsg::Enqueue(submission) => on_enqueue(state, accounts, submission),
+        QueueMsg::Withdraw { seq } => on_withdraw(state, accounts, seq),
+        QueueMsg::Explain { seq, reply } => {
+            let _ = reply.send(state.explain(accounts, seq));
+        }
+        QueueMsg::Return { record } => on_return(state, accounts, record),
+        QueueMsg::Offer { slots } => state.credit += slots,
+        QueueMsg::Revoke { slots } => state.credit = state.credit.saturating_sub(slots),
+        QueueMsg::Lend { lender, slots } => {
+            if let Some(lender) = PoolShared::of(lender) {
+                on_lend(state, accounts, &lender, slots);
+            }
+        }
+        QueueMsg::Settle => {}
+        QueueMsg::Release { client } => state.queue.release(accounts, &client),
+        #[cfg(feature = "cluster")]
+        QueueMsg::ServedElsewhere(served) => {
+            for (client, class, cost) in &*served {
+                state.queue.serve_elsewhere(accounts, client, *class, *cost);
+            }
+        }
+        QueueMsg::ManagerReplaced => state.credit = 0,
+        QueueMsg::Refill => on_refill(state, accounts),
+        QueueMsg::PoolUnavailable => {}
+        QueueMsg::DeadlineDue { at } => on_deadline_due(state, accounts, at),
     }
 }
 

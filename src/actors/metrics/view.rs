@@ -80,7 +80,7 @@ pub const BUCKETS_MS: [u64; 14] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_
 pub struct StageView {
     /// Its percentiles since the start.
     pub quantiles: Quantiles,
-    /// Its percentiles in each of [`Window::ALL`].
+    /// Its percentiles in each of [`Window::ALL`](crate::Window::ALL).
     pub windows: [Quantiles; 2],
     /// Samples at most as long as each of [`BUCKETS_MS`].
     pub buckets: [u64; BUCKETS_MS.len()],
@@ -92,7 +92,7 @@ pub struct StageView {
 pub struct LatencyView {
     /// By class ([`Priority::index`]), then by stage in the order of [`Stage::ALL`].
     pub stages: [[StageView; STAGES]; 2],
-    /// How objectives were met, by class, in each of [`Window::ALL`].
+    /// How objectives were met, by class, in each of [`Window::ALL`](crate::Window::ALL).
     pub tallies: [[Tally; 2]; 2],
     /// What was given to whom in the last minute.
     pub given: UsageWindow,

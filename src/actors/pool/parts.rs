@@ -23,6 +23,7 @@ use crate::core::slo::objectives::Objectives;
 use crate::core::text::line::Name;
 
 /// Where its actors can be reached.
+#[derive(Default)]
 pub(crate) struct PoolActors {
     pub(crate) supervisor: Address<PoolSupervisorMsg>,
     pub(crate) queue: Address<QueueMsg>,
@@ -81,6 +82,7 @@ pub(crate) struct Figures {
 }
 
 /// Whether it serves, drains, leaves or has stopped.
+#[derive(Default)]
 pub(crate) struct PoolLife {
     /// What the operator wants. It only ever goes on from serving to draining to stopped: the public handle begins a
     /// drain, the pool's supervisor ends it, and the guardian stops what is left when the tree is gone.
@@ -96,6 +98,7 @@ pub(crate) struct PoolLife {
 }
 
 /// The other pools with its engine, here and at other nodes.
+#[derive(Default)]
 pub(crate) struct ReplicaSet {
     /// The other pools with its engine, which may come to serve the same. Written when the pools change.
     pub(in crate::actors) others: RwLock<Arc<[Weak<PoolShared>]>>,

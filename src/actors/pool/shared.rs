@@ -3,20 +3,17 @@
 //! Each field has one owner that writes it; the others read it as of now. A restarted actor reads the truth from here
 //! and from the ledger instead of being told what it missed.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use ractor::ActorCell;
-use tokio::sync::Notify;
 
-use crate::actors::kit::address::Address;
 use crate::actors::metrics::counters::Counters;
 use crate::actors::metrics::samples::Samples;
 use crate::actors::pool::devices::Devices;
 use crate::actors::pool::messages::PoolManagerMsg;
-use crate::actors::pool::parts::LocalPreference;
 use crate::actors::pool::parts::{Capacity, Figures, PoolActors, PoolLife, PoolModel, ReplicaSet, Waiting};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::replica::parts::Placement;
@@ -75,19 +72,7 @@ impl PoolShared {
             .map_err(|error| ConfigError { path: format!("pools[{row}].id"), message: error.to_string() })?;
         let config = Arc::new(config);
         let revision = Revision::first(&config);
-        let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
-            let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
-            let fault = resolved.fault_of(row, index).map(ToString::to_string);
-            let mask = replica.mask()?;
-            let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
-            let place = ReplicaShared::new(replica_id, mask, config.slots, revision.clone());
-            if let Some(tokens) = config.memory.kv_tokens {
-                place.capacity.kv.set_capacity(tokens);
-            }
-            let placement = Placement { fault, cpus: cpus.into(), ..place.placement };
-            Ok(ReplicaShared { placement, ..place })
-        };
-        let replicas = config.replicas.iter().enumerate().map(replica).collect::<Result<Vec<_>, _>>()?;
+        let replicas = replicas(&id, &config, (resolved, row), &devices, &revision)?;
         let ctx = AtomicU32::new(config.ctx.unwrap_or(CTX_DEFAULT));
         let hold_mean = Duration::from_millis(config.timeouts.run_guess_ms);
         let slots = config.slots.saturating_mul(config.replicas.len() as u32);
@@ -101,13 +86,7 @@ impl PoolShared {
             devices,
             factory,
             replicas,
-            actors: PoolActors {
-                supervisor: Address::default(),
-                queue: Address::default(),
-                manager: Address::default(),
-                latency: Address::default(),
-                queue_generation: AtomicU64::new(0),
-            },
+            actors: PoolActors::default(),
             model: PoolModel {
                 family: AtomicU64::new(revision.family()),
                 reloads: Mutex::new(Reloads::new(revision)),
@@ -133,18 +112,8 @@ impl PoolShared {
                 latency_view: Mutex::default(),
                 counters: Counters::default(),
             },
-            life: PoolLife {
-                intent: AtomicU8::new(0),
-                is_leaving: AtomicBool::new(false),
-                retired_before: AtomicU32::new(u32::MAX),
-                successor: OnceLock::new(),
-                state_changed: Notify::new(),
-            },
-            set: ReplicaSet {
-                others: RwLock::default(),
-                remote: OnceLock::new(),
-                local_preference: LocalPreference::default(),
-            },
+            life: PoolLife { retired_before: AtomicU32::new(u32::MAX), ..PoolLife::default() },
+            set: ReplicaSet::default(),
         }))
     }
 
@@ -371,4 +340,27 @@ impl PoolShared {
         self.nudge_manager();
         self.life.state_changed.notify_waiters();
     }
+}
+
+/// The replicas of a pool as they are configured, none of which has a worker yet.
+fn replicas(
+    id: &PoolId,
+    config: &PoolConfig,
+    (resolved, row): (&Resolved, usize),
+    devices: &Devices,
+    revision: &Arc<Revision>,
+) -> Result<Vec<ReplicaShared>, ConfigError> {
+    let replica = |(index, replica): (usize, &crate::config::ReplicaConfig)| {
+        let replica_id = ReplicaId { pool: id.clone(), index: index as u16 };
+        let fault = resolved.fault_of(row, index).map(ToString::to_string);
+        let mask = replica.mask()?;
+        let cpus = if config.process.numa_affinity { devices.cpus_near(&mask) } else { Vec::new() };
+        let place = ReplicaShared::new(replica_id, mask, config.slots, revision.clone());
+        if let Some(tokens) = config.memory.kv_tokens {
+            place.capacity.kv.set_capacity(tokens);
+        }
+        let placement = Placement { fault, cpus: cpus.into(), ..place.placement };
+        Ok(ReplicaShared { placement, ..place })
+    };
+    config.replicas.iter().enumerate().map(replica).collect()
 }

@@ -60,13 +60,11 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     borders::tell(not_done.as_deref(), borders::exposed(&config, arguments.config.as_deref()).as_ref());
     let tls = config.http.tls.clone().map(Tls::load).transpose()?;
     file_limit::raise();
-    let listener = bind(&config.http.listen, &config, &arguments).await?;
-    let admin = match &config.http.admin_listen {
-        Some(address) => Some(bind(address, &config, &arguments).await?),
-        None => None,
+    let (listener, address) = bind(&config.http.listen, &config, &arguments).await?;
+    let (admin, admin_address) = match &config.http.admin_listen {
+        Some(address) => bind(address, &config, &arguments).await.map(|(admin, at)| (Some(admin), Some(at)))?,
+        None => (None, None),
     };
-    let address_of = |listener: &TcpListener| listener.local_addr().map_err(|error| error.to_string());
-    let (address, admin_address) = (address_of(&listener)?, admin.as_ref().map(address_of).transpose()?);
     let mut signals = Signals::new().map_err(|error| format!("cannot wait for signals: {error}"))?;
     let probe = devices::probe(&config.gpu)?;
     greet(&arguments, &config, probe.as_ref().err(), address, admin_address);
@@ -81,21 +79,9 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     let connections_max = file_limit::connections_max(&config, if admin.is_some() { 2 } else { 1 });
     let links = Links::new(env.clone(), connections_max);
     let admin_links = Links::new(env.clone(), connections_max);
-    let from = (arguments.config.clone(), [arguments.listen.clone(), arguments.admin_listen.clone()]);
-    let app = App {
-        access: Arc::new(Access::new(&config.access, env.clone())?),
-        store: Arc::new(ConfigStore::new(orchestrator.clone(), from, given, keys.clients)),
-        orchestrator: orchestrator.clone(),
-        links: vec![links.clone(), admin_links.clone()],
-        requests: Arc::new(Requests::default()),
-        refusals: Arc::new(Refusals::new(env.clone())),
-        request_limits: RequestLimits::new(env.clone(), config.http.requests_per_s),
-        bodies: Bodies::new(config.http.bodies_bytes_max),
-        operators_bodies: Bodies::new(2 * u64::from(config.http.body_bytes_max)),
-        limited: Arc::new(NamedCounts::new(LIMITED)),
-        glance: Arc::new(OverviewCache::default()),
-        nodes: nodes.clone(),
-    };
+    let links = [links, admin_links];
+    let app = app(&arguments, &orchestrator, (given, &config, keys), &links, nodes.clone())?;
+    let [links, admin_links] = links;
     // They end with this function.
     let mut work = JoinSet::new();
     let apart = admin.is_some();
@@ -111,20 +97,7 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     beside.spawn(keep_alive(notifier.clone(), orchestrator.clone()));
     beside.spawn(reaper::run());
     notifier.tell("READY=1");
-    loop {
-        tokio::select! {
-            biased;
-            wish = signals.next() => match wish {
-                SignalAction::Reload if app.store.file().is_some() => {
-                    notifier.tell("RELOADING=1");
-                    let _ = app.store.reload_file(); // What was wrong has been logged.
-                    notifier.tell("READY=1");
-                }
-                SignalAction::Reload | SignalAction::End => break,
-            },
-            () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
-        }
-    }
+    until_end(&mut signals, &app.store, (&orchestrator, &notifier)).await?;
     let first = env.now();
     tracing::info!("draining; another signal, a second from now or later, ends at once");
     notifier.tell("STOPPING=1");
@@ -142,6 +115,57 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     Ok(())
 }
 
+/// What the handlers share.
+fn app(
+    arguments: &ServeArguments,
+    orchestrator: &Orchestrator,
+    (given, config, keys): (Config, &Config, KeyFile),
+    links: &[Arc<Links>; 2],
+    nodes: Nodes,
+) -> Result<App, String> {
+    let env = orchestrator.env().clone();
+    let from = (arguments.config.clone(), [arguments.listen.clone(), arguments.admin_listen.clone()]);
+    Ok(App {
+        access: Arc::new(Access::new(&config.access, env.clone())?),
+        store: Arc::new(ConfigStore::new(orchestrator.clone(), from, given, keys.clients)),
+        orchestrator: orchestrator.clone(),
+        links: links.to_vec(),
+        requests: Arc::new(Requests::default()),
+        refusals: Arc::new(Refusals::new(env.clone())),
+        request_limits: RequestLimits::new(env.clone(), config.http.requests_per_s),
+        bodies: Bodies::new(config.http.bodies_bytes_max),
+        operators_bodies: Bodies::new(2 * u64::from(config.http.body_bytes_max)),
+        limited: Arc::new(NamedCounts::new(LIMITED)),
+        glance: Arc::new(OverviewCache::default()),
+        nodes,
+    })
+}
+
+/// Waits for the signal that ends the service; until then SIGHUP reads the configuration again.
+///
+/// # Errors
+/// One line, when the runtime has ended by itself.
+async fn until_end(
+    signals: &mut Signals,
+    store: &ConfigStore,
+    (orchestrator, notifier): (&Orchestrator, &Notifier),
+) -> Result<(), String> {
+    loop {
+        tokio::select! {
+            biased;
+            wish = signals.next() => match wish {
+                SignalAction::Reload if store.file().is_some() => {
+                    notifier.tell("RELOADING=1");
+                    let _ = store.reload_file(); // What was wrong has been logged.
+                    notifier.tell("READY=1");
+                }
+                SignalAction::Reload | SignalAction::End => return Ok(()),
+            },
+            () = orchestrator.until_ended() => return Err("the actors failed too often, see the log".into()),
+        }
+    }
+}
+
 /// New tasks are refused at once, streams go on to their ends, then the connections close.
 async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: JoinSet<()>) {
     orchestrator.stop(std::time::Duration::MAX).await; // Each pool's `drain_ms` bounds it.
@@ -150,12 +174,14 @@ async fn drain(orchestrator: Orchestrator, links: [&Links; 2], mut listeners: Jo
 }
 
 /// Opens a listener, if that is safe.
-async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Result<(TcpListener, SocketAddr), String> {
+    let unheard = |error: std::io::Error| format!("cannot listen on {listen}: {error}");
+    let listener = TcpListener::bind(listen).await.map_err(unheard)?;
     // The library lets 128 wait; whoever is beyond tries again a second later, so a burst of some would cost others a
     // second.
     let _ = rustix::net::listen(&listener, BACKLOG); // As many as the system allows; else what there is.
-    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let address = listener.local_addr().map_err(unheard)?;
+    let is_local = address.ip().is_loopback();
     let is_guarded = config.access.keys_file.is_some() && config.http.tls.is_some();
     if !is_local && !is_guarded && !arguments.insecure {
         return Err(format!(
@@ -163,7 +189,7 @@ async fn bind(listen: &str, config: &Config, arguments: &ServeArguments) -> Resu
              say --insecure if something in front of it encrypts and asks for keys"
         ));
     }
-    Ok(listener)
+    Ok((listener, address))
 }
 
 /// Tells the service manager that the runtime lives, as long as it does.
