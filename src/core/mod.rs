@@ -40,3 +40,6 @@ pub use task::{error, failure, request, resume, seed, trace, traceparent, worklo
 #[doc(inline)]
 pub use text::line;
 pub use units::{Timestamp, Tokens};
+
+/// Largest machine whose invariants are checked behind each change in debug builds: the check scans all of it.
+pub(crate) const CHECKED_MAX: usize = 64;

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::core::CHECKED_MAX;
 use crate::core::id::ClientId;
 
 /// A part of the bound, as a number that can be compared: the whole bound by weight 1.
@@ -115,6 +116,7 @@ impl<T> Kept<T> {
         self.count += 1;
         self.bytes += bytes;
         self.rank_one(client, was, held);
+        self.check();
     }
 
     /// The one of a client with this number.
@@ -135,6 +137,7 @@ impl<T> Kept<T> {
             self.by_client.remove(client);
         }
         self.rank_one(client, Some(was), held);
+        self.check();
         Some(what)
     }
 
@@ -183,6 +186,37 @@ impl<T> Kept<T> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        let (mut count, mut bytes) = (0, 0);
+        for (client, own) in &self.by_client {
+            let things = own.things.iter().filter_map(|(_, thing)| thing.as_ref());
+            assert_eq!(own.held.count, things.clone().count() as u64, "a client's count is what it holds");
+            assert_eq!(own.held.bytes, things.map(|thing| thing.bytes).sum::<u64>(), "and so are its bytes");
+            let first = own.things.front().expect("who holds nothing is forgotten");
+            assert!(first.1.is_some() && first.0 == own.held.oldest, "the first is the oldest that is held");
+            assert!(own.things.iter().is_sorted_by(|(before, _), (after, _)| before < after), "numbers rise");
+            assert!(
+                self.by_load.is_empty() || self.by_load.contains(&self.rank(client, &own.held)),
+                "each has its rank"
+            );
+            (count, bytes) = (count + own.held.count, bytes + own.held.bytes);
+        }
+        assert_eq!((count, bytes), (self.count, self.bytes), "the sums are those of the clients");
+        let ranked = if self.by_client.len() > 1 { self.by_client.len() } else { 0 };
+        assert_eq!(self.by_load.len(), ranked, "two or more are ranked, one alone is not");
+    }
+
+    /// The same behind each change in debug builds, where little is held.
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.count as usize <= CHECKED_MAX {
+            self.invariants();
+        }
     }
 
     fn rank(&self, client: &ClientId, held: &Held) -> (u64, Reverse<u64>, ClientId) {

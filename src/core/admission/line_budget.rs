@@ -30,6 +30,7 @@ impl LineBudget {
     pub fn take(&mut self, now: Timestamp) -> Option<u64> {
         self.left = (self.left + now.since(self.since).as_secs_f64() * LINES_PER_S).min(LINES_BURST);
         self.since = now;
+        debug_assert!((0.0..=LINES_BURST).contains(&self.left), "{} of {LINES_BURST} lines", self.left);
         if self.left < 1.0 {
             self.suppressed += 1;
             return None;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::core::CHECKED_MAX;
 use crate::core::units::Timestamp;
 
 /// Askers whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
@@ -69,6 +70,9 @@ impl<K: Ord + Clone> RateLimiter<K> {
     }
 
     fn left_mut(&mut self, asker: &K, now: Timestamp) -> &mut f64 {
+        if cfg!(debug_assertions) && self.left.len() <= CHECKED_MAX {
+            self.invariants();
+        }
         let (burst, per_s) = (self.burst, self.per_s);
         let filled = |(left, since): (f64, Timestamp)| (left + now.since(since).as_secs_f64() * per_s).min(burst);
         if self.left.len() >= ASKERS_MAX && !self.left.contains_key(asker) {
@@ -80,6 +84,15 @@ impl<K: Ord + Clone> RateLimiter<K> {
         let bucket = self.left.entry(asker.clone()).or_insert((burst, now));
         *bucket = (filled(*bucket), now);
         &mut bucket.0
+    }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        assert!(self.left.len() <= ASKERS_MAX, "askers are bounded");
+        assert!(self.left.values().all(|(left, _)| *left <= self.burst), "no bucket has more than fits in");
     }
 
     /// Askers that are remembered.

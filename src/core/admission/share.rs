@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::core::CHECKED_MAX;
 use crate::core::id::ClientId;
 
 /// So much of something, held for clients.
@@ -49,7 +50,24 @@ impl Share {
             self.used += amount;
             *self.by_client.entry(client.clone()).or_default() += amount;
         }
+        self.check();
         fits
+    }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        assert_eq!(self.used, self.by_client.values().sum::<u64>(), "all that is held is held by somebody");
+        assert!(self.by_client.values().all(|held| *held > 0), "who holds nothing is forgotten");
+    }
+
+    /// The same behind each change in debug builds, where few hold anything.
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.by_client.len() <= CHECKED_MAX {
+            self.invariants();
+        }
     }
 
     /// Gives back what was taken.
@@ -61,6 +79,7 @@ impl Share {
         if *held == 0 {
             self.by_client.remove(client);
         }
+        self.check();
     }
 }
 

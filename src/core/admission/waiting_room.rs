@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::core::CHECKED_MAX;
 use crate::core::admission::share::Share;
 use crate::core::id::ClientId;
 
@@ -111,6 +112,7 @@ impl<L: Ord + Clone> WaitingRoom<L> {
             lane.turns.push_back(client.clone());
         }
         own.push_back(ticket);
+        self.check();
         Some(ticket)
     }
 
@@ -132,7 +134,9 @@ impl<L: Ord + Clone> WaitingRoom<L> {
             return None;
         }
         lane.turns.rotate_left(1); // It stays the first of its tenant's.
-        lane.next(false)
+        let next = lane.next(false);
+        self.check();
+        next
     }
 
     /// A waiter has gone: it got in, or does not want to any more. Whom to call next.
@@ -156,7 +160,39 @@ impl<L: Ord + Clone> WaitingRoom<L> {
         if lane.turns.is_empty() {
             self.lanes.remove(&name);
         }
+        self.check();
         next
+    }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        self.places.invariants();
+        assert_eq!(self.places.used(), self.tickets.len() as u64, "each ticket has its place");
+        let mut waiting = 0;
+        for lane in self.lanes.values() {
+            assert!(!lane.turns.is_empty(), "a lane without waiters is forgotten");
+            assert_eq!(lane.turns.len(), lane.waiters.len(), "each tenant has one turn");
+            for client in &lane.turns {
+                let own = lane.waiters.get(client).expect("who has a turn waits");
+                assert!(own.iter().is_sorted(), "of a tenant who came first is first");
+                let is_theirs = |ticket| self.tickets.get(ticket).is_some_and(|(_, whose)| whose == client);
+                assert!(!own.is_empty() && own.iter().all(is_theirs), "a ticket stands in its own lane");
+                waiting += own.len();
+            }
+            let called = lane.called.as_ref();
+            assert!(called.is_none_or(|ticket| self.tickets.contains_key(ticket)), "who was called waits still");
+        }
+        assert_eq!(waiting, self.tickets.len(), "every waiter stands in one lane");
+    }
+
+    /// The same behind each change in debug builds, where few wait.
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.tickets.len() <= CHECKED_MAX {
+            self.invariants();
+        }
     }
 }
 

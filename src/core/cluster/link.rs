@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::core::CHECKED_MAX;
 use crate::core::units::Timestamp;
 
 /// The bounds of a link.
@@ -134,6 +135,7 @@ impl<T> Link<T> {
         }
         self.waiting.push_back((bytes, message));
         self.waiting_bytes = total;
+        self.check();
         Ok(())
     }
 
@@ -150,6 +152,7 @@ impl<T> Link<T> {
         self.flying_bytes += bytes;
         self.sent += 1;
         self.note_sent(now);
+        self.check();
         Some((self.sent, message))
     }
 
@@ -180,6 +183,7 @@ impl<T> Link<T> {
             self.flying_bytes -= self.flying.pop_front().unwrap_or(0);
         }
         self.heard_at = now;
+        self.check();
         Ok(self.owed.0 > self.policy.window_bytes / 4 || self.owed.1 > self.policy.window_messages / 4)
     }
 
@@ -209,6 +213,31 @@ impl<T> Link<T> {
             silence if silence >= self.policy.dead_after => Liveness::Dead,
             silence if silence >= self.policy.suspect_after => Liveness::Suspect,
             _ => Liveness::Alive,
+        }
+    }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        let policy = &self.policy;
+        assert_eq!(self.waiting_bytes, self.waiting.iter().map(|(bytes, _)| bytes).sum::<usize>(), "what waits");
+        assert!(
+            self.waiting.len() <= policy.outbox_messages && self.waiting_bytes <= policy.outbox_bytes,
+            "the outbox"
+        );
+        assert_eq!(self.flying_bytes, self.flying.iter().sum::<usize>(), "what is under way");
+        assert!(self.flying.len() <= policy.window_messages, "the window, in messages");
+        assert!(self.flying.len() <= 1 || self.flying_bytes <= policy.window_bytes, "the window, in bytes");
+        assert!(self.flying.len() as u64 <= self.sent, "only what was sent is under way");
+        assert!(self.owed.1 as u64 <= self.received, "only what came is owed an acknowledgement");
+    }
+
+    /// The same behind each change in debug builds, where little waits.
+    fn check(&self) {
+        if cfg!(debug_assertions) && self.waiting.len() + self.flying.len() <= CHECKED_MAX {
+            self.invariants();
         }
     }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::core::device::xid::{XidEffect, xid};
 use crate::core::device::{DeviceSample, Observation};
-use crate::core::pool::restart::{Backoff, Decision, Excess, RestartHistory, RestartPolicy};
+use crate::core::pool::restart::{Backoff, Breaker, Decision, Excess, RestartHistory, RestartPolicy};
 use crate::core::units::Timestamp;
 
 /// The XID of memory errors that concern only the process that hit them.
@@ -143,6 +143,30 @@ impl Health {
 
     /// Takes up what was seen now.
     pub fn observe(&mut self, now: Timestamp, seen: &Observation) -> Change {
+        let was_usable = self.is_usable();
+        let change = self.apply(now, seen);
+        if cfg!(debug_assertions) {
+            self.invariants();
+            let is_usable = self.is_usable();
+            assert_eq!(matches!(change, Change::Down(_)), was_usable && !is_usable, "what goes out is told");
+            assert_eq!(change == Change::Up, !was_usable && is_usable, "what comes back is told");
+        }
+        change
+    }
+
+    /// Checks what must always hold. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        self.history.invariants();
+        assert!(self.late < LATE_MAX || !self.is_usable(), "one that does not answer is out");
+        assert!(self.condition != Condition::Late || self.late > 0, "who is late has been late");
+        let is_open = self.history.breaker() == Breaker::Open;
+        assert!(!is_open || !self.is_usable(), "behind an open breaker nothing is used");
+    }
+
+    fn apply(&mut self, now: Timestamp, seen: &Observation) -> Change {
         match seen {
             Observation::Sample(sample) => self.on_sample(now, sample),
             Observation::Late => {

@@ -123,6 +123,26 @@ impl RestartHistory {
 
     /// Decides about a child that died now. `roll` is any random number.
     pub fn on_exit(&mut self, now: Timestamp, roll: u64) -> Decision {
+        let decision = self.decide(now, roll);
+        if cfg!(debug_assertions) {
+            self.invariants();
+        }
+        decision
+    }
+
+    /// Checks what must always hold. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        assert!(self.recent.len() <= self.policy.intensity as usize, "no more restarts than the intensity allows");
+        assert!(self.recent.iter().is_sorted(), "restarts are kept in order");
+        let has_breaker = matches!(self.policy.excess, Excess::OpenBreaker(_));
+        assert!(has_breaker || self.breaker == Breaker::Closed, "who escalates has no breaker");
+        assert!(self.breaker != Breaker::Open || self.healthy_since.is_none(), "who is down is good for nothing");
+    }
+
+    fn decide(&mut self, now: Timestamp, roll: u64) -> Decision {
         if self.healthy_since.take().is_some_and(|since| now.since(since) >= self.policy.period) {
             self.failures_in_a_row = 0;
             self.breaker = Breaker::Closed;

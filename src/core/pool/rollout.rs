@@ -160,6 +160,29 @@ impl Rollout {
 
     /// Looks how the new side does; returns whether that changes anything.
     pub fn look(&mut self, now: Timestamp, side: &NewSide, wanted: &Objectives) -> bool {
+        let (share, has_changed) = (self.share(), self.decide(now, side, wanted));
+        if cfg!(debug_assertions) {
+            self.invariants();
+            let is_back = matches!(self.state, RolloutState::RolledBack { .. });
+            assert!(is_back || self.share() >= share, "the share of the new side rises, or everything goes back");
+        }
+        has_changed
+    }
+
+    /// Checks what must always hold. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        let step = match self.state {
+            RolloutState::Rolling { step } => step,
+            RolloutState::Done | RolloutState::RolledBack { .. } => 0,
+        };
+        assert!(step < self.spec.steps.len(), "there is such a step");
+        assert!(self.share() <= 100, "a share is of a hundred");
+    }
+
+    fn decide(&mut self, now: Timestamp, side: &NewSide, wanted: &Objectives) -> bool {
         let RolloutState::Rolling { step } = self.state else { return false };
         self.out_since = if side.takes_tasks { None } else { Some(self.out_since.unwrap_or(now)) };
         if self.out_since.is_some_and(|since| now.since(since) >= OUT_MAX) {

@@ -122,6 +122,19 @@ impl<E: Entry> SlotHeap<E> {
         self.entries[at] = entry;
         self.positions[entry.slot() as usize] = at as u32;
     }
+
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        for (at, entry) in self.entries.iter().enumerate() {
+            assert!(at == 0 || self.entries[(at - 1) / 2] <= *entry, "nobody comes before the one above it");
+            assert_eq!(self.positions[entry.slot() as usize], at as u32, "each entry is found where it is");
+        }
+        let known = self.positions.iter().filter(|position| **position != NOWHERE).count();
+        assert_eq!(known, self.entries.len(), "what is found is in it");
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +162,7 @@ mod tests {
                     heap.set((key, slot));
                     flat.push((key, slot));
                 }
+                heap.invariants();
                 prop_assert_eq!(heap.first(), flat.iter().min().copied());
                 prop_assert_eq!((heap.iter().count(), heap.contains(slot)), (flat.len(), key != 0));
             }

@@ -252,7 +252,9 @@ impl<T> Queue<T> {
             assert_eq!(waiting as usize, of_it, "a conversation counts its tasks");
             assert!(closed || waiting > 0, "one without a task is forgotten");
         }
+        self.gate.invariants();
         for class in Priority::ALL {
+            self.classes[class.index()].turns.invariants();
             for Candidate { time, slot, rank } in self.classes[class.index()].turns.iter() {
                 let account = accounts.account(slot);
                 assert_eq!((time, rank), (account.time[class.index()], account.rank), "turns follow the accounts");

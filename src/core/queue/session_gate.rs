@@ -135,6 +135,23 @@ impl Gate {
         self.next_or_forget(key)
     }
 
+    /// Checks what must always hold, by a full scan. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(in crate::core) fn invariants(&self) {
+        assert_eq!(self.sessions.len(), self.by_id.len(), "each conversation is found by its name");
+        for (key, session) in &self.sessions {
+            assert_eq!(self.by_id.get(&(session.client, session.id.clone())), Some(&(key as u32)));
+            assert!(session.closed || session.chain.head == NIL || session.let_go != NIL, "somebody lets the chain go");
+            assert_eq!(session.chain.head == NIL, session.chain.tail == NIL, "a chain has two ends or none");
+            assert!(
+                session.waiting > 0 || (session.let_go == NIL && session.chain.head == NIL),
+                "who waits is counted"
+            );
+        }
+    }
+
     fn next_or_forget(&mut self, key: u32) -> u32 {
         let session = &self.sessions[key as usize];
         if session.closed || session.let_go != NIL {

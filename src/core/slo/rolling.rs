@@ -57,6 +57,19 @@ impl Rolling {
             let _ = histogram.increment(micros); // Within the buckets, which reach beyond a day.
             *sum = sum.saturating_add(micros);
         }
+        if cfg!(debug_assertions) {
+            self.invariants();
+        }
+    }
+
+    /// Checks what must always hold. For tests and debug builds.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub(crate) fn invariants(&self) {
+        assert!(self.ring.iter().is_sorted_by(|(before, ..), (after, ..)| before < after), "slices are in order");
+        assert!(self.ring.len() as u64 <= self.slices, "no more slices than the window has");
+        assert!(self.ring.iter().all(|(_, _, sum)| *sum > 0), "no slice is empty");
     }
 
     /// Lets go of what has left the window.
