@@ -1,12 +1,12 @@
 //! Nodes: how they find each other worthy, what they say to each other, and how one runs what another has accepted.
 //!
-//! In reading order: [`identity`] is what a node is known by (`x509` is what is read from certificates), the roster who
-//! may link, [`hello`] what two nodes say to each other first, and [`door`] lets peers in and knocks at theirs.
-//! [`words`] is what is said on a link; the link actor says it, the members actor has one for each peer. A peer's pools
-//! are pools of this runtime (`shadows`), whose engine is the link (`remote_engine`); what a peer sends here is a guest
-//! (`guests`). Nodes are found by a name (`discovery`), tell each other where conversations are warm (`warm`), and keep
-//! away from some (`apart`). What is decided about a peer or a link is decided in
-//! [`core::node`](crate::core::cluster::node) and [`core::link`](crate::core::cluster::link).
+//! In reading order: [`transport`] has what a node is known by (`identity`, `x509`), what two nodes say to each other
+//! first (`handshake`) and how peers are let in (`acceptor`); `membership` has who may link (`roster`), how nodes are
+//! found by a name (`discovery`) and the members actor; [`link`] has what is said on a link (`protocol`) and the actor
+//! that says it. `sharing` has the rest: a peer's pools are pools of this runtime (`remote_pools`), whose engine is the
+//! link (`remote_engine`); what a peer sends here is an inbound attempt (`inbound`). Nodes tell each other where
+//! sessions are warm (`warm`), and keep away from some (`anti_affinity`). What is decided about a peer or a link is
+//! decided in [`core::cluster`](crate::core::cluster).
 
 pub mod link;
 mod membership;

@@ -188,7 +188,7 @@ fn the_document_and_the_pages_have_every_route_and_no_other() {
     let documented = paths.iter().flat_map(|(path, item)| {
         item.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
     });
-    assert_eq!(documented.collect::<BTreeSet<_>>(), served, "service/http/mod.rs lists what routes.rs serves");
+    assert_eq!(documented.collect::<BTreeSet<_>>(), served, "service/http/openapi.rs lists what routes.rs serves");
     let page = |path: &str| std::fs::read_to_string(crate::support::root().join(path)).unwrap();
     let access = page("docs/access.md");
     let rows = access.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());

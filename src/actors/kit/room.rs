@@ -1,4 +1,4 @@
-//! Those who wait until there is room for their task, and the words that call them. `core::waiting_room` says whose
+//! Those who wait until there is room for their task, and the words that call them. `core::admission::waiting_room` says whose
 //! turn it is.
 
 use std::collections::BTreeMap;

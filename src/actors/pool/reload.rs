@@ -1,5 +1,5 @@
 //! What a pool serves, and the reload that changes it (ORCH-3031): the facts, which outlive the pool's supervisor that
-//! acts on them. `core::reload` says which step is next.
+//! acts on them. `core::pool::reload` says which step is next.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
