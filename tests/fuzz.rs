@@ -122,23 +122,23 @@ fn envelope() -> Vec<u8> {
         identity: None,
     };
     let failed = AttemptEnd::Failed { code: ErrorCode::WorkerReset, message: "lost".into() };
-    let guest = AttemptId(1);
+    let attempt = AttemptId(1);
     let session = orchestrator_core::core::SessionId::parse("s").unwrap();
     let warm = WarmSession { pool: pool.clone(), client: client.clone(), session };
     let held = Held { running: 1, queued: 2, memory_bytes: 3 };
     let asked = Asked { client: client.clone(), tasks: 9, held };
     let words = vec![
         LinkMessage::Pools { cards: vec![card], zone: Some("z".into()), draining: false },
-        LinkMessage::Capacity(vec![PoolCapacity { pool: pool.clone(), guests: 3, is_full: false }]),
+        LinkMessage::Capacity(vec![PoolCapacity { pool: pool.clone(), attempts: 3, is_full: false }]),
         LinkMessage::Warm(vec![warm]),
-        LinkMessage::Run { guest, task: Box::new(AttemptTask::new(pool.clone(), &job)) },
-        LinkMessage::Queued(vec![guest]),
-        LinkMessage::Started(guest),
-        LinkMessage::Tokens { guest, texts: vec![" a".into(), " b".into()] },
-        LinkMessage::Credit { guest, tokens: 2, bytes: 4 },
-        LinkMessage::End { guest, end: AttemptEnd::Done { reason: FinishReason::Stop, tokens_in: 3 } },
-        LinkMessage::End { guest, end: failed },
-        LinkMessage::Cancel(guest),
+        LinkMessage::Run { attempt, task: Box::new(AttemptTask::new(pool.clone(), &job)) },
+        LinkMessage::Queued(vec![attempt]),
+        LinkMessage::Started(attempt),
+        LinkMessage::Tokens { attempt, texts: vec![" a".into(), " b".into()] },
+        LinkMessage::Credit { attempt, tokens: 2, bytes: 4 },
+        LinkMessage::End { attempt, end: AttemptEnd::Done { reason: FinishReason::Stop, tokens_in: 3 } },
+        LinkMessage::End { attempt, end: failed },
+        LinkMessage::Cancel(attempt),
         LinkMessage::Served(vec![ServedBy { pool, client: client.clone(), class: Priority::Batch, cost: -5 }]),
         LinkMessage::Demand { number: 2, heard: 1, asked: vec![asked] },
     ];

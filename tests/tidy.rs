@@ -145,6 +145,43 @@ fn prose_has_at_most_120_characters_in_a_line() {
 }
 
 /// The first page a newcomer reads, and the second.
+/// Pages that say where something is.
+const PAGES: [&str; 6] = ["docs", ".specs", "README.md", "ARCHITECTURE.md", "FAIRNESS.md", "CONTRIBUTING.md"];
+
+#[test]
+fn the_pages_name_source_files_that_exist() {
+    let root = crate::support::root();
+    let mut pages = Vec::new();
+    for page in PAGES {
+        let path = root.join(page);
+        let found = if path.is_dir() { markdown(&path) } else { vec![path] };
+        pages.extend(found.into_iter().filter(|page| !page.ends_with("glossary.md")));
+    }
+    let mut named = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for span in text.split('`').skip(1).step_by(2) {
+            let is_path = span.ends_with(".rs") && !span.contains(['{', ' ', '*']) && !span.contains("NAME");
+            if is_path && span.contains('/') {
+                named += 1;
+                let exists = ["", "src", "tests"].iter().any(|folder| root.join(folder).join(span).is_file());
+                assert!(exists, "{}: there is no {span}", page.display());
+            }
+        }
+    }
+    assert!(named > 100, "{named} paths were found");
+}
+
+fn markdown(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true => markdown(&path),
+            false => Some(path).filter(|path| path.extension().is_some_and(|kind| kind == "md")).into_iter().collect(),
+        })
+        .collect()
+}
+
 #[test]
 fn the_first_pages_are_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -87,8 +87,8 @@ impl Drop for NodeGuard {
         self.current.lock().kill();
         end_links(&self.shared);
         for peer in self.shared.peers.all() {
-            let shadows = std::mem::take(&mut *peer.shadows.lock());
-            shadows.values().for_each(|shadow| self.shared.orchestrator.remove_remote(&shadow.pool));
+            let remote_pools = std::mem::take(&mut *peer.remote_pools.lock());
+            remote_pools.values().for_each(|remote| self.shared.orchestrator.remove_remote(&remote.pool));
         }
     }
 }
@@ -234,7 +234,7 @@ fn peer_view(shared: &ClusterShared, peer: &PeerShared) -> PeerView {
                 bytes_in: figures.bytes_in.load(Relaxed),
                 bytes_out: figures.bytes_out.load(Relaxed),
                 lent: link.lent() as u64,
-                guests: link.guests.lock().len() as u64,
+                guests: link.attempts.lock().len() as u64,
                 pools: link.advertised.cards.lock().keys().cloned().collect(),
                 zone: zone.flatten(),
                 kept_out,

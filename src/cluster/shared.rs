@@ -115,7 +115,7 @@ pub(crate) struct PeerShared {
     /// Why there is no link now, as far as anybody knows.
     pub(crate) trouble: Mutex<Option<String>>,
     /// Its pools as pools of this runtime. Written by the members actor.
-    pub(crate) shadows: Mutex<BTreeMap<PoolId, RemotePoolEntry>>,
+    pub(crate) remote_pools: Mutex<BTreeMap<PoolId, RemotePoolEntry>>,
     /// Wakes who waits for a link.
     pub(crate) changed: tokio::sync::Notify,
 }
@@ -138,7 +138,7 @@ impl PeerShared {
             link: Mutex::new(None),
             links_made: AtomicU64::new(0),
             trouble: Mutex::new(None),
-            shadows: Mutex::default(),
+            remote_pools: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         }
     }
@@ -165,16 +165,16 @@ impl PeerShared {
         let link = self.link();
         let takes = |link: &&Arc<LinkShared>| !link.figures.is_suspect.load(Relaxed);
         let link = link.as_ref().filter(takes);
-        for (id, shadow) in &*self.shadows.lock() {
-            let slots = &shadow.pool.replicas[0].capacity.slots;
+        for (id, remote) in &*self.remote_pools.lock() {
+            let slots = &remote.pool.replicas[0].capacity.slots;
             let (at_once, most) = link.map_or((0, 0), |link| link.limit(id));
-            let (limit, has_changed) = (most.min(slots.total()), shadow.pool.set_at_once(at_once));
+            let (limit, has_changed) = (most.min(slots.total()), remote.pool.set_at_once(at_once));
             if slots.limit() != limit || has_changed {
                 slots.set_limit(limit);
-                shadow.pool.nudge_manager();
-                if shadow.pool.queued_remotely() > 0 {
-                    // A sibling may have a place for what turns out to wait there.
-                    shadow.pool.peers().filter(|sibling| sibling.is_idle()).for_each(|idle| idle.nudge_manager());
+                remote.pool.nudge_manager();
+                if remote.pool.queued_remotely() > 0 {
+                    // Another pool of the set may have a place for what turns out to wait there.
+                    remote.pool.peers().filter(|other| other.is_idle()).for_each(|idle| idle.nudge_manager());
                 }
             }
         }

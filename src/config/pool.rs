@@ -196,7 +196,7 @@ impl PoolConfig {
     }
 
     /// Whether the configuration makes the two pools one replica set, as far as it can know (ORCH-3007).
-    pub fn is_sibling_of(&self, other: &PoolConfig) -> bool {
+    pub fn is_peer_of(&self, other: &PoolConfig) -> bool {
         self.engine == other.engine && self.model_spec() == other.model_spec()
     }
 

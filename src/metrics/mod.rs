@@ -174,7 +174,7 @@ fn task_counters(encoder: &mut DescriptorEncoder<'_>, pools: &[PoolView]) -> fmt
     let evicted = pools.iter().map(|pool| (pool_labels(pool, &[("policy", &pool.full_policy)]), pool.evicted));
     counter(encoder, "tasks_evicted", "Waiting tasks that made room for others", evicted)?;
     let taken_over = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.taken_over));
-    counter(encoder, "tasks_taken_over", "Tasks of siblings' queues that ran here", taken_over)?;
+    counter(encoder, "tasks_taken_over", "Tasks of peers' queues that ran here", taken_over)?;
     let stalls = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.stalls));
     counter(encoder, "queue_stalls", "Times that tasks waited beside free slots for a second", stalls)?;
     let resumed = pools.iter().map(|pool| (pool_labels(pool, &[]), pool.resumed));

@@ -102,7 +102,7 @@ impl Orchestrator {
         let first_new = *next_number;
         let mut numbers = first_new;
         let mut serving: Vec<Arc<PoolShared>> = Vec::new();
-        let mut heirs: Vec<(Arc<PoolShared>, Option<Arc<PoolShared>>)> = Vec::new();
+        let mut successors: Vec<(Arc<PoolShared>, Option<Arc<PoolShared>>)> = Vec::new();
         for (row, (pool, factory)) in config.pools.iter().zip(factories).enumerate() {
             let known = now.serving.iter().find(|known| known.id.as_str() == pool.id);
             match known.filter(|_| !is_new(&pool.id)) {
@@ -113,19 +113,19 @@ impl Orchestrator {
                     let around = (runtime.env.clone(), runtime.devices.clone());
                     let fresh =
                         PoolShared::new((number, row), &resolved, around, factory).map_err(|error| vec![error])?;
-                    heirs.extend(known.map(|known| (known.clone(), Some(fresh.clone()))));
+                    successors.extend(known.map(|known| (known.clone(), Some(fresh.clone()))));
                     serving.push(fresh);
                 }
             }
         }
         serving.extend(now.serving.iter().filter(|pool| pool.is_remote()).cloned()); // Not of any configuration.
         let gone = now.serving.iter().filter(|pool| plan.removed.iter().any(|id| pool.id.as_str() == id));
-        heirs.extend(gone.map(|pool| (pool.clone(), None)));
+        successors.extend(gone.map(|pool| (pool.clone(), None)));
         begin_reloads(&config, &plan.reloaded, &now)?;
 
         // From here on nothing fails.
         *next_number = numbers;
-        let leaving = now.leaving.iter().chain(heirs.iter().map(|(pool, _)| pool)).cloned().collect();
+        let leaving = now.leaving.iter().chain(successors.iter().map(|(pool, _)| pool)).cloned().collect();
         runtime.pools.set(Table { serving, leaving });
         let remote = serving_places(&runtime.pools.table());
         runtime.gate.set_limit(places(&config) + remote);
@@ -135,8 +135,8 @@ impl Orchestrator {
         let (given, resolved) = (Arc::new(config), Arc::new(resolved.config));
         runtime.clients.update(&given);
         runtime.set_settings(Settings { given, resolved, generation: before.generation + 1 });
-        for (pool, heir) in heirs {
-            pool.leave(heir, first_new);
+        for (pool, successor) in successors {
+            pool.leave(successor, first_new);
         }
         runtime.actors.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
         for id in &plan.reloaded {

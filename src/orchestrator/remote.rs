@@ -61,11 +61,11 @@ impl Orchestrator {
         let next_number = runtime.pools.begin_change();
         let now = runtime.pools.table();
         let serving = now.serving.iter().filter(|other| !Arc::ptr_eq(other, pool)).cloned().collect();
-        let heir = pool.peers().find(|sibling| !sibling.is_leaving());
+        let successor = pool.peers().find(|peer| !peer.is_leaving());
         let leaving = now.leaving.iter().chain([pool]).cloned().collect();
         runtime.pools.set(Table { serving, leaving });
         self.count_places();
-        pool.leave(heir, *next_number);
+        pool.leave(successor, *next_number);
         runtime.actors.root.cast(RootMsg::PoolsChanged); // Nobody there: the next root starts all there are.
     }
 

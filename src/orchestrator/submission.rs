@@ -165,7 +165,7 @@ impl Orchestrator {
 
     /// The same for an attempt of another node's.
     #[cfg(feature = "cluster")]
-    pub(crate) async fn submit_guest(
+    pub(crate) async fn submit_inbound(
         &self,
         request: TaskRequest,
         note: impl FnOnce(TaskSeq),

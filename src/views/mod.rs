@@ -72,7 +72,7 @@ pub struct PoolView {
     pub evicted: u64,
     /// Tasks that the accounts hold as out: charged, and not ended yet. 0 when nothing runs.
     pub unsettled: usize,
-    /// Tasks of siblings' queues that ran here because this pool was idle.
+    /// Tasks of peers' queues that ran here because this pool was idle.
     pub taken_over: u64,
     /// Tasks that were cancelled because their readers were gone; also counted in `canceled`.
     pub deserted: u64,

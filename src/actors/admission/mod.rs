@@ -102,7 +102,7 @@ fn decide(runtime: &RuntimeShared, record: &TaskRecord) -> Result<Arc<PoolShared
     }
     let client = runtime.clients.get(&request.client_id);
     let is_inbound = record.is_inbound();
-    let client = if is_inbound { client.as_guest() } else { client };
+    let client = if is_inbound { client.for_inbound() } else { client };
     let policy = client.policy();
     // One allocation a task: the facts borrow from the pools and are as of now.
     let table = runtime.pools.table();

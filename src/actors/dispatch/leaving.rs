@@ -47,12 +47,12 @@ impl PoolShared {
 
     /// The pool that takes this task instead, if this one leaves.
     pub(in crate::actors) fn successor_for(&self, record: &TaskRecord) -> Option<&Arc<PoolShared>> {
-        let mut heir = self.life.successor.get()?;
+        let mut successor = self.life.successor.get()?;
         // A successor that was replaced too has nobody left to run anything.
-        while heir.is_leaving() {
-            heir = heir.life.successor.get()?;
+        while successor.is_leaving() {
+            successor = successor.life.successor.get()?;
         }
-        Some(heir).filter(|heir| heir.can_take_over(record))
+        Some(successor).filter(|successor| successor.can_take_over(record))
     }
 }
 
@@ -68,10 +68,10 @@ pub(in crate::actors) fn migrate_queue(state: &mut QueueState, accounts: &mut Ac
         for seq in state.queue.numbers() {
             let Some(record) = state.queue.get(seq).cloned() else { continue };
             let stays = record.session().is_some_and(|session| busy.contains(session)) && !pool.is_unavailable();
-            let Some(heir) = pool.successor_for(&record).filter(|_| !stays) else { continue };
+            let Some(successor) = pool.successor_for(&record).filter(|_| !stays) else { continue };
             state.queue.cancel(accounts, seq);
             state.forget_deadline(&record);
-            send_on(&record, heir);
+            send_on(&record, successor);
         }
     }
 }
@@ -83,15 +83,15 @@ pub(in crate::actors) fn migrate_one(
     record: &Arc<TaskRecord>,
 ) -> bool {
     let pool = state.pool.clone();
-    let Some(heir) = pool.successor_for(record) else { return false };
+    let Some(successor) = pool.successor_for(record) else { return false };
     state.queue.settle(accounts, record.seq, Served::Nothing);
-    send_on(record, heir);
+    send_on(record, successor);
     true
 }
 
-fn send_on(record: &Arc<TaskRecord>, heir: &Arc<PoolShared>) {
-    record.reroute(heir.clone());
-    heir.actors.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
+fn send_on(record: &Arc<TaskRecord>, successor: &Arc<PoolShared>) {
+    record.reroute(successor.clone());
+    successor.actors.queue.cast(QueueMsg::Return { record: record.clone() }); // Nobody there: its queue finds it in the ledger.
 }
 
 /// A pool has left. What came to it in its last moment goes on elsewhere, or ends.
@@ -99,7 +99,7 @@ pub(in crate::actors) fn sweep(runtime: &RuntimeShared, pool: &PoolShared) {
     for record in runtime.ledger.unfinished_in(pool.position) {
         match pool.successor_for(&record) {
             _ if record.phase() == Phase::Submitted => {} // Its message is lost, and its caller sends it again.
-            Some(heir) if record.phase() == Phase::Queued => send_on(&record, heir),
+            Some(successor) if record.phase() == Phase::Queued => send_on(&record, successor),
             _ => {
                 let text = format!("pool {} has left before the task could end", pool.id);
                 let terminal = Terminal::error(ErrorCode::PoolUnavailable, text);

@@ -1,4 +1,4 @@
-//! How tasks leave the queue actor: for its own slots, for those that an idle sibling lends, and to where their
+//! How tasks leave the queue actor: for its own slots, for those that an idle peer lends, and to where their
 //! conversations are warm.
 
 pub(in crate::actors) mod deadlines;
@@ -34,7 +34,7 @@ pub(in crate::actors) fn dispatch(state: &mut QueueState, accounts: &mut Account
     }
 }
 
-/// Sends tasks for slots of a sibling, which hears in any case how many of them were of no use.
+/// Sends tasks for slots of a peer, which hears in any case how many of them were of no use.
 pub(in crate::actors) fn on_lend(
     state: &mut QueueState,
     accounts: &mut Accounts,
@@ -105,7 +105,7 @@ impl CacheRedirect {
     ) -> Option<Arc<PoolShared>> {
         record.session()?; // Without a lock for all others.
         let name = record.warm_pool().filter(|name| *name != home.id && *name != runs_in.id)?;
-        let pool = home.peers().find(|sibling| sibling.id == name)?;
+        let pool = home.peers().find(|peer| peer.id == name)?;
         let sent = self.0.iter().find(|(other, _)| Arc::ptr_eq(other, &pool)).map_or(0, |(_, batch)| batch.len());
         let is_free = pool.is_idle() && pool.immediate_slots() as usize > sent;
         (is_free && record.may_use(&*pool) && record.send_to_warm()).then_some(pool)
@@ -126,11 +126,11 @@ impl CacheRedirect {
     }
 }
 
-/// Tells idle siblings that tasks wait here which they could run.
-pub(in crate::actors) fn call_siblings(state: &QueueState) {
+/// Tells idle peers that tasks wait here which they could run.
+pub(in crate::actors) fn call_peers(state: &QueueState) {
     if state.credit == 0 && state.pool.waiting.wanted.load(Relaxed) > 0 {
-        for sibling in state.pool.peers().filter(|sibling| sibling.is_idle()) {
-            sibling.nudge_manager();
+        for peer in state.pool.peers().filter(|peer| peer.is_idle()) {
+            peer.nudge_manager();
         }
     }
 }

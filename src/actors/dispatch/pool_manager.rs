@@ -32,7 +32,7 @@ pub(crate) struct PoolManagerState {
     pool: Arc<PoolShared>,
     /// Slots on offer to the queue, for which no task has come yet.
     offered: u32,
-    /// Slots that siblings were lent and have not answered for, by their positions.
+    /// Slots that peers were lent and have not answered for, by their positions.
     lent: BTreeMap<u16, u32>,
     /// Siblings that had no use for what they were lent; they are not asked again before something changes.
     declined_by: BTreeSet<u16>,
@@ -236,23 +236,23 @@ fn offer(state: &mut PoolManagerState) {
     }
 }
 
-/// Lends slots for which there is nothing to do here to siblings whose tasks wait: no slot idles beside a backlog.
+/// Lends slots for which there is nothing to do here to peers whose tasks wait: no slot idles beside a backlog.
 ///
-/// A sibling answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's
+/// A peer answers at once, with tasks or without, so nothing stays lent. What is lent is taken off the own queue's
 /// offer first; should a task come for it all the same, it finds no slot and goes back to its place.
 fn lend(state: &mut PoolManagerState) {
     if state.pool.waiting.wanted.load(Relaxed) > 0 || state.pool.intent() != Intent::Serve {
         return;
     }
     let mut spare = state.usable();
-    for sibling in state.pool.clone().peers() {
-        let slots = spare.min(sibling.waiting.wanted.load(Relaxed));
-        if slots == 0 || state.lent.contains_key(&sibling.position) || state.declined_by.contains(&sibling.position) {
+    for peer in state.pool.clone().peers() {
+        let slots = spare.min(peer.waiting.wanted.load(Relaxed));
+        if slots == 0 || state.lent.contains_key(&peer.position) || state.declined_by.contains(&peer.position) {
             continue;
         }
         revoke(state, slots.min(state.offered));
-        if sibling.actors.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
-            state.lent.insert(sibling.position, slots);
+        if peer.actors.queue.cast(QueueMsg::Lend { lender: state.pool.clone(), slots }) {
+            state.lent.insert(peer.position, slots);
             spare -= slots;
         }
     }
@@ -268,7 +268,7 @@ fn revoke(state: &mut PoolManagerState, slots: u32) {
     }
 }
 
-/// Recalls tasks of siblings that wait at other nodes, when there are places here for them now. No more are recalled
+/// Recalls tasks of peers that wait at other nodes, when there are places here for them now. No more are recalled
 /// before any of these has come here, or a second has passed; and for some time, when their queues then have no use for
 /// the places.
 fn recall(state: &mut PoolManagerState, spare: u32) {
@@ -277,15 +277,15 @@ fn recall(state: &mut PoolManagerState, spare: u32) {
     if places == 0 || !is_of_use || state.has_recalled || state.recalls_in > 0 {
         return;
     }
-    for sibling in state.pool.clone().peers().filter(|sibling| sibling.is_remote()) {
-        let recalled = sibling.recall(places);
+    for peer in state.pool.clone().peers().filter(|peer| peer.is_remote()) {
+        let recalled = peer.recall(places);
         state.has_recalled |= recalled > 0;
         places -= recalled;
     }
 }
 
 impl PoolManagerState {
-    /// Free slots that no sibling has been lent and that are not kept back.
+    /// Free slots that no peer has been lent and that are not kept back.
     fn usable(&self) -> u32 {
         self.pool.usable(self.lent.values().sum())
     }
@@ -308,7 +308,7 @@ fn publish_rate(state: &PoolManagerState) {
 /// Tells the supervisor once when a draining pool has nothing left to do.
 fn report_drained(state: &mut PoolManagerState) {
     let pool = &state.pool;
-    // What a sibling runs for this pool's queue, or is on its way, is not settled yet.
+    // What a peer runs for this pool's queue, or is on its way, is not settled yet.
     let empty = pool.depth_total() == 0 && pool.slots_used() == 0;
     let idle = pool.intent() == Intent::Drain && empty && pool.unsettled() == 0;
     if idle && !state.drained {

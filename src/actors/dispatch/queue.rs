@@ -17,7 +17,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use crate::actors::dispatch::deadlines::{arm, on_deadline_due};
 use crate::actors::dispatch::leaving::{migrate_one, migrate_queue};
 use crate::actors::dispatch::state::QueueState;
-use crate::actors::dispatch::{call_siblings, dispatch, on_lend};
+use crate::actors::dispatch::{call_peers, dispatch, on_lend};
 use crate::actors::pool::messages::{Accepted, QueueMsg, Submission, Verdict};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
@@ -106,7 +106,7 @@ impl Actor for QueueActor {
             state.runtime.gate.room.free();
         }
         if calls {
-            call_siblings(state);
+            call_peers(state);
         }
         let idles = wanted_before > 0
             && pool.waiting.wanted.load(Relaxed) == 0
@@ -171,9 +171,9 @@ fn on_enqueue(state: &mut QueueState, accounts: &mut Accounts, Submission { reco
             return;
         }
     }
-    if let Some(heir) = state.pool.successor_for(&record).cloned() {
-        record.reroute(heir.clone());
-        heir.actors.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
+    if let Some(successor) = state.pool.successor_for(&record).cloned() {
+        record.reroute(successor.clone());
+        successor.actors.queue.cast(QueueMsg::Enqueue(Submission { record, reply })); // Undelivered: the caller sends it again.
         return;
     }
     if state.pool.is_unavailable() {

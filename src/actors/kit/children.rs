@@ -1,8 +1,8 @@
 //! The one interpreter of the restart rule: each supervisor has a [`Children`] table and obeys its answers.
 //!
-//! Owns which children there are, which incarnation lives, and their restart records. `core::pool::restart` decides; this
-//! file connects its decisions with ractor's events. A supervisor never lets ractor's default act, which is to die with
-//! any child. Children are started left to right and stopped right to left.
+//! Owns which children there are, which incarnation lives, and their restart records. `core::pool::restart` decides;
+//! this file connects its decisions with ractor's events. A supervisor never lets ractor's default act, which is to die
+//! with any child. Children are started left to right and stopped right to left.
 
 use std::fmt::Debug;
 use std::future::Future;

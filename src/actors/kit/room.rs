@@ -1,5 +1,5 @@
-//! Those who wait until there is room for their task, and the words that call them. `core::admission::waiting_room` says whose
-//! turn it is.
+//! Those who wait until there is room for their task, and the words that call them. `core::admission::waiting_room`
+//! says whose turn it is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

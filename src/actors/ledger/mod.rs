@@ -252,7 +252,7 @@ fn settle(record: &TaskRecord, sealed: &SealedTask) {
     }
     pool.waiting.settlements.lock().push_back((record.seq, sealed.served));
     if pool.intent() != Intent::Serve {
-        pool.nudge_manager(); // A sibling may have run it: the drain may be complete.
+        pool.nudge_manager(); // A peer may have run it: the drain may be complete.
     }
     // Others learn from the next message; but one that waits for its conversation may be all that is there.
     if record.session().is_some() {

@@ -17,7 +17,7 @@ pub(crate) struct Counters {
     pub(crate) refused_full: AtomicU64,
     /// Waiting tasks that made room for others.
     pub(crate) evicted: AtomicU64,
-    /// Tasks of siblings' queues that were sent here because this pool was idle.
+    /// Tasks of peers' queues that were sent here because this pool was idle.
     pub(crate) taken_over: AtomicU64,
     /// Tasks that were cancelled because their readers were gone. Not counted in `canceled`.
     pub(crate) abandoned: AtomicU64,

@@ -1,4 +1,4 @@
-//! What the actors of a pool are told: below them, so that each may know the others' words and none its siblings.
+//! What the actors of a pool are told: below them, so that each may know the others' words and none the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,14 +45,14 @@ pub(crate) enum QueueMsg {
     Withdraw { seq: TaskSeq },
     /// Say where a task stands.
     Explain { seq: TaskSeq, reply: RpcReplyPort<Option<QueuePosition>> },
-    // ---- the pool's own actors, its siblings' pool managers, the ledger
+    // ---- the pool's own actors, its peers' pool managers, the ledger
     /// A task comes back to be run again, for its old place.
     Return { record: Arc<TaskRecord> },
     /// So many more slots are free.
     Offer { slots: u32 },
     /// So many of the slots on offer have gone elsewhere.
     Revoke { slots: u32 },
-    /// A sibling is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
+    /// A peer is idle: so many of its slots are free for tasks that wait here. Answered at once, with what there is.
     Lend { lender: Arc<dyn Home>, slots: u32 },
     /// A task of a conversation has ended: the next may go on.
     Settle,
@@ -75,7 +75,7 @@ pub(crate) enum QueueMsg {
 /// What a pool manager is told.
 #[cfg_attr(feature = "cluster", derive(ractor_cluster_derive::RactorMessage))]
 pub(crate) enum PoolManagerMsg {
-    /// Tasks for slots that were offered, or lent to a sibling.
+    /// Tasks for slots that were offered, or lent to a peer.
     Assign { batch: Vec<Assignment>, lent: Option<LoanReply> },
     /// It can be reached: offer everything anew.
     Begin,
@@ -83,19 +83,19 @@ pub(crate) enum PoolManagerMsg {
     Reconcile,
     /// A new queue: earlier offers are void.
     QueueReplaced,
-    /// A sibling has a new queue: what was lent to the old one is ours again.
+    /// A peer has a new queue: what was lent to the old one is ours again.
     SiblingReplaced { pool: u16 },
-    /// A sibling whose places were better has none any more that are of use.
+    /// A peer whose places were better has none any more that are of use.
     Reconsider,
     // ---- from itself
     /// A second has passed: is everything that could run on its way?
     StallCheck,
 }
 
-/// Slots that were lent to a sibling, which has answered: each was used for a task, or is ours again. None when it
+/// Slots that were lent to a peer, which has answered: each was used for a task, or is ours again. None when it
 /// sends by itself what is warm here.
 pub(crate) struct LoanReply {
-    /// The sibling's position.
+    /// The peer's position.
     pub(crate) by: u16,
     pub(crate) slots: u32,
 }

@@ -121,7 +121,7 @@ pub(crate) struct RemotePool {
 /// Whether a pool's places keep others' tasks from waiting at other nodes. A part of each pool.
 #[derive(Default)]
 pub(crate) struct LocalPreference {
-    /// A sibling keeps places back since this pool has better ones.
+    /// A peer keeps places back since this pool has better ones.
     pub(in crate::actors) withheld_for: AtomicBool,
     /// Its places were of no use to who waits. Written by its manager.
     pub(in crate::actors) declined: AtomicBool,

@@ -42,7 +42,7 @@ impl PoolShared {
     }
 
     /// Those of its free slots that may be used now, of which so many are lent: what would wait at its node is kept
-    /// back as long as a sibling has something better.
+    /// back as long as a peer has something better.
     pub(in crate::actors) fn usable(&self, lent: u32) -> u32 {
         let unlent = self.slots_free().saturating_sub(lent);
         if !self.is_remote() || unlent == 0 {
@@ -64,7 +64,7 @@ impl PoolShared {
         if at_once < unlent && self.peers().any(|other| is_better(&other)) { at_once } else { unlent }
     }
 
-    /// Tells siblings that have kept places back for this pool's when these are no better any more. For its manager,
+    /// Tells peers that have kept places back for this pool's when these are no better any more. For its manager,
     /// behind whatever it has done.
     pub(in crate::actors) fn release_withheld_slots(&self, declined: bool) {
         self.set.local_preference.declined.store(declined, Relaxed);
@@ -73,7 +73,7 @@ impl PoolShared {
             && (declined || !self.is_idle() || self.immediate_slots() == 0)
         {
             self.set.local_preference.withheld_for.store(false, SeqCst);
-            // Whoever is no sibling any more was one.
+            // Whoever is no peer any more was one.
             for other in self.others().filter(|other| other.is_remote()) {
                 other.actors.manager.cast(PoolManagerMsg::Reconsider); // Nobody there: the next manager offers everything anew.
             }

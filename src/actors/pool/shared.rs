@@ -217,7 +217,7 @@ impl PoolShared {
         self.others().filter(move |other| other.model.family.load(Relaxed) == family)
     }
 
-    /// Whether tasks wait in a sibling's queue that could use a slot.
+    /// Whether tasks wait in a peer's queue that could use a slot.
     pub(crate) fn is_wanted_by_peers(&self) -> bool {
         self.same_spec().any(|other| other.waiting.wanted.load(Relaxed) > 0)
     }

@@ -103,7 +103,7 @@ impl ClientShared {
     }
 
     /// The same client with the same weight, and nothing counted: for a task whose limits another node counts.
-    pub(crate) fn as_guest(&self) -> Arc<Self> {
+    pub(crate) fn for_inbound(&self) -> Arc<Self> {
         let weight = self.policy().weight;
         let policy = Policy { weight, pools: None, limits: Limits::default(), quotas: Quotas::default() };
         Self::new(Arc::new(policy), &Even::default())

@@ -53,7 +53,7 @@ impl TaskRecord {
     }
 
     /// Whether the task, having lost this attempt, has another one: by its own pool's rule, since it may have run in a
-    /// sibling.
+    /// peer.
     pub(crate) fn runs_again(&self) -> bool {
         let (attempts, tokens) = self.progress();
         let attempts = if seeded_bug!(NoAttemptBound) { 0 } else { attempts };

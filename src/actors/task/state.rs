@@ -54,7 +54,7 @@ pub(in crate::actors) struct Routing {
     pub(in crate::actors) is_inbound: bool,
     /// Where the task was routed to; `None` before that.
     pub(in crate::actors) route: Option<Route>,
-    /// The pool whose worker has the newest attempt: its own, or a sibling that was idle.
+    /// The pool whose worker has the newest attempt: its own, or a peer that was idle.
     pub(in crate::actors) runs_in: Option<Arc<dyn Home>>,
     /// The replica that served the task's session last.
     pub(in crate::actors) affinity: Option<Arc<ReplicaIdentity>>,

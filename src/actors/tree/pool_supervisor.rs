@@ -182,7 +182,7 @@ impl Supervisor for PoolSupervisorState {
                 // What came back between its look at the ledger and its address is found by a second look.
                 actor.cast(QueueMsg::Refill).map_err(|error| SpawnErr::StartupFailed(error.into()))?;
                 pool.actors.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
-                // Those that were siblings when they lent something, too.
+                // Those that were peers when they lent something, too.
                 for other in pool.others() {
                     other.actors.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
                 }

@@ -48,7 +48,8 @@ impl Drop for Attempts {
 }
 
 /// Measures the engine once a period, and reports it lost when it does not answer for long. Compares the engine's own
-/// view of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of a guest.
+/// view of its slots with ours: what computes without a task of ours is a leak, of ours, of the engine's or of somebody
+/// else.
 pub(crate) async fn measure(pool: &PoolShared, index: u16, engine: &dyn DynEngine, worker: ActorRef<WorkerMsg>) {
     let place = &pool.replicas[index as usize];
     let (mut missed, mut looks_busier) = (0, 0);

@@ -36,7 +36,7 @@ use crate::planted::seeded_bug;
 
 /// Longest time from the hand-over of a connection until the peer's link actor is known.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often guests that still wait are spoken of, so that their gateways know that nothing hangs.
+/// How often attempts that still wait are spoken of, so that their gateways know that nothing hangs.
 const WAITS_PERIOD: Duration = Duration::from_secs(1);
 
 /// All that the actor needs.
@@ -223,17 +223,17 @@ fn on_word(state: &mut LinkState, word: LinkMessage) -> Result<(), String> {
             link.set_limits(limits);
             state.peer.apply_limits();
         }
-        LinkMessage::Run { guest, task } => inbound::take_in(shared, link, guest, *task)?,
+        LinkMessage::Run { attempt, task } => inbound::take_in(shared, link, attempt, *task)?,
         LinkMessage::Queued(waiting) => {
-            for guest in waiting {
-                link.hear(guest, InboundEvent::Waits)?;
+            for attempt in waiting {
+                link.hear(attempt, InboundEvent::Waits)?;
             }
         }
-        LinkMessage::Started(guest) => link.hear(guest, InboundEvent::Begun)?,
-        LinkMessage::Tokens { guest, texts } => link.hear(guest, InboundEvent::Tokens(texts))?,
-        LinkMessage::End { guest, end } => link.hear(guest, InboundEvent::End(end))?,
-        LinkMessage::Credit { guest, tokens, bytes } => inbound::on_credit(link, guest, tokens, bytes),
-        LinkMessage::Cancel(guest) => inbound::stop(shared, link, guest),
+        LinkMessage::Started(attempt) => link.hear(attempt, InboundEvent::Begun)?,
+        LinkMessage::Tokens { attempt, texts } => link.hear(attempt, InboundEvent::Tokens(texts))?,
+        LinkMessage::End { attempt, end } => link.hear(attempt, InboundEvent::End(end))?,
+        LinkMessage::Credit { attempt, tokens, bytes } => inbound::on_credit(link, attempt, tokens, bytes),
+        LinkMessage::Cancel(attempt) => inbound::stop(shared, link, attempt),
         LinkMessage::Served(served) => served::take_in(&state.peer, &served),
         LinkMessage::Warm(warm) => warm::take_in(shared, &state.peer, warm)?,
         LinkMessage::Demand { number, heard, asked } => {

@@ -1,4 +1,4 @@
-//! What is shared around one link: what it is to say, the guests on both of its ends, and how it does.
+//! What is shared around one link: what it is to say, the attempts on both of its ends, and how it does.
 //!
 //! The link actor owns the connection; whoever has something to say puts it here and nudges it, so that all that is
 //! said while it is busy goes out together. A link is one life: when it is over it stays over, and everything on it is
@@ -21,7 +21,7 @@ use crate::orchestrator::fabric::Address;
 use crate::orchestrator::fabric::TaskRecord;
 use crate::planted::seeded_bug;
 
-/// What the gateway hears of a guest that it has sent.
+/// What the gateway hears of an attempt that it has sent.
 #[derive(Debug, PartialEq)]
 pub(crate) enum InboundEvent {
     /// The owner has it, and it waits there.
@@ -34,7 +34,7 @@ pub(crate) enum InboundEvent {
     End(AttemptEnd),
 }
 
-/// The gateway's side of a guest.
+/// The gateway's side of an attempt.
 #[derive(Default)]
 pub(crate) struct TokenReceiver {
     heard: Mutex<VecDeque<InboundEvent>>,
@@ -76,7 +76,7 @@ impl TokenReceiver {
             let unread = self.unread.fetch_add(texts.len() as u64, Relaxed) + texts.len() as u64;
             let before = self.unread_bytes.fetch_add(bytes as u64, Relaxed);
             if unread > CREDIT_TOKENS.into() || before >= CREDIT_BYTES.into() {
-                return Err(format!("{unread} tokens of one guest are under way, {CREDIT_TOKENS} are allowed"));
+                return Err(format!("{unread} tokens of one attempt are under way, {CREDIT_TOKENS} are allowed"));
             }
         }
         self.heard.lock().push_back(heard);
@@ -85,7 +85,7 @@ impl TokenReceiver {
     }
 }
 
-/// The owner's side of a guest.
+/// The owner's side of an attempt.
 pub(crate) struct InboundAttempt {
     pub(crate) pool: PoolId,
     /// Tokens and bytes that may still be sent.
@@ -152,7 +152,7 @@ pub(crate) struct LinkShared {
     /// Attempts of ours that run there.
     pub(crate) outbound: Outbound,
     /// Attempts of the peer's that run here, in the order of their numbers.
-    pub(crate) guests: Mutex<BTreeMap<AttemptId, Arc<InboundAttempt>>>,
+    pub(crate) attempts: Mutex<BTreeMap<AttemptId, Arc<InboundAttempt>>>,
     /// What the peer has said of itself.
     pub(crate) advertised: Advertised,
     /// What clients with limits asked of the peer in its last second.
@@ -171,7 +171,7 @@ pub(crate) struct Advertised {
     pub(crate) cards: Mutex<Arc<BTreeMap<PoolId, PoolAdvertisement>>>,
     /// Where the peer is; `None` before it has said so.
     pub(crate) zone: Mutex<Option<Option<String>>>,
-    /// How many guests of ours its pools take, as far as it has said.
+    /// How many attempts of ours its pools take, as far as it has said.
     limits: Mutex<BTreeMap<PoolId, AdvertisedCapacity>>,
     pub(crate) is_draining: AtomicBool,
 }
@@ -180,7 +180,7 @@ pub(crate) struct Advertised {
 pub(crate) struct Outbound {
     /// Attempts of ours that run there.
     ports: Mutex<BTreeMap<AttemptId, Arc<TokenReceiver>>>,
-    next_guest: AtomicU64,
+    next_attempt: AtomicU64,
     /// Attempts of ours that have begun there, by pool.
     begun: Mutex<BTreeMap<PoolId, u32>>,
 }
@@ -204,7 +204,7 @@ impl LinkShared {
             protocol,
             actor: Address::default(),
             outbox: Mutex::default(),
-            guests: Mutex::default(),
+            attempts: Mutex::default(),
             demand: Mutex::default(),
             must_say_limits: AtomicBool::new(false),
             changed: Notify::new(),
@@ -216,7 +216,7 @@ impl LinkShared {
                 limits: Mutex::default(),
                 is_draining: AtomicBool::new(false),
             },
-            outbound: Outbound { ports: Mutex::default(), next_guest: AtomicU64::new(1), begun: Mutex::default() },
+            outbound: Outbound { ports: Mutex::default(), next_attempt: AtomicU64::new(1), begun: Mutex::default() },
             secrets: LinkSecrets { token, peer_token },
         })
     }
@@ -259,36 +259,36 @@ impl LinkShared {
         self.changed.notify_waiters();
     }
 
-    /// A place for a guest that is about to be sent.
+    /// A place for an attempt that is about to be sent.
     pub(crate) fn lend(self: &Arc<Self>) -> Lent {
-        let guest = AttemptId(self.outbound.next_guest.fetch_add(1, Relaxed));
+        let attempt = AttemptId(self.outbound.next_attempt.fetch_add(1, Relaxed));
         let port = Arc::<TokenReceiver>::default();
-        self.outbound.ports.lock().insert(guest, port.clone());
-        Lent { link: self.clone(), guest, port, has_ended: false, begun_in: None }
+        self.outbound.ports.lock().insert(attempt, port.clone());
+        Lent { link: self.clone(), attempt, port, has_ended: false, begun_in: None }
     }
 
     /// Gives what was heard to the attempt that it is for. One that nobody waits for any more is dropped.
     ///
     /// # Errors
     /// The peer says more than it may.
-    pub(crate) fn hear(&self, guest: AttemptId, heard: InboundEvent) -> Result<(), String> {
+    pub(crate) fn hear(&self, attempt: AttemptId, heard: InboundEvent) -> Result<(), String> {
         let ports = self.outbound.ports.lock();
-        let port = ports.get(&guest).or(if seeded_bug!(LateGuest) { ports.values().next() } else { None }).cloned();
+        let port = ports.get(&attempt).or(if seeded_bug!(LateGuest) { ports.values().next() } else { None }).cloned();
         drop(ports);
         port.map_or(Ok(()), |port| port.put(heard))
     }
 
-    /// The peer has said how many guests of ours its pools take now.
+    /// The peer has said how many attempts of ours its pools take now.
     pub(crate) fn set_limits(&self, rooms: Vec<PoolCapacity>) {
         // Of the pools that it has announced: what a peer can make us remember has a bound.
         let cards = self.advertised.cards.lock().clone();
         let known = rooms.into_iter().filter(|room| cards.contains_key(&room.pool));
         let mut limits = self.advertised.limits.lock();
         limits.retain(|pool, _| cards.contains_key(pool));
-        limits.extend(known.map(|PoolCapacity { pool, guests, is_full }| {
-            let free = if is_full { 0 } else { guests };
+        limits.extend(known.map(|PoolCapacity { pool, attempts, is_full }| {
+            let free = if is_full { 0 } else { attempts };
             // A place that is left in a pool that takes nobody is nobody's.
-            (pool, AdvertisedCapacity { free, is_full: is_full || guests == 0, one_may_wait: guests > 0 })
+            (pool, AdvertisedCapacity { free, is_full: is_full || attempts == 0, one_may_wait: attempts > 0 })
         }));
     }
 
@@ -315,7 +315,7 @@ impl LinkShared {
 /// An attempt of ours that runs at the peer. Dropped before its end, it is stopped there.
 pub(crate) struct Lent {
     pub(crate) link: Arc<LinkShared>,
-    pub(crate) guest: AttemptId,
+    pub(crate) attempt: AttemptId,
     pub(crate) port: Arc<TokenReceiver>,
     pub(crate) has_ended: bool,
     /// The pool that has begun it.
@@ -342,7 +342,7 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.link.outbound.ports.lock().remove(&self.guest);
+        self.link.outbound.ports.lock().remove(&self.attempt);
         if let Some(pool) = &self.begun_in
             && let Some(begun) = self.link.outbound.begun.lock().get_mut(pool)
         {
@@ -354,7 +354,7 @@ impl Drop for Lent {
                 .for_each(|told| told.free = told.free.saturating_add(u32::from(!told.is_full)));
         }
         if !self.has_ended {
-            self.link.say(LinkMessage::Cancel(self.guest));
+            self.link.say(LinkMessage::Cancel(self.attempt));
         }
     }
 }

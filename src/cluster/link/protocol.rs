@@ -27,7 +27,7 @@ pub const ENVELOPE_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(crate) const ENVELOPE_BYTES_FULL: usize = 48 * 1024;
 /// Most pools that one node announces.
 pub const POOLS_MAX: usize = 256;
-/// Tokens of one guest that are sent and not taken up.
+/// Tokens of one attempt that are sent and not taken up.
 pub const CREDIT_TOKENS: u32 = 256;
 /// Their bytes; one token may exceed it.
 pub const CREDIT_BYTES: u32 = 256 * 1024;
@@ -89,44 +89,44 @@ pub enum LinkMessage {
         /// The node is being drained: it takes nothing new.
         draining: bool,
     },
-    /// How many guests of the receiver these pools take now.
+    /// How many attempts of the receiver these pools take now.
     Capacity(Vec<PoolCapacity>),
     /// The gateway asks the owner to run an attempt.
     Run {
         /// Its number: the epoch of the lease. Each attempt has its own, so that what comes late of an earlier one is
         /// nobody's.
-        guest: AttemptId,
+        attempt: AttemptId,
         /// What is to be run.
         task: Box<AttemptTask>,
     },
-    /// The owner has taken a guest in, or has it still: it waits there.
+    /// The owner has taken an attempt in, or has it still: it waits there.
     Queued(Vec<AttemptId>),
-    /// A worker of the owner has begun the guest.
+    /// A worker of the owner has begun the attempt.
     Started(AttemptId),
-    /// The guest's tokens, in their order.
+    /// The attempt's tokens, in their order.
     Tokens {
         /// Whose.
-        guest: AttemptId,
+        attempt: AttemptId,
         /// Their texts.
         texts: Vec<String>,
     },
     /// The gateway has taken up so many tokens, of so many bytes.
     Credit {
         /// Of whom.
-        guest: AttemptId,
+        attempt: AttemptId,
         /// Tokens.
         tokens: u32,
         /// Their bytes.
         bytes: u32,
     },
-    /// The guest has ended at the owner.
+    /// The attempt has ended at the owner.
     End {
         /// Which.
-        guest: AttemptId,
+        attempt: AttemptId,
         /// How.
         end: AttemptEnd,
     },
-    /// The gateway wants no more of a guest.
+    /// The gateway wants no more of an attempt.
     Cancel(AttemptId),
     /// What the sender's pools have served for clients of other gateways than the receiver, since it last said so.
     Served(Vec<ServedBy>),
@@ -153,7 +153,7 @@ impl LinkMessage {
             LinkMessage::Pools { cards, .. } => ("pools", cards.len(), POOLS_MAX),
             LinkMessage::Capacity(limits) => ("limits", limits.len(), POOLS_MAX),
             LinkMessage::Tokens { texts, .. } => ("tokens", texts.len(), CREDIT_TOKENS as usize),
-            LinkMessage::Queued(guests) => ("guests", guests.len(), LIST_MAX),
+            LinkMessage::Queued(attempts) => ("attempts", attempts.len(), LIST_MAX),
             LinkMessage::Served(served) => ("clients", served.len(), LIST_MAX),
             LinkMessage::Warm(sessions) => ("sessions", sessions.len(), LIST_MAX),
             LinkMessage::Demand { asked, .. } => ("clients", asked.len(), LIST_MAX),
@@ -176,7 +176,7 @@ impl LinkMessage {
             }
             LinkMessage::Pools { cards, .. } => cards.len() * 512 + FEW,
             LinkMessage::Capacity(limits) => limits.len() * 64 + FEW,
-            LinkMessage::Queued(guests) => guests.len() * 8 + FEW,
+            LinkMessage::Queued(attempts) => attempts.len() * 8 + FEW,
             LinkMessage::Served(served) => served.len() * 96 + FEW,
             LinkMessage::Warm(sessions) => sessions.len() * 128 + FEW,
             LinkMessage::Demand { asked, .. } => asked.len() * 128 + FEW,
@@ -210,13 +210,13 @@ pub struct PoolAdvertisement {
     pub identity: Option<AdvertisedIdentity>,
 }
 
-/// How many guests a pool takes now.
+/// How many attempts a pool takes now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCapacity {
     /// The pool.
     pub pool: PoolId,
     /// How many of the receiver may wait, beyond those that have begun.
-    pub guests: u32,
+    pub attempts: u32,
     /// They would wait: every place is taken.
     pub is_full: bool,
 }
@@ -232,7 +232,7 @@ pub struct AdvertisedIdentity {
     pub ctx: u32,
 }
 
-/// A task as a guest: what an engine needs of it, and what the owner's order needs.
+/// A task as an attempt: what an engine needs of it, and what the owner's order needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttemptTask {
     /// The pool that is asked.
@@ -268,7 +268,7 @@ pub struct AttemptTask {
 }
 
 impl AttemptTask {
-    /// A gateway's task as a guest of this pool.
+    /// A gateway's task as an attempt of this pool.
     pub fn new(pool: PoolId, job: &Job<'_>) -> Self {
         let request = job.request;
         AttemptTask {
@@ -290,7 +290,7 @@ impl AttemptTask {
         }
     }
 
-    /// The guest as the owner's own runtime takes it. A lost attempt ends it: its gateway decides what follows.
+    /// The attempt as the owner's own runtime takes it. A lost attempt ends it: its gateway decides what follows.
     ///
     /// # Errors
     /// One line: a name in it is none.
@@ -344,7 +344,7 @@ impl From<AttemptSampling> for Sampling {
     }
 }
 
-/// How a guest ended at its owner.
+/// How an attempt ended at its owner.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum AttemptEnd {
     /// Its engine ended it.

@@ -131,8 +131,8 @@ pub(in crate::cluster) fn forget(state: &MembersState) {
             continue;
         }
         tracing::info!(peer = %peer.name, "a node that is gone is forgotten");
-        let shadows = std::mem::take(&mut *peer.shadows.lock());
-        shadows.values().for_each(|shadow| shared.orchestrator.remove_remote(&shadow.pool));
+        let remote_pools = std::mem::take(&mut *peer.remote_pools.lock());
+        remote_pools.values().for_each(|remote| shared.orchestrator.remove_remote(&remote.pool));
         shared.peers.forget(&peer.name);
     }
 }

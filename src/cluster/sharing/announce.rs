@@ -1,6 +1,6 @@
-//! What a node tells its peers of its pools: what they are, and how many guests of each peer they take now.
+//! What a node tells its peers of its pools: what they are, and how many attempts of each peer they take now.
 //!
-//! A pool with free places takes that many. One without takes one guest of each gateway beyond those that have begun,
+//! A pool with free places takes that many. One without takes one attempt of each gateway beyond those that have begun,
 //! so that each gateway's most deserving task waits in the pool's own order: which of them is next is decided there,
 //! and nowhere else.
 //!
@@ -15,7 +15,7 @@ use crate::cluster::link::protocol::{AdvertisedIdentity, LinkMessage, POOLS_MAX,
 use crate::cluster::shared::ClusterShared;
 use crate::cluster::sharing::anti_affinity::rejects_peer;
 use crate::cluster::sharing::inbound;
-use crate::core::admission::offers::{Offer, guests_allowed, would_wait};
+use crate::core::admission::offers::{Offer, attempts_allowed, would_wait};
 use crate::core::id::PoolId;
 use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::model::ModelSpec;
@@ -54,8 +54,8 @@ pub(in crate::cluster) fn announce(shared: &Arc<ClusterShared>, link: &Arc<LinkS
             waiting: pool.depth_total(),
             has_room: Priority::ALL.into_iter().any(|class| pool.has_room(class)),
         };
-        let guests = if is_open { guests_allowed(offer) } else { 0 };
-        PoolCapacity { pool: pool.id.clone(), guests, is_full: would_wait(offer) }
+        let attempts = if is_open { attempts_allowed(offer) } else { 0 };
+        PoolCapacity { pool: pool.id.clone(), attempts, is_full: would_wait(offer) }
     };
     if link.must_say_limits.swap(false, Relaxed) {
         announced.limits.clear();

@@ -1,6 +1,6 @@
 //! Anti-affinity over nodes: which pools have nothing to do with which nodes, by their names and their zones.
 //!
-//! It holds on both sides. A pool that keeps away from a node is not announced to it and takes no guest of it; and of
+//! It holds on both sides. A pool that keeps away from a node is not announced to it and takes no attempt of it; and of
 //! that node no pool is used here that serves a model of such a pool, so that none of its tasks can get there. A node
 //! whose zone is not known yet might be in any.
 //!

@@ -1,5 +1,5 @@
 //! Guests: attempts that other nodes' gateways have sent here. Each is a task of this runtime, in the one order of its
-//! pool, whose tokens go back over the link. A guest lives under its link's lease: when the link is over, or its
+//! pool, whose tokens go back over the link. An attempt lives under its link's lease: when the link is over, or its
 //! gateway is silent, it is stopped.
 //!
 //! Spec: ORCH-3007, ORCH-3026.
@@ -28,10 +28,10 @@ use crate::orchestrator::fabric::TaskStream;
 use crate::orchestrator::fabric::{End, EventRef};
 use crate::planted::seeded_bug;
 
-/// Most guests of one link: more than any peer has slots for here.
-const GUESTS_MAX: usize = 16_384;
+/// Most attempts of one link: more than any peer has slots for here.
+const INBOUND_MAX: usize = 16_384;
 
-/// Takes a guest in, or says why not.
+/// Takes an attempt in, or says why not.
 ///
 /// # Errors
 /// The peer gives a number twice, or sends far more than it may.
@@ -41,7 +41,7 @@ pub(crate) fn take_in(
     number: AttemptId,
     task: AttemptTask,
 ) -> Result<(), String> {
-    let guest = Arc::new(InboundAttempt {
+    let attempt = Arc::new(InboundAttempt {
         pool: task.pool.clone(),
         credit: Mutex::new((CREDIT_TOKENS, CREDIT_BYTES)),
         more_credit: Notify::new(),
@@ -49,104 +49,104 @@ pub(crate) fn take_in(
         is_stopped: AtomicBool::new(false),
     });
     {
-        let mut guests = link.guests.lock();
-        if guests.len() >= GUESTS_MAX {
-            return Err(format!("{GUESTS_MAX} guests are enough"));
+        let mut attempts = link.attempts.lock();
+        if attempts.len() >= INBOUND_MAX {
+            return Err(format!("{INBOUND_MAX} attempts are enough"));
         }
-        if guests.insert(number, guest.clone()).is_some() {
-            return Err(format!("guest {} came twice", number.0));
+        if attempts.insert(number, attempt.clone()).is_some() {
+            return Err(format!("attempt {} came twice", number.0));
         }
     }
     shared.inbound.guests_taken.fetch_add(1, Relaxed);
-    let courier = TokenForwarder { shared: shared.clone(), link: link.clone(), number, guest };
-    // Not aborted by anybody: it ends with its task, which ends with the guest, which ends with the link.
-    drop(tokio::spawn(async move { courier.carry(task).await }));
+    let forwarder = TokenForwarder { shared: shared.clone(), link: link.clone(), number, attempt };
+    // Not aborted by anybody: it ends with its task, which ends with the attempt, which ends with the link.
+    drop(tokio::spawn(async move { forwarder.carry(task).await }));
     Ok(())
 }
 
 /// The gateway has taken up tokens.
 pub(crate) fn on_credit(link: &LinkShared, number: AttemptId, tokens: u32, bytes: u32) {
-    let guest = link.guests.lock().get(&number).cloned();
-    if let Some(guest) = guest.filter(|_| !seeded_bug!(ForgetCredit)) {
-        let mut credit = guest.credit.lock();
+    let attempt = link.attempts.lock().get(&number).cloned();
+    if let Some(attempt) = attempt.filter(|_| !seeded_bug!(ForgetCredit)) {
+        let mut credit = attempt.credit.lock();
         *credit =
             (credit.0.saturating_add(tokens).min(CREDIT_TOKENS), credit.1.saturating_add(bytes).min(CREDIT_BYTES));
         drop(credit);
-        guest.more_credit.notify_waiters();
+        attempt.more_credit.notify_waiters();
     }
 }
 
-/// The gateway wants no more of a guest.
+/// The gateway wants no more of an attempt.
 pub(crate) fn stop(shared: &ClusterShared, link: &LinkShared, number: AttemptId) {
-    let guest = link.guests.lock().remove(&number);
+    let attempt = link.attempts.lock().remove(&number);
     link.must_say_limits.store(true, Relaxed);
-    if let Some(guest) = guest.filter(|_| !seeded_bug!(RunStopped)) {
-        end(shared, &guest);
+    if let Some(attempt) = attempt.filter(|_| !seeded_bug!(RunStopped)) {
+        end(shared, &attempt);
     }
 }
 
-/// Stops every guest of a link, and says so.
+/// Stops every attempt of a link, and says so.
 pub(crate) fn stop_all(shared: &ClusterShared, link: &LinkShared, why: &str) {
     if seeded_bug!(KeepLease) {
         return;
     }
-    let guests = std::mem::take(&mut *link.guests.lock());
-    if guests.is_empty() {
+    let attempts = std::mem::take(&mut *link.attempts.lock());
+    if attempts.is_empty() {
         return;
     }
-    tracing::warn!(peer = %link.peer, guests = guests.len(), %why, "a gateway's attempts are stopped");
-    for (guest, entry) in guests {
+    tracing::warn!(peer = %link.peer, attempts = attempts.len(), %why, "a gateway's attempts are stopped");
+    for (attempt, entry) in attempts {
         shared.inbound.leases_expired.fetch_add(1, Relaxed);
         end(shared, &entry);
         let end = AttemptEnd::Failed { code: ErrorCode::WorkerReset, message: why.into() };
-        link.say(LinkMessage::End { guest, end });
+        link.say(LinkMessage::End { attempt, end });
     }
 }
 
-/// Stops the guests in pools that keep away from their gateway: the law may be younger than they.
+/// Stops the attempts in pools that keep away from their gateway: the law may be younger than they.
 pub(crate) fn stop_closed(shared: &ClusterShared, link: &LinkShared) {
-    let mut guests = link.guests.lock();
-    let pools: BTreeSet<PoolId> = guests.values().map(|guest| guest.pool.clone()).collect();
+    let mut attempts = link.attempts.lock();
+    let pools: BTreeSet<PoolId> = attempts.values().map(|attempt| attempt.pool.clone()).collect();
     let closed: Vec<PoolId> = pools.into_iter().filter(|pool| is_closed_to(shared, pool, link)).collect();
-    let is_closed = |guest: &InboundAttempt| closed.contains(&guest.pool);
+    let is_closed = |attempt: &InboundAttempt| closed.contains(&attempt.pool);
     let leaving: Vec<AttemptId> =
-        guests.iter().filter(|(_, guest)| is_closed(guest)).map(|(number, _)| *number).collect();
-    let leaving: Vec<_> = leaving.into_iter().filter_map(|number| Some((number, guests.remove(&number)?))).collect();
-    drop(guests);
-    for (guest, entry) in leaving {
+        attempts.iter().filter(|(_, attempt)| is_closed(attempt)).map(|(number, _)| *number).collect();
+    let leaving: Vec<_> = leaving.into_iter().filter_map(|number| Some((number, attempts.remove(&number)?))).collect();
+    drop(attempts);
+    for (attempt, entry) in leaving {
         end(shared, &entry);
         let message = format!("pool {} keeps away from this node", entry.pool);
-        link.say(LinkMessage::End { guest, end: failed(ErrorCode::PoolUnavailable, message) });
+        link.say(LinkMessage::End { attempt, end: failed(ErrorCode::PoolUnavailable, message) });
     }
 }
 
-fn end(shared: &ClusterShared, guest: &InboundAttempt) {
-    guest.is_stopped.store(true, SeqCst);
+fn end(shared: &ClusterShared, attempt: &InboundAttempt) {
+    attempt.is_stopped.store(true, SeqCst);
     // Whoever comes first finds the other: the record is noted before the look at `is_stopped`.
-    let record = guest.record.lock().clone();
+    let record = attempt.record.lock().clone();
     if let Some(record) = record {
         shared.orchestrator.cancel_record(&record);
     }
-    guest.more_credit.notify_waiters();
+    attempt.more_credit.notify_waiters();
 }
 
-/// Speaks of the guests that have not begun, and of those that have made progress since, with a token or without: their
-/// gateways count time by what they hear.
+/// Speaks of the attempts that have not begun, and of those that have made progress since, with a token or without:
+/// their gateways count time by what they hear.
 pub(crate) fn say_who_waits(link: &LinkShared, since: Timestamp) {
-    let waits = |guest: &InboundAttempt| {
-        let record = guest.record.lock();
+    let waits = |attempt: &InboundAttempt| {
+        let record = attempt.record.lock();
         record.as_ref().is_none_or(|record| {
             matches!(record.phase(), Phase::Submitted | Phase::Queued | Phase::Assigned) || record.progress_at() > since
         })
     };
     let waiting: Vec<AttemptId> =
-        link.guests.lock().iter().filter(|(_, guest)| waits(guest)).map(|(number, _)| *number).collect();
+        link.attempts.lock().iter().filter(|(_, attempt)| waits(attempt)).map(|(number, _)| *number).collect();
     if !waiting.is_empty() {
         link.say(LinkMessage::Queued(waiting));
     }
 }
 
-/// Counts a guest as long as its task may compute.
+/// Counts an attempt as long as its task may compute.
 struct Open<'a>(&'a ClusterShared);
 
 impl<'a> Open<'a> {
@@ -162,18 +162,18 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Brings a guest's tokens on their way.
+/// Brings an attempt's tokens on their way.
 struct TokenForwarder {
     shared: Arc<ClusterShared>,
     link: Arc<LinkShared>,
     number: AttemptId,
-    guest: Arc<InboundAttempt>,
+    attempt: Arc<InboundAttempt>,
 }
 
 impl TokenForwarder {
     async fn submit(&self, request: TaskRequest) -> Result<Submitted, TaskError> {
-        let note = |seq| self.shared.served.note_guest(seq, self.link.peer.clone());
-        self.shared.orchestrator.submit_guest(request, note).await
+        let note = |seq| self.shared.served.note_inbound(seq, self.link.peer.clone());
+        self.shared.orchestrator.submit_inbound(request, note).await
     }
 
     async fn carry(self, task: AttemptTask) {
@@ -181,22 +181,22 @@ impl TokenForwarder {
         let _open = Open::new(&self.shared);
         let end = match task.request() {
             Err(message) => failed(ErrorCode::InvalidParams, message),
-            Ok(_) if is_closed_to(&self.shared, &self.guest.pool, &self.link) => {
-                failed(ErrorCode::PoolUnavailable, format!("pool {} keeps away from this node", self.guest.pool))
+            Ok(_) if is_closed_to(&self.shared, &self.attempt.pool, &self.link) => {
+                failed(ErrorCode::PoolUnavailable, format!("pool {} keeps away from this node", self.attempt.pool))
             }
             Ok(_) if self.shared.is_draining() => failed(ErrorCode::PoolUnavailable, "the node is drained"),
             Ok(request) => match self.submit(request).await {
                 Err(error) => {
                     // What it was told of free places is not so any more.
-                    let room = PoolCapacity { pool: self.guest.pool.clone(), guests: 0, is_full: true };
+                    let room = PoolCapacity { pool: self.attempt.pool.clone(), attempts: 0, is_full: true };
                     self.link.say(LinkMessage::Capacity(vec![room]));
                     self.link.must_say_limits.store(true, Relaxed);
                     failed(error.code, error.message)
                 }
                 Ok(submitted) => {
-                    tracing::debug!(task_id = %name, as_task = %submitted.task_id, peer = %self.link.peer, "a guest");
-                    *self.guest.record.lock() = Some(submitted.record().clone());
-                    if self.guest.is_stopped.load(SeqCst) {
+                    tracing::debug!(task_id = %name, as_task = %submitted.task_id, peer = %self.link.peer, "an attempt");
+                    *self.attempt.record.lock() = Some(submitted.record().clone());
+                    if self.attempt.is_stopped.load(SeqCst) {
                         self.shared.orchestrator.cancel_record(submitted.record());
                     }
                     self.link.say(LinkMessage::Queued(vec![self.number]));
@@ -204,12 +204,12 @@ impl TokenForwarder {
                 }
             },
         };
-        // Whoever takes the guest out says its end.
-        if self.link.guests.lock().remove(&self.number).is_some() {
+        // Whoever takes the attempt out says its end.
+        if self.link.attempts.lock().remove(&self.number).is_some() {
             if !matches!(end, AttemptEnd::Done { .. }) {
                 self.shared.inbound.guests_lost.fetch_add(1, Relaxed);
             }
-            self.link.say(LinkMessage::End { guest: self.number, end });
+            self.link.say(LinkMessage::End { attempt: self.number, end });
             self.link.must_say_limits.store(true, Relaxed);
         }
     }
@@ -245,21 +245,21 @@ impl TokenForwarder {
         let (mut batch, mut size) = (Vec::new(), 0);
         for text in texts {
             let bytes = text.len() as u32;
-            let mut credit = self.guest.credit.lock();
+            let mut credit = self.attempt.credit.lock();
             *credit = (credit.0.saturating_sub(1), credit.1.saturating_sub(bytes));
             drop(credit);
             if size + text.len() > ENVELOPE_BYTES_FULL && !batch.is_empty() {
-                self.link.say(LinkMessage::Tokens { guest: self.number, texts: std::mem::take(&mut batch) });
+                self.link.say(LinkMessage::Tokens { attempt: self.number, texts: std::mem::take(&mut batch) });
                 size = 0;
             }
             size += text.len();
             batch.push(text);
         }
         if seeded_bug!(SayTwice) {
-            self.link.say(LinkMessage::Tokens { guest: self.number, texts: batch.clone() });
+            self.link.say(LinkMessage::Tokens { attempt: self.number, texts: batch.clone() });
         }
         if !batch.is_empty() && !seeded_bug!(LoseTokens) {
-            self.link.say(LinkMessage::Tokens { guest: self.number, texts: batch });
+            self.link.say(LinkMessage::Tokens { attempt: self.number, texts: batch });
         }
     }
 
@@ -267,11 +267,11 @@ impl TokenForwarder {
     /// last ones may exceed the credit.
     async fn until_credit(&self) -> u32 {
         loop {
-            let more = self.guest.more_credit.notified();
+            let more = self.attempt.more_credit.notified();
             tokio::pin!(more);
             more.as_mut().enable(); // Before the look, so that no credit is missed.
-            let credit = *self.guest.credit.lock();
-            let is_over = self.link.is_over() || self.guest.is_stopped.load(SeqCst);
+            let credit = *self.attempt.credit.lock();
+            let is_over = self.link.is_over() || self.attempt.is_stopped.load(SeqCst);
             if credit.0 > 0 && credit.1 > 0 || is_over {
                 return credit.0.max(1);
             }

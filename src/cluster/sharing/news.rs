@@ -10,7 +10,7 @@ use crate::core::task::Priority;
 use crate::orchestrator::fabric::SessionLocation;
 
 /// Guests whose gateways are remembered, the youngest: more than can be out at once.
-const GUESTS_MAX: usize = 65_536;
+const INBOUND_MAX: usize = 65_536;
 
 /// What is to be told, and to whom.
 #[derive(Default)]
@@ -18,18 +18,18 @@ pub(crate) struct ServedNews(pub(in crate::cluster) Mutex<News>);
 
 #[derive(Default)]
 pub(in crate::cluster) struct News {
-    /// Where guests came from.
+    /// Where attempts came from.
     pub(in crate::cluster) gateways: BTreeMap<TaskSeq, NodeName>,
     /// For each node that is linked, by pool, client and class.
     pub(in crate::cluster) due: BTreeMap<NodeName, BTreeMap<(PoolId, ClientId, Priority), i64>>,
 }
 
 impl ServedNews {
-    /// A guest of this gateway is about to come to its queue.
-    pub(crate) fn note_guest(&self, seq: TaskSeq, gateway: NodeName) {
+    /// An attempt of this gateway is about to come to its queue.
+    pub(crate) fn note_inbound(&self, seq: TaskSeq, gateway: NodeName) {
         let mut news = self.0.lock();
         news.gateways.insert(seq, gateway);
-        if news.gateways.len() > GUESTS_MAX {
+        if news.gateways.len() > INBOUND_MAX {
             news.gateways.pop_first();
         }
     }

@@ -18,7 +18,7 @@ use crate::core::task::error::ErrorCode;
 use crate::core::units::Tokens;
 use crate::gpu::engine::{Engine, EngineError, EngineInfo, Finish, Job, Telemetry, TokenOutput};
 
-/// Longest wait for an owner's first word about a guest. On a link that lives it comes at once.
+/// Longest wait for an owner's first word about an attempt. On a link that lives it comes at once.
 const TAKEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of an envelope that a task's texts must leave free.
 const ENVELOPE_SPARE: usize = 64 * 1024;
@@ -96,9 +96,9 @@ impl Engine for RemoteEngine {
         let _behind = ApplyLimits(&self.peer);
         let mut lent = link.lend();
         let task = Box::new(AttemptTask::new(self.pool.clone(), &job));
-        link.say(LinkMessage::Run { guest: lent.guest, task });
+        link.say(LinkMessage::Run { attempt: lent.attempt, task });
         let mut given = 0_u32;
-        let pool = self.peer.shadows.lock().get(&self.pool).map(|shadow| shadow.pool.clone());
+        let pool = self.peer.remote_pools.lock().get(&self.pool).map(|remote| remote.pool.clone());
         let mut heard = timeout(TAKEN_TIMEOUT, lent.port.next(&link)).await;
         let mut has_begun = false;
         loop {
@@ -124,7 +124,7 @@ impl Engine for RemoteEngine {
                         out.push(&text)?;
                     }
                     given = given.saturating_add(tokens);
-                    link.say(LinkMessage::Credit { guest: lent.guest, tokens, bytes });
+                    link.say(LinkMessage::Credit { attempt: lent.attempt, tokens, bytes });
                 }
                 Ok(Some(InboundEvent::End(end))) => {
                     lent.has_ended = true;
@@ -165,10 +165,10 @@ impl Engine for RemoteEngine {
     }
 }
 
-/// What an owner's end of a guest is for its gateway. Whatever is not the task's own fault may be tried elsewhere.
+/// What an owner's end of an attempt is for its gateway. Whatever is not the task's own fault may be tried elsewhere.
 fn finish(end: AttemptEnd) -> Result<Finish, EngineError> {
     match end {
-        // We did not stop it: somebody there did, who knows of the guest only.
+        // We did not stop it: somebody there did, who knows of the attempt only.
         AttemptEnd::Done { reason: FinishReason::Canceled, .. } => {
             Err(EngineError::Lost("it was cancelled at its owner".into()))
         }

@@ -1,8 +1,8 @@
 //! Other nodes' pools as pools of this runtime: made when a node announces them, replaced when they become others, gone
 //! when they go.
 //!
-//! A shadow is a pool like any other: admission, order, placement, supervision and resume need not know. Its engine is
-//! the link.
+//! A remote pool is a pool like any other: admission, order, placement, supervision and resume need not know. Its
+//! engine is the link.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::gpu::dyn_engine::{DynEngine, EngineFactory};
 use crate::gpu::engine::EngineContext;
 
 /// What a pool of another node is called here.
-pub(crate) fn shadow_id(pool: &PoolId, node: &NodeName) -> String {
+pub(crate) fn remote_pool_id(pool: &PoolId, node: &NodeName) -> String {
     format!("{pool}:{node}")
 }
 
@@ -27,21 +27,21 @@ pub(crate) fn follow(shared: &Arc<ClusterShared>, name: &NodeName) {
     let Some(link) = peer.link() else { return };
     let mut cards = (*link.advertised.cards.lock().clone()).clone();
     cards.retain(|_, card| !is_rejected(shared, card, &link));
-    let known = peer.shadows.lock().clone();
-    for (id, shadow) in &known {
-        if cards.get(id).is_none_or(|card| !is_same_pool(card, &shadow.card)) {
-            peer.shadows.lock().remove(id);
-            shared.orchestrator.remove_remote(&shadow.pool);
+    let known = peer.remote_pools.lock().clone();
+    for (id, remote) in &known {
+        if cards.get(id).is_none_or(|card| !is_same_pool(card, &remote.card)) {
+            peer.remote_pools.lock().remove(id);
+            shared.orchestrator.remove_remote(&remote.pool);
         }
     }
     for (id, card) in &cards {
-        let is_there = peer.shadows.lock().contains_key(id);
+        let is_there = peer.remote_pools.lock().contains_key(id);
         // A pool that has never been Ready may turn out to be anything.
         if is_there || card.identity.is_none() {
             continue;
         }
         match shared.orchestrator.add_remote((name, id), config(card, name), factory(&peer, id)) {
-            Ok(pool) => drop(peer.shadows.lock().insert(id.clone(), RemotePoolEntry { card: card.clone(), pool })),
+            Ok(pool) => drop(peer.remote_pools.lock().insert(id.clone(), RemotePoolEntry { card: card.clone(), pool })),
             Err(error) => tracing::warn!(pool = %id, peer = %name, %error, "a node's pool cannot be used here"),
         }
     }
@@ -66,7 +66,7 @@ fn factory(peer: &Arc<PeerShared>, pool: &PoolId) -> EngineFactory {
 /// A pool of one replica that has all the places of the node's pool. It waits for its node as long as it takes, and is
 /// tried again at once.
 fn config(card: &PoolAdvertisement, node: &NodeName) -> PoolConfig {
-    let base = PoolConfig::new(shadow_id(&card.pool, node), card.engine.clone(), card.spec.model.clone());
+    let base = PoolConfig::new(remote_pool_id(&card.pool, node), card.engine.clone(), card.spec.model.clone());
     PoolConfig {
         aliases: card.aliases.clone(),
         workloads: card.workloads.clone(),

@@ -40,15 +40,15 @@ pub(crate) fn news_for(shared: &ClusterShared, peer: &NodeName) -> Vec<ServedBy>
 
 /// Counts what a node has served in every queue here whose tasks may run there.
 pub(crate) fn take_in(peer: &PeerShared, served: &[ServedBy]) {
-    let shadows = peer.shadows.lock().clone();
-    for (id, shadow) in shadows {
+    let remote_pools = peer.remote_pools.lock().clone();
+    for (id, remote) in remote_pools {
         let of_pool = served.iter().filter(|entry| entry.pool == id);
         let list: Vec<_> = of_pool.map(|entry| (entry.client.clone(), entry.class, entry.cost)).collect();
         if list.is_empty() {
             continue;
         }
         let list: std::sync::Arc<[_]> = list.into();
-        for pool in shadow.pool.peers().chain([shadow.pool.clone()]) {
+        for pool in remote.pool.peers().chain([remote.pool.clone()]) {
             pool.note_served_elsewhere(list.clone());
         }
     }

@@ -42,12 +42,12 @@ pub(crate) fn news_for(shared: &ClusterShared, peer: &NodeName) -> Vec<WarmSessi
 /// # Errors
 /// One line: a name in it is none.
 pub(crate) fn take_in(shared: &ClusterShared, peer: &PeerShared, warm: Vec<WarmSession>) -> Result<(), String> {
-    let shadows = peer.shadows.lock().clone();
+    let remote_pools = peer.remote_pools.lock().clone();
     let mut hints = Vec::new();
     for WarmSession { pool, client, session } in warm {
         let client = ClientId::parse(client.as_str()).map_err(|error| format!("client: {error}"))?;
         let session = SessionId::parse(session.as_str()).map_err(|error| format!("session: {error}"))?;
-        let replica = shadows.get(&pool).map(|shadow| &shadow.pool.replicas[0]);
+        let replica = remote_pools.get(&pool).map(|remote| &remote.pool.replicas[0]);
         if let Some(identity) = replica.and_then(|replica| replica.loaded.identity.lock().clone()) {
             hints.push((client, session, identity));
         }

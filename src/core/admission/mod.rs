@@ -583,9 +583,9 @@ mod tests {
         let full =
             PoolFacts { room: false, wait: Duration::from_millis(30), advice: Duration::from_millis(30), ..pool(&a) };
         assert_eq!(route(&request, std::slice::from_ref(&full)).expect("its queue decides").pool, 0);
-        let sibling = PoolFacts { wait: Duration::from_secs(9), ..pool(&b) };
-        assert_eq!(route(&request, &[full.clone(), sibling.clone()]).expect("it has room").pool, 1);
-        let out = PoolFacts { state: PoolState::Broken, ..sibling };
+        let peer = PoolFacts { wait: Duration::from_secs(9), ..pool(&b) };
+        assert_eq!(route(&request, &[full.clone(), peer.clone()]).expect("it has room").pool, 1);
+        let out = PoolFacts { state: PoolState::Broken, ..peer };
         let error = route(&request, &[full, out]).expect_err("exhausted");
         assert_eq!((error.code, error.retry_after_ms), (ErrorCode::ReplicaExhausted, Some(30)));
         assert!(error.message.contains("a is full, b is broken"), "{error}");

@@ -25,7 +25,7 @@ impl Need {
 }
 
 /// Slots that a worker is good for. Each time its device runs out of memory there is room for one fewer than ran then;
-/// each quiet period gives one back, since what took the memory may have been a guest.
+/// each quiet period gives one back, since what took the memory may have been another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotEstimate {
     total: u32,

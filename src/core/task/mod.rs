@@ -200,7 +200,7 @@ pub enum TransitionError {
     /// The attempt repeats what an earlier one gave, and does not give the same.
     #[error("token {0} is not the one that an earlier attempt gave")]
     Diverged(u32),
-    /// A sibling's worker was to run it, and does not serve what its own pool serves any more.
+    /// A peer's worker was to run it, and does not serve what its own pool serves any more.
     #[error("its pool and this one do not serve the same any more")]
     OtherModel,
     /// The worker does not serve what the task names.

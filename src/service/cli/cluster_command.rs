@@ -66,7 +66,7 @@ pub(crate) fn lines(view: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let draining = if view["is_draining"] == true { ", draining" } else { "" };
     let head = format!(
-        "node {} (life {}{draining}): {} guests here, {} taken in, {} lost, {} leases expired",
+        "node {} (life {}{draining}): {} attempts here, {} taken in, {} lost, {} leases expired",
         text(&view["name"]),
         text(&view["boot_id"]),
         view["guests_open"],
