@@ -94,7 +94,7 @@ fn a_hundred_streams_survive_what_happens_to_nodes_and_between_them() {
         let again = run_streams(&fleet.hosts[0], &format!("{at_once}-at-once"), 0..CANDIDATES, at_once);
         whole.retain(|number, text| again[number] == *text);
     }
-    println!("{} of {CANDIDATES} streams are the same in every backlog", whole.len());
+    println!("{} of {CANDIDATES} streams are the same in every batch", whole.len());
     let whole: Texts = whole.into_iter().take(STREAMS).collect();
     assert!(whole.len() == STREAMS && whole.values().all(|text| !text.is_empty()));
     let patience = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! The same prompt, parameters and seed give the same bytes on every replica of a set, alone and in a backlog, with
+//! The same prompt, parameters and seed give the same bytes on every replica of a set, alone and in a batch, with
 //! real engines (ORCH-3050).
 //!
 //! vLLM takes minutes:
@@ -31,7 +31,7 @@ async fn texts(orchestrator: &Orchestrator, level: usize) -> BTreeMap<u64, Strin
 }
 
 /// Runs every prompt on two replicas at each level, and compares all of it. `may_differ` is for an engine that says of
-/// itself that a backlog changes its tokens: then only runs alone must be equal, and the others are counted.
+/// itself that a batch changes its tokens: then only runs alone must be equal, and the others are counted.
 async fn two_replicas_say_the_same(pools: [PoolConfig; 2]) {
     let [first, second] = pools;
     // Each in a runtime of its own, so that it is known which replica gave which text.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 #[path = "tidy/imports.rs"]
 mod imports;
 
-fn files(folder: &str) -> Vec<(String, String)> {
+/// Every file of this kind below a folder of the project, with its text.
+fn files_of(folder: &str, kind: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -16,13 +17,27 @@ fn files(folder: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     walk(&root.join(folder), &mut found);
-    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == kind));
     found.sort();
     let read = |path: PathBuf| {
         let name = path.strip_prefix(root).unwrap().display().to_string();
         (name, std::fs::read_to_string(&path).unwrap())
     };
     found.into_iter().map(read).collect()
+}
+
+fn files(folder: &str) -> Vec<(String, String)> {
+    files_of(folder, "rs")
+}
+
+/// The pages for people: those at the top, and those in `docs` and `.specs`.
+fn pages() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let top = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    let top = top.filter(|path| path.extension().is_some_and(|kind| kind == "md"));
+    let top = top.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path));
+    let top = top.map(|(name, path)| (name, std::fs::read_to_string(path).unwrap()));
+    top.chain(files_of("docs", "md")).chain(files_of(".specs", "md")).collect()
 }
 
 /// The part of a file that is compiled into the library.
@@ -53,7 +68,6 @@ fn no_folder_has_more_than_twelve_files() {
     }
 }
 
-/// A struct of more fields has several owners. Configuration, views and requests are lists by nature.
 #[test]
 fn no_function_has_more_than_seventy_lines() {
     for (path, text) in files("src") {
@@ -71,6 +85,7 @@ fn no_function_has_more_than_seventy_lines() {
     }
 }
 
+/// A struct of more fields has several owners. Configuration, views and requests are lists by nature.
 #[test]
 fn no_struct_has_more_than_sixteen_fields() {
     let is_list = |name: &str| {
@@ -125,63 +140,40 @@ fn prose_has_at_most_120_characters_in_a_line() {
             assert!(is_table || line.chars().count() <= 120, "{name}:{}", number + 1);
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut pages: Vec<_> = [".", "docs", "docs/design", ".specs"].map(|folder| root.join(folder)).to_vec();
-    pages =
-        pages.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|entry| entry.unwrap().path()).collect();
-    pages.retain(|path| path.extension().is_some_and(|kind| kind == "md"));
-    for path in pages {
-        let text = std::fs::read_to_string(&path).unwrap();
-        if text.contains("enerated from") || ["api.md", "configuration.md"].iter().any(|name| path.ends_with(name)) {
+    for (name, text) in pages() {
+        if text.contains("enerated from") || ["docs/api.md", "docs/configuration.md"].contains(&name.as_str()) {
             continue;
         }
         let mut is_code = false;
         for (number, line) in text.lines().enumerate() {
             is_code ^= line.trim_start().starts_with("```");
             let may_be_long = is_code || line.trim_start().starts_with('|') || !line.trim().contains(' ');
-            assert!(may_be_long || line.chars().count() <= 120, "{}:{}", path.display(), number + 1);
+            assert!(may_be_long || line.chars().count() <= 120, "{name}:{}", number + 1);
         }
     }
 }
 
-/// The first page a newcomer reads, and the second.
-/// Pages that say where something is.
-const PAGES: [&str; 6] = ["docs", ".specs", "README.md", "ARCHITECTURE.md", "FAIRNESS.md", "CONTRIBUTING.md"];
-
+/// What a page says of a file stays true when the file moves. The glossary and the changelog name what is gone.
 #[test]
 fn the_pages_name_source_files_that_exist() {
-    let root = crate::support::root();
-    let mut pages = Vec::new();
-    for page in PAGES {
-        let path = root.join(page);
-        let found = if path.is_dir() { markdown(&path) } else { vec![path] };
-        pages.extend(found.into_iter().filter(|page| !page.ends_with("glossary.md")));
-    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut named = 0;
-    for page in pages {
-        let text = std::fs::read_to_string(&page).unwrap();
+    for (name, text) in
+        pages().into_iter().filter(|(name, _)| ![".specs/glossary.md", "CHANGELOG.md"].contains(&name.as_str()))
+    {
         for span in text.split('`').skip(1).step_by(2) {
-            let is_path = span.ends_with(".rs") && !span.contains(['{', ' ', '*']) && !span.contains("NAME");
-            if is_path && span.contains('/') {
+            let is_path = span.ends_with(".rs") && span.contains('/') && !span.contains(['{', ' ', '*']);
+            if is_path && !span.contains("NAME") {
                 named += 1;
                 let exists = ["", "src", "tests"].iter().any(|folder| root.join(folder).join(span).is_file());
-                assert!(exists, "{}: there is no {span}", page.display());
+                assert!(exists, "{name}: there is no {span}");
             }
         }
     }
     assert!(named > 100, "{named} paths were found");
 }
 
-fn markdown(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| match path.is_dir() {
-            true => markdown(&path),
-            false => Some(path).filter(|path| path.extension().is_some_and(|kind| kind == "md")).into_iter().collect(),
-        })
-        .collect()
-}
-
+/// The first page a newcomer reads, and the second.
 #[test]
 fn the_first_pages_are_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

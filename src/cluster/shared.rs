@@ -53,7 +53,7 @@ impl Default for NodePolicy {
     }
 }
 
-/// Everybody that this node knows of. Made before the node's door, which asks it.
+/// Everybody that this node knows of. Made before the node's acceptor, which asks it.
 #[derive(Default)]
 pub(crate) struct Peers(RwLock<BTreeMap<NodeName, Arc<PeerShared>>>);
 

@@ -41,5 +41,12 @@ pub use task::{error, failure, request, resume, seed, trace, traceparent, worklo
 pub use text::line;
 pub use units::{Timestamp, Tokens};
 
-/// Largest machine whose invariants are checked behind each change in debug builds: the check scans all of it.
-pub(crate) const CHECKED_MAX: usize = 64;
+/// Entries up to which a machine's invariants are checked behind each change in debug builds: a check scans them all.
+const CHECKED_MAX: usize = 64;
+
+/// Checks a machine of so many entries behind a change, in debug builds.
+pub(crate) fn check(entries: usize, invariants: impl FnOnce()) {
+    if cfg!(debug_assertions) && entries <= CHECKED_MAX {
+        invariants();
+    }
+}

@@ -5,7 +5,6 @@ use tokio::time::timeout;
 
 use crate::actors::admission::facts_of;
 use crate::actors::pool::messages::QueueMsg;
-
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::task::record::TaskRecord;

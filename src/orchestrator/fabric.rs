@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 #[cfg(feature = "service")]
-#[cfg(feature = "service")]
 pub(crate) use crate::actors::task::event_log::Started;
 #[cfg(feature = "cluster")]
 pub(crate) use crate::actors::{
@@ -25,11 +24,10 @@ mod of_a_node {
 
     use super::*;
     use crate::actors::pool::messages::QueueMsg;
-    use crate::actors::runtime::messages::SessionsMsg;
-
     use crate::actors::pool::pools::Table;
     use crate::actors::quota::clients::Clients;
     use crate::actors::runtime::cancel::cancel;
+    use crate::actors::runtime::messages::SessionsMsg;
     use crate::actors::task::event_log::ReplicaIdentity;
     use crate::core::id::{ClientId, SessionId};
     use crate::core::task::Priority;

@@ -17,7 +17,6 @@ use crate::actors::runtime::messages::{RootMsg, SessionsMsg};
 use crate::actors::runtime::stream::TaskStream;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::TaskView;
-
 use crate::core::id::{ClientId, PoolId, SessionId, TaskId};
 use crate::core::pool::lifecycle::{Intent, PoolState};
 use crate::core::task::error::{ErrorCode, TaskError};

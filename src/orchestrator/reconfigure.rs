@@ -7,7 +7,6 @@ use crate::actors::pool::pools::Table;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::Settings;
 use crate::actors::runtime::messages::RootMsg;
-
 use crate::config::check::change;
 use crate::config::{Config, ConfigChange, ConfigError, PoolConfig, resolve};
 use crate::core::id::{DeviceMask, PoolId};

@@ -2,7 +2,6 @@
 
 use crate::actors::pool::messages::PoolSupervisorMsg;
 use crate::actors::pool::revision::ReloadView;
-
 use crate::core::id::PoolId;
 use crate::core::pool::model::ModelChange;
 use crate::core::task::error::{ErrorCode, TaskError};

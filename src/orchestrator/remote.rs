@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::actors::pool::pools::Table;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::messages::RootMsg;
-
 use crate::config::{Config, ConfigError, PoolConfig, resolve};
 use crate::core::cluster::node::NodeName;
 use crate::core::device::Inventory;

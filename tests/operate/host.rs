@@ -149,13 +149,13 @@ fn connections_stay_within_the_files_that_may_be_open() {
     let config = pools("guest-files.yaml", false);
     let script = "ulimit -n 64; exec \"$@\"";
     let mut guest = Guest::start(script, Stdio::piped(), &["--config", &config]);
-    let mut backlog: Vec<TcpStream> = Vec::new();
+    let mut connections: Vec<TcpStream> = Vec::new();
     for _ in 0..200 {
-        backlog.push(TcpStream::connect(("127.0.0.1", guest.port)).unwrap());
+        connections.push(TcpStream::connect(("127.0.0.1", guest.port)).unwrap());
     }
     until("it answers beside two hundred connections", || guest.get("/healthz").0 == 200);
     until("it runs tasks beside them", || guest.task("quick", 3));
-    drop(backlog);
+    drop(connections);
     until("it answers behind them", || guest.get("/healthz").0 == 200);
     guest.terminate();
     assert_eq!(guest.ended(), Some(0));

@@ -113,7 +113,7 @@ async fn load_odd(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against_what_is_stated() {
+async fn what_the_same_seed_gives_alone_and_in_a_batch_is_found_and_held_against_what_is_stated() {
     use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
     for class in [Never, SingleSlot, BatchInvariant] {
         for slots in [1, 2, 8] {
@@ -121,7 +121,7 @@ async fn what_the_same_seed_gives_alone_and_in_a_crowd_is_found_and_held_against
                 let mut config = tested(pool("a", 1, slots, millisecond()));
                 config.determinism_class = stated;
                 let orchestrator = load_of_class(class, true, 0, config).await;
-                // One slot says nothing about a backlog.
+                // One slot says nothing about a batch.
                 let is_true = stated.is_none_or(|stated| stated <= class || slots == 1 && class != Never);
                 let want = if is_true { PoolState::Ready } else { PoolState::Unready };
                 orchestrator.until_pool(&pool_id("a"), |state| state == want).await;

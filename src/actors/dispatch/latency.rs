@@ -70,7 +70,7 @@ impl Actor for Latency {
         pool: Arc<PoolShared>,
     ) -> Result<LatencyState, ActorProcessingErr> {
         let rows = [rows(), rows()];
-        myself.cast(LatencyMsg::Collect)?; // Whoever collect_requested at a dead actor is heard now.
+        myself.cast(LatencyMsg::Collect)?; // What was asked of a dead actor is done now.
         let (tallies, shares, began_at) = (Default::default(), Shares::default(), pool.env.now());
         Ok(LatencyState { pool, rows, tallies, shares, began_at, armed: false, ages: false })
     }

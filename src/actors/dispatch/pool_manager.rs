@@ -18,7 +18,6 @@ use crate::actors::pool::lease::{Assignment, SlotLease};
 use crate::actors::pool::messages::{LoanReply, PoolManagerMsg, PoolSupervisorMsg, QueueMsg, WorkerMsg};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::shared::PoolShared;
-
 use crate::core::pool::lifecycle::Intent;
 use crate::core::pool::placement::{Demand, Fit, fit, place};
 use crate::core::queue::predict::Mean;
@@ -52,10 +51,10 @@ pub(crate) struct PoolManagerState {
 }
 
 /// Pulses without a recall behind one that was of no use.
-const RECALL_PULSES: u32 = 10;
+const RECALL_CHECKS: u32 = 10;
 
 /// How long tasks may wait beside free slots before that counts as a stall.
-const PULSE: Duration = Duration::from_secs(1);
+const STALL_CHECK_PERIOD: Duration = Duration::from_secs(1);
 
 impl Actor for PoolManager {
     type Msg = PoolManagerMsg;
@@ -69,7 +68,7 @@ impl Actor for PoolManager {
     ) -> Result<PoolManagerState, ActorProcessingErr> {
         let hold = Mean::starting_at(pool.capacity.rate.lock().hold_mean);
         let (lent, declined_by) = (BTreeMap::new(), BTreeSet::new());
-        myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
+        myself.send_after(STALL_CHECK_PERIOD, || PoolManagerMsg::StallCheck);
         Ok(PoolManagerState {
             pool,
             offered: 0,
@@ -95,12 +94,12 @@ impl Actor for PoolManager {
         match message {
             PoolManagerMsg::Assign { batch, lent } => on_assign(state, batch, lent),
             PoolManagerMsg::Begin => on_begin(state),
-            PoolManagerMsg::Reconcile => on_look_around(state),
+            PoolManagerMsg::Reconcile => reconcile(state),
             PoolManagerMsg::QueueReplaced => state.offered = 0,
             PoolManagerMsg::Reconsider => {} // Nothing has changed for those that had no use for its own places.
-            PoolManagerMsg::SiblingReplaced { pool } => drop(state.lent.remove(&pool)),
+            PoolManagerMsg::PeerReplaced { pool } => drop(state.lent.remove(&pool)),
             // No offer behind it unless it finds a stall: else it would heal one without a word.
-            PoolManagerMsg::StallCheck if !on_pulse(state, &myself) => {
+            PoolManagerMsg::StallCheck if !on_stall_check(state, &myself) => {
                 state.declined_by.clear();
                 recall(state, state.usable());
                 return Ok(());
@@ -126,7 +125,7 @@ fn on_assign(state: &mut PoolManagerState, batch: Vec<Assignment>, lent: Option<
             }
             if batch.is_empty() {
                 state.declined_by.insert(by);
-                state.recalls_in = if state.has_recalled { RECALL_PULSES } else { state.recalls_in };
+                state.recalls_in = if state.has_recalled { RECALL_CHECKS } else { state.recalls_in };
             }
             state.has_recalled = false;
             state.pool.figures.counters.taken_over.fetch_add(batch.len() as u64, Relaxed);
@@ -177,10 +176,10 @@ fn wait_for_kv(pool: &PoolShared, demand: &Demand<'_>) {
 fn on_begin(state: &mut PoolManagerState) {
     state.pool.actors.queue.cast(QueueMsg::ManagerReplaced); // Undelivered: a new queue has no credit anyway.
     state.offered = 0;
-    on_look_around(state);
+    reconcile(state);
 }
 
-fn on_look_around(state: &mut PoolManagerState) {
+fn reconcile(state: &mut PoolManagerState) {
     state.pool.accept_nudges();
     state.declined_by.clear();
     state.lent.retain(|borrower, _| state.pool.others().any(|other| other.position == *borrower));
@@ -192,8 +191,8 @@ fn on_look_around(state: &mut PoolManagerState) {
 /// Tasks that could run wait, slots are free, and for a whole second nothing was dispatched: that is a bug of ours. It
 /// is counted, logged and healed: the queue looks at the ledger, and everything free is offered to it anew. Returns
 /// whether.
-fn on_pulse(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
-    myself.send_after(PULSE, || PoolManagerMsg::StallCheck);
+fn on_stall_check(state: &mut PoolManagerState, myself: &ActorRef<PoolManagerMsg>) -> bool {
+    myself.send_after(STALL_CHECK_PERIOD, || PoolManagerMsg::StallCheck);
     state.recalls_in = state.recalls_in.saturating_sub(1);
     state.has_recalled = false;
     let stall_suspected = state.pool.waiting.wanted.load(Relaxed) > 0 && state.usable() > 0;

@@ -22,8 +22,8 @@ use crate::actors::pool::messages::{Accepted, QueueMsg, Submission, Verdict};
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::task::record::TaskRecord;
-use crate::core::CHECKED_MAX;
 use crate::core::admission::too_late;
+use crate::core::check;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::id::TaskSeq;
 use crate::core::pool::lifecycle::Intent;
@@ -98,9 +98,7 @@ impl Actor for QueueActor {
         dispatch(state, &mut accounts);
         arm(state, &myself);
         state.publish(&accounts);
-        if cfg!(debug_assertions) && state.queue.len() as usize <= CHECKED_MAX {
-            state.queue.invariants(&accounts);
-        }
+        check(state.queue.len() as usize, || state.queue.invariants(&accounts));
         drop(accounts);
         if state.queue.len() < depth_before {
             state.runtime.gate.room.free();

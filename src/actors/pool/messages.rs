@@ -84,7 +84,7 @@ pub(crate) enum PoolManagerMsg {
     /// A new queue: earlier offers are void.
     QueueReplaced,
     /// A peer has a new queue: what was lent to the old one is ours again.
-    SiblingReplaced { pool: u16 },
+    PeerReplaced { pool: u16 },
     /// A peer whose places were better has none any more that are of use.
     Reconsider,
     // ---- from itself

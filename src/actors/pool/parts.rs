@@ -14,7 +14,6 @@ use crate::actors::metrics::view::LatencyView;
 use crate::actors::pool::messages::{LatencyMsg, PoolManagerMsg, PoolSupervisorMsg, QueueMsg};
 use crate::actors::pool::revision::Reloads;
 use crate::actors::pool::shared::PoolShared;
-
 use crate::core::cluster::node::NodeName;
 use crate::core::fairness::{Accounts, Served};
 use crate::core::id::{PoolId, TaskSeq};

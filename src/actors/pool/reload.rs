@@ -209,7 +209,7 @@ impl PoolShared {
     pub(crate) fn change_over(&self, goal: &Arc<Revision>) {
         let has_goal = |replica: &&ReplicaShared| replica.revision().generation == goal.generation;
         let identity = self.replicas.iter().filter(has_goal).find_map(|replica| replica.loaded.identity.lock().clone());
-        *self.model.pinned.lock() = None; // Siblings lend nothing until it is known what they would lend to.
+        *self.model.pinned.lock() = None; // Peers lend nothing until it is known what they would lend to.
         for replica in self.replicas.iter().filter(|replica| !has_goal(replica) && !seeded_bug!(TwoModels)) {
             replica.part.in_service.store(false, SeqCst);
         }

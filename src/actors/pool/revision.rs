@@ -1,14 +1,16 @@
 //! What a pool serves, and how far the reload to another is.
 
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use xxhash_rust::xxh3::Xxh3;
+
 use crate::config::PoolConfig;
 use crate::core::pool::model::ModelSpec;
 use crate::core::text::line::Message;
 use crate::core::units::{Timestamp, millis_ceil};
-use serde::Serialize;
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use xxhash_rust::xxh3::Xxh3;
 
 /// A model as a pool has it. Each reload makes a new one, with a number of its own.
 pub(crate) struct Revision {

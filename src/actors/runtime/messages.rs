@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ractor::RpcReplyPort;
-
 use serde::Serialize;
 
 use crate::actors::pool::messages::Submission;

@@ -12,9 +12,6 @@ use std::sync::atomic::AtomicU64;
 
 use parking_lot::RwLock;
 
-use crate::actors::runtime::messages::{AdmissionMsg, GpuMonitorMsg, RolloutsMsg, RootMsg, SessionsMsg};
-use crate::actors::runtime::traffic_split::Rollouts;
-
 use crate::actors::kit::address::Address;
 use crate::actors::kit::gate::IntakeGate;
 use crate::actors::ledger::Ledger;
@@ -23,7 +20,8 @@ use crate::actors::pool::devices::Devices;
 use crate::actors::pool::pools::Pools;
 use crate::actors::pool::shared::PoolShared;
 use crate::actors::quota::clients::Clients;
-
+use crate::actors::runtime::messages::{AdmissionMsg, GpuMonitorMsg, RolloutsMsg, RootMsg, SessionsMsg};
+use crate::actors::runtime::traffic_split::Rollouts;
 use crate::config::Config;
 use crate::core::admission::{DEADLINE, NOT_ALLOWED, QUOTA, RATE_LIMIT};
 use crate::core::task::TaskRequest;

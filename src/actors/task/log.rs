@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use tracing::Level;
-
 use tracing::dispatcher::has_been_set;
 
 use crate::actors::kit::host_span::HostSpan;

@@ -15,7 +15,6 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::runtime::RuntimeShared;
 use crate::actors::runtime::messages::GpuMonitorMsg;
-
 use crate::core::device::health::Change;
 use crate::core::device::xid::xid;
 use crate::core::device::{DeviceSample, Observation};

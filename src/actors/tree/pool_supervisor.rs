@@ -184,7 +184,7 @@ impl Supervisor for PoolSupervisorState {
                 pool.actors.manager.cast(PoolManagerMsg::QueueReplaced); // Nobody there: the next manager offers anew.
                 // Those that were peers when they lent something, too.
                 for other in pool.others() {
-                    other.actors.manager.cast(PoolManagerMsg::SiblingReplaced { pool: pool.position }); // A new one has lent nothing.
+                    other.actors.manager.cast(PoolManagerMsg::PeerReplaced { pool: pool.position }); // A new one has lent nothing.
                 }
                 Ok(actor.get_cell())
             }

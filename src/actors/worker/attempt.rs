@@ -23,7 +23,6 @@ use crate::actors::runtime::messages::SessionsMsg;
 use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::task::view::SealedTask;
-
 use crate::actors::worker::output::LogOutput;
 use crate::actors::worker::quarantine::confirm_stopped;
 use crate::core::id::Epoch;

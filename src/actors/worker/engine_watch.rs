@@ -8,7 +8,6 @@ use tokio::task::AbortHandle;
 
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::shared::PoolShared;
-
 use crate::env::timeout_awake;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, Telemetry};

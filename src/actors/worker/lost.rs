@@ -9,7 +9,6 @@ use std::time::Duration;
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::task::record::TaskRecord;
 use crate::actors::worker::attempt::Attempt;
-
 use crate::core::id::Epoch;
 use crate::core::task::Terminal;
 use crate::core::task::error::ErrorCode;

@@ -26,9 +26,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::task::JoinSet;
 
 use crate::actors::dispatch::leaving::until_devices_are_left;
-use crate::actors::pool::messages::{QueueMsg, WorkerMsg};
-
 use crate::actors::pool::lease::{Assignment, SlotLease};
+use crate::actors::pool::messages::{QueueMsg, WorkerMsg};
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::pool::revision::Revision;
 use crate::actors::pool::shared::PoolShared;
@@ -37,7 +36,6 @@ use crate::actors::task::event_log::ReplicaIdentity;
 use crate::actors::worker::attempt::Attempt;
 use crate::actors::worker::engine_watch::{Attempts, adopt, measure};
 use crate::actors::worker::load::Load;
-
 use crate::actors::worker::self_test::identity::check_identity;
 use crate::actors::worker::self_test::study::Study;
 use crate::actors::worker::suspicion::{on_ejected, on_probed, on_stuck, on_suspected, on_unstuck};

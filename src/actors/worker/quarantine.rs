@@ -10,7 +10,6 @@ use ractor::ActorRef;
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::replica::ReplicaShared;
 use crate::actors::worker::attempt::Attempt;
-
 use crate::env::timeout_awake;
 use crate::gpu::engine::EngineError;
 use crate::planted::seeded_bug;

@@ -8,7 +8,6 @@ use tokio::time::sleep;
 
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::worker::engine_watch::probe;
-
 use crate::actors::worker::{OWN_WORD_GRACE, WorkerState};
 use crate::core::pool::lifecycle::ReplicaState;
 use crate::core::units::Timestamp;

@@ -1,4 +1,4 @@
-//! Who may link now. The door asks it of each peer, and the members actor of each link when it has changed.
+//! Who may link now. The acceptor asks it of each peer, and the members actor of each link when it has changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

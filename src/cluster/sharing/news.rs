@@ -10,7 +10,7 @@ use crate::core::task::Priority;
 use crate::orchestrator::fabric::SessionLocation;
 
 /// Guests whose gateways are remembered, the youngest: more than can be out at once.
-const INBOUND_MAX: usize = 65_536;
+const GATEWAYS_MAX: usize = 65_536;
 
 /// What is to be told, and to whom.
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl ServedNews {
     pub(crate) fn note_inbound(&self, seq: TaskSeq, gateway: NodeName) {
         let mut news = self.0.lock();
         news.gateways.insert(seq, gateway);
-        if news.gateways.len() > INBOUND_MAX {
+        if news.gateways.len() > GATEWAYS_MAX {
             news.gateways.pop_first();
         }
     }

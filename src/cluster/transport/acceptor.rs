@@ -86,7 +86,7 @@ pub enum AcceptorError {
     MadeRoom,
 }
 
-/// Connections that came to nothing, by why, since the door was opened.
+/// Connections that came to nothing, by why, since the listener was opened.
 #[derive(Debug, Default)]
 pub struct AcceptorCounts {
     /// The handshake or the introduction failed.
@@ -116,10 +116,10 @@ struct HandshakeContext {
     linked: Linked,
 }
 
-/// The way in, and out. Clones are one door.
+/// The way in, and out. Clones are one acceptor.
 #[derive(Clone)]
 pub struct Acceptor {
-    hall: HandshakeContext,
+    context: HandshakeContext,
     counts: Arc<AcceptorCounts>,
 }
 
@@ -131,45 +131,45 @@ struct PendingHandshake {
 }
 
 /// Those that are not introduced yet, in the order of their numbers.
-type Knocks = Arc<Mutex<Slab<(u64, Arc<PendingHandshake>)>>>;
+type Handshakes = Arc<Mutex<Slab<(u64, Arc<PendingHandshake>)>>>;
 
 impl Acceptor {
-    /// A node's door, which lets nobody in before [`Acceptor::open`]. `boot_id` is this life of the node.
+    /// A node's acceptor, which lets nobody in before [`Acceptor::open`]. `boot_id` is this life of the node.
     pub fn new(identity: Identity, env: Env, boot_id: BootId, linked: Linked) -> Self {
         let hello = Hello { protocols: PROTOCOLS, name: identity.name.clone(), boot_id };
         let (identity, roster) = (Arc::new(RwLock::new(Arc::new(identity))), Roster::open());
-        Acceptor { hall: HandshakeContext { identity, roster, env, hello, linked }, counts: Arc::default() }
+        Acceptor { context: HandshakeContext { identity, roster, env, hello, linked }, counts: Arc::default() }
     }
 
     /// The same for whom this roster admits.
     #[must_use]
     pub fn admitting(mut self, roster: Roster) -> Self {
-        self.hall.roster = roster;
+        self.context.roster = roster;
         self
     }
 
     /// The same for a node that speaks other protocols: a newer or an older build.
     #[must_use]
     pub fn speaking(mut self, protocols: (u16, u16)) -> Self {
-        self.hall.hello.protocols = protocols;
+        self.context.hello.protocols = protocols;
         self
     }
 
     /// Shows another certificate from the next connection on, and asks another authority or list. Links that these do
     /// not vouch for are judged anew; others stay.
     pub fn renew(&self, identity: Identity) {
-        *self.hall.identity.write() = Arc::new(identity);
-        self.hall.roster.note_change();
+        *self.context.identity.write() = Arc::new(identity);
+        self.context.roster.note_change();
     }
 
     /// When the certificates in use end.
     pub fn ends(&self) -> Ends {
-        self.hall.identity().ends()
+        self.context.identity().ends()
     }
 
     /// What speaks now against the certificate that a linked peer has shown.
     pub(crate) fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
-        self.hall.identity().objection(peer, shown)
+        self.context.identity().objection(peer, shown)
     }
 
     /// What came to nothing so far.
@@ -185,9 +185,9 @@ impl Acceptor {
     /// # Cancel safety
     /// Dropped, it closes the connection.
     pub async fn dial(&self, name: &NodeName, address: &str) -> Result<AuthenticatedPeer, AcceptorError> {
-        let admitted = self.hall.roster.membership().admit(name, None);
+        let admitted = self.context.roster.membership().admit(name, None);
         admitted.map_err(HandshakeError::Refused)?; // One that may not come is not asked either.
-        let dialled = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(Some(name), address)).await;
+        let dialled = timeout(HANDSHAKE_TIMEOUT, self.context.dial(Some(name), address)).await;
         let dialled = dialled.unwrap_or(Err(AcceptorError::Late));
         dialled.inspect_err(|error| {
             self.counts.note_membership(error);
@@ -203,7 +203,8 @@ impl Acceptor {
     /// # Cancel safety
     /// Dropped, it closes the connection.
     pub async fn find(&self, address: &str) -> Result<AuthenticatedPeer, AcceptorError> {
-        let found = timeout(HANDSHAKE_TIMEOUT, self.hall.dial(None, address)).await.unwrap_or(Err(AcceptorError::Late));
+        let found =
+            timeout(HANDSHAKE_TIMEOUT, self.context.dial(None, address)).await.unwrap_or(Err(AcceptorError::Late));
         found.inspect_err(|error| {
             self.counts.note_membership(error);
         })
@@ -220,7 +221,7 @@ impl Acceptor {
     }
 
     async fn serve(self, listener: TcpListener, arrived: mpsc::Sender<AuthenticatedPeer>) {
-        let (mut tasks, knocks, mut number) = (JoinSet::new(), Knocks::default(), 0);
+        let (mut tasks, handshakes, mut number) = (JoinSet::new(), Handshakes::default(), 0);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -233,23 +234,23 @@ impl Acceptor {
                 continue;
             };
             number += 1;
-            let knock = Arc::new(PendingHandshake::default());
-            let key = enter(&knocks, number, knock.clone());
-            let (hall, counts, arrived) = (self.hall.clone(), self.counts.clone(), arrived.clone());
-            let place = Place { knocks: knocks.clone(), key, number };
+            let handshake = Arc::new(PendingHandshake::default());
+            let key = enter(&handshakes, number, handshake.clone());
+            let (context, counts, arrived) = (self.context.clone(), self.counts.clone(), arrived.clone());
+            let place = Place { handshakes: handshakes.clone(), key, number };
             tasks.spawn(async move {
                 let introduced = tokio::select! {
                     biased;
-                    introduced = timeout(HANDSHAKE_TIMEOUT, Box::pin(hall.accept(stream, address, &knock))) => {
+                    introduced = timeout(HANDSHAKE_TIMEOUT, Box::pin(context.accept(stream, address, &handshake))) => {
                         introduced.unwrap_or(Err(AcceptorError::Late))
                     }
-                    () = knock.leave.notified() => Err(AcceptorError::MadeRoom),
+                    () = handshake.leave.notified() => Err(AcceptorError::MadeRoom),
                 };
                 drop(place);
                 // With too many that nobody has fetched, it is closed, and dials again.
                 let taken = introduced.and_then(|peer| arrived.try_send(peer).map_err(|_| AcceptorError::MadeRoom));
                 if let Err(error) = taken {
-                    counts.note(&hall.env, address, &error);
+                    counts.note(&context.env, address, &error);
                 }
             });
         }
@@ -258,31 +259,32 @@ impl Acceptor {
 
 /// A place among those that are not introduced yet.
 struct Place {
-    knocks: Knocks,
+    handshakes: Handshakes,
     key: usize,
     number: u64,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut knocks = self.knocks.lock();
+        let mut handshakes = self.handshakes.lock();
         // Told to leave: the place may be another's by now.
-        if knocks.get(self.key).is_some_and(|(number, _)| *number == self.number) {
-            knocks.remove(self.key);
+        if handshakes.get(self.key).is_some_and(|(number, _)| *number == self.number) {
+            handshakes.remove(self.key);
         }
     }
 }
 
 /// Enters a connection; too many, and another is told to leave.
-fn enter(knocks: &Knocks, number: u64, knock: Arc<PendingHandshake>) -> usize {
-    let mut knocks = knocks.lock();
-    if knocks.len() >= HANDSHAKES_MAX {
-        let first = knocks.iter().min_by_key(|(_, (number, knock))| (knock.received_bytes.load(Relaxed), *number));
+fn enter(handshakes: &Handshakes, number: u64, handshake: Arc<PendingHandshake>) -> usize {
+    let mut handshakes = handshakes.lock();
+    if handshakes.len() >= HANDSHAKES_MAX {
+        let first =
+            handshakes.iter().min_by_key(|(_, (number, handshake))| (handshake.received_bytes.load(Relaxed), *number));
         if let Some(key) = first.map(|(key, _)| key) {
-            knocks.remove(key).1.leave.notify_one();
+            handshakes.remove(key).1.leave.notify_one();
         }
     }
-    knocks.insert((number, knock))
+    handshakes.insert((number, handshake))
 }
 
 impl HandshakeContext {
@@ -294,13 +296,13 @@ impl HandshakeContext {
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        knock: &PendingHandshake,
+        handshake: &PendingHandshake,
     ) -> Result<AuthenticatedPeer, AcceptorError> {
         prepare(&stream);
         if stream.peek(&mut [0; 1]).await? == 0 {
             return Err(AcceptorError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
-        knock.received_bytes.store(true, Relaxed);
+        handshake.received_bytes.store(true, Relaxed);
         let identity = self.identity();
         let acceptor = TlsAcceptor::from(identity.server.clone());
         let stream = acceptor.accept(stream).await.map_err(AcceptorError::Handshake)?;

@@ -1,10 +1,9 @@
-//! The network of real nodes: the door, and what comes through it.
-
-use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
+//! The network of real nodes: the acceptor, and what comes through it.
 
 use ractor_cluster::{BoxRead, BoxWrite, ClusterBidiStream};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsStream;
 
 use crate::cluster::transport::acceptor::{Acceptor, AcceptorError, AuthenticatedPeer};
@@ -14,18 +13,18 @@ use crate::core::cluster::node::NodeName;
 
 /// Nodes that are reached over TCP and TLS.
 pub struct TlsNetwork {
-    door: Acceptor,
+    acceptor: Acceptor,
     /// One waits at a time; a lock across the wait, so that a second would queue behind it.
     arrived: Mutex<mpsc::Receiver<AuthenticatedPeer>>,
     serving: JoinHandle<()>,
 }
 
 impl TlsNetwork {
-    /// Opens the door on this listener.
-    pub fn open(door: Acceptor, listener: TcpListener) -> Self {
-        let (arrived, serve) = door.open(listener);
+    /// Lets peers in that come to this listener.
+    pub fn open(acceptor: Acceptor, listener: TcpListener) -> Self {
+        let (arrived, serve) = acceptor.open(listener);
         let serving = tokio::spawn(serve);
-        TlsNetwork { door, arrived: Mutex::new(arrived), serving }
+        TlsNetwork { acceptor, arrived: Mutex::new(arrived), serving }
     }
 }
 
@@ -37,7 +36,7 @@ impl Drop for TlsNetwork {
 
 impl Network for TlsNetwork {
     fn dial<'a>(&'a self, name: &'a NodeName, address: &'a str) -> Pending<'a, Result<Caller, String>> {
-        Box::pin(async move { self.door.dial(name, address).await.map(caller).map_err(|error| error.to_string()) })
+        Box::pin(async move { self.acceptor.dial(name, address).await.map(caller).map_err(|error| error.to_string()) })
     }
 
     fn resolve<'a>(&'a self, name: &'a str) -> Pending<'a, Result<Vec<String>, String>> {
@@ -49,7 +48,7 @@ impl Network for TlsNetwork {
 
     fn find<'a>(&'a self, address: &'a str) -> Pending<'a, Found> {
         Box::pin(async move {
-            match self.door.find(address).await {
+            match self.acceptor.find(address).await {
                 Ok(arrived) => Found::Node(caller(arrived)),
                 Err(AcceptorError::Hello(error)) => Found::of(Err(error)),
                 Err(error) => Found::Nobody(error.to_string()),
@@ -62,7 +61,7 @@ impl Network for TlsNetwork {
     }
 
     fn objection(&self, peer: &NodeName, shown: &Shown) -> Option<String> {
-        self.door.objection(peer, shown)
+        self.acceptor.objection(peer, shown)
     }
 }
 

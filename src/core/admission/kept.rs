@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::core::CHECKED_MAX;
+use crate::core::check;
 use crate::core::id::ClientId;
 
 /// A part of the bound, as a number that can be compared: the whole bound by weight 1.
@@ -116,7 +116,7 @@ impl<T> Kept<T> {
         self.count += 1;
         self.bytes += bytes;
         self.rank_one(client, was, held);
-        self.check();
+        check(self.len(), || self.invariants());
     }
 
     /// The one of a client with this number.
@@ -137,7 +137,7 @@ impl<T> Kept<T> {
             self.by_client.remove(client);
         }
         self.rank_one(client, Some(was), held);
-        self.check();
+        check(self.len(), || self.invariants());
         Some(what)
     }
 
@@ -210,13 +210,6 @@ impl<T> Kept<T> {
         assert_eq!((count, bytes), (self.count, self.bytes), "the sums are those of the clients");
         let ranked = if self.by_client.len() > 1 { self.by_client.len() } else { 0 };
         assert_eq!(self.by_load.len(), ranked, "two or more are ranked, one alone is not");
-    }
-
-    /// The same behind each change in debug builds, where little is held.
-    fn check(&self) {
-        if cfg!(debug_assertions) && self.count as usize <= CHECKED_MAX {
-            self.invariants();
-        }
     }
 
     fn rank(&self, client: &ClientId, held: &Held) -> (u64, Reverse<u64>, ClientId) {

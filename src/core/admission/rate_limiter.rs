@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::core::CHECKED_MAX;
+use crate::core::check;
 use crate::core::units::Timestamp;
 
 /// Askers whose buckets are remembered. Beyond them those that are full again are forgotten, and then all.
@@ -70,9 +70,7 @@ impl<K: Ord + Clone> RateLimiter<K> {
     }
 
     fn left_mut(&mut self, asker: &K, now: Timestamp) -> &mut f64 {
-        if cfg!(debug_assertions) && self.left.len() <= CHECKED_MAX {
-            self.invariants();
-        }
+        check(self.left.len(), || self.invariants());
         let (burst, per_s) = (self.burst, self.per_s);
         let filled = |(left, since): (f64, Timestamp)| (left + now.since(since).as_secs_f64() * per_s).min(burst);
         if self.left.len() >= ASKERS_MAX && !self.left.contains_key(asker) {

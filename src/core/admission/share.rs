@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::CHECKED_MAX;
+use crate::core::check;
 use crate::core::id::ClientId;
 
 /// So much of something, held for clients.
@@ -50,7 +50,7 @@ impl Share {
             self.used += amount;
             *self.by_client.entry(client.clone()).or_default() += amount;
         }
-        self.check();
+        check(self.by_client.len(), || self.invariants());
         fits
     }
 
@@ -63,13 +63,6 @@ impl Share {
         assert!(self.by_client.values().all(|held| *held > 0), "who holds nothing is forgotten");
     }
 
-    /// The same behind each change in debug builds, where few hold anything.
-    fn check(&self) {
-        if cfg!(debug_assertions) && self.by_client.len() <= CHECKED_MAX {
-            self.invariants();
-        }
-    }
-
     /// Gives back what was taken.
     pub fn give(&mut self, client: &ClientId, amount: u64) {
         let Some(held) = self.by_client.get_mut(client) else { return };
@@ -79,7 +72,7 @@ impl Share {
         if *held == 0 {
             self.by_client.remove(client);
         }
-        self.check();
+        check(self.by_client.len(), || self.invariants());
     }
 }
 

@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::core::CHECKED_MAX;
 use crate::core::admission::share::Share;
+use crate::core::check;
 use crate::core::id::ClientId;
 
 /// One waiter. Numbers are never used again.
@@ -112,7 +112,7 @@ impl<L: Ord + Clone> WaitingRoom<L> {
             lane.turns.push_back(client.clone());
         }
         own.push_back(ticket);
-        self.check();
+        check(self.len(), || self.invariants());
         Some(ticket)
     }
 
@@ -135,7 +135,7 @@ impl<L: Ord + Clone> WaitingRoom<L> {
         }
         lane.turns.rotate_left(1); // It stays the first of its tenant's.
         let next = lane.next(false);
-        self.check();
+        check(self.len(), || self.invariants());
         next
     }
 
@@ -160,7 +160,7 @@ impl<L: Ord + Clone> WaitingRoom<L> {
         if lane.turns.is_empty() {
             self.lanes.remove(&name);
         }
-        self.check();
+        check(self.len(), || self.invariants());
         next
     }
 
@@ -186,13 +186,6 @@ impl<L: Ord + Clone> WaitingRoom<L> {
             assert!(called.is_none_or(|ticket| self.tickets.contains_key(ticket)), "who was called waits still");
         }
         assert_eq!(waiting, self.tickets.len(), "every waiter stands in one lane");
-    }
-
-    /// The same behind each change in debug builds, where few wait.
-    fn check(&self) {
-        if cfg!(debug_assertions) && self.tickets.len() <= CHECKED_MAX {
-            self.invariants();
-        }
     }
 }
 

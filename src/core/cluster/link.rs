@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::core::CHECKED_MAX;
+use crate::core::check;
 use crate::core::units::Timestamp;
 
 /// The bounds of a link.
@@ -135,7 +135,7 @@ impl<T> Link<T> {
         }
         self.waiting.push_back((bytes, message));
         self.waiting_bytes = total;
-        self.check();
+        check(self.load().0, || self.invariants());
         Ok(())
     }
 
@@ -152,7 +152,7 @@ impl<T> Link<T> {
         self.flying_bytes += bytes;
         self.sent += 1;
         self.note_sent(now);
-        self.check();
+        check(self.load().0, || self.invariants());
         Some((self.sent, message))
     }
 
@@ -183,7 +183,7 @@ impl<T> Link<T> {
             self.flying_bytes -= self.flying.pop_front().unwrap_or(0);
         }
         self.heard_at = now;
-        self.check();
+        check(self.load().0, || self.invariants());
         Ok(self.owed.0 > self.policy.window_bytes / 4 || self.owed.1 > self.policy.window_messages / 4)
     }
 
@@ -232,13 +232,6 @@ impl<T> Link<T> {
         assert!(self.flying.len() <= 1 || self.flying_bytes <= policy.window_bytes, "the window, in bytes");
         assert!(self.flying.len() as u64 <= self.sent, "only what was sent is under way");
         assert!(self.owed.1 as u64 <= self.received, "only what came is owed an acknowledgement");
-    }
-
-    /// The same behind each change in debug builds, where little waits.
-    fn check(&self) {
-        if cfg!(debug_assertions) && self.waiting.len() + self.flying.len() <= CHECKED_MAX {
-            self.invariants();
-        }
     }
 
     /// Messages and bytes that wait or are under way.

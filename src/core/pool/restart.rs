@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::core::check;
 use crate::core::units::Timestamp;
 
 /// How long to wait before a restart.
@@ -124,9 +125,7 @@ impl RestartHistory {
     /// Decides about a child that died now. `roll` is any random number.
     pub fn on_exit(&mut self, now: Timestamp, roll: u64) -> Decision {
         let decision = self.decide(now, roll);
-        if cfg!(debug_assertions) {
-            self.invariants();
-        }
+        check(self.recent.len(), || self.invariants());
         decision
     }
 

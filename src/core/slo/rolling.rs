@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use histogram::{Bucket, Config, Histogram32};
 
+use crate::core::check;
 use crate::core::units::Timestamp;
 
 /// The buckets of every histogram of durations in microseconds: exact below 128, 64 for each power of two above. The
@@ -57,9 +58,7 @@ impl Rolling {
             let _ = histogram.increment(micros); // Within the buckets, which reach beyond a day.
             *sum = sum.saturating_add(micros);
         }
-        if cfg!(debug_assertions) {
-            self.invariants();
-        }
+        check(self.ring.len(), || self.invariants());
     }
 
     /// Checks what must always hold. For tests and debug builds.

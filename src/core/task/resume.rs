@@ -39,21 +39,21 @@ pub enum DeterminismClass {
 
 impl DeterminismClass {
     /// The class that a self-test has shown: whether a run alone was repeated, and, where there is more than one slot,
-    /// in a backlog.
-    pub fn shown(repeats_alone: bool, repeats_in_crowd: Option<bool>) -> Self {
-        match (repeats_alone, repeats_in_crowd) {
+    /// in a batch.
+    pub fn shown(repeats_alone: bool, repeats_in_batch: Option<bool>) -> Self {
+        match (repeats_alone, repeats_in_batch) {
             (false, _) => DeterminismClass::None,
             (true, Some(true)) => DeterminismClass::BatchInvariant,
             (true, _) => DeterminismClass::SingleSlot,
         }
     }
 
-    /// Whether what a self-test has shown speaks against this class. A single slot says nothing about crowds.
-    pub fn is_refuted_by(self, repeats_alone: bool, repeats_in_crowd: Option<bool>) -> bool {
+    /// Whether what a self-test has shown speaks against this class. A single slot says nothing about batches.
+    pub fn is_refuted_by(self, repeats_alone: bool, repeats_in_batch: Option<bool>) -> bool {
         match self {
             DeterminismClass::None => false,
             DeterminismClass::SingleSlot => !repeats_alone,
-            DeterminismClass::BatchInvariant => !repeats_alone || repeats_in_crowd == Some(false),
+            DeterminismClass::BatchInvariant => !repeats_alone || repeats_in_batch == Some(false),
         }
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_is_what_the_runs_alone_and_in_a_crowd_have_shown() {
+    fn a_class_is_what_the_runs_alone_and_in_a_batch_have_shown() {
         use DeterminismClass::{BatchInvariant, None as Never, SingleSlot};
         let cases = [
             ((false, None), Never, [false, true, true]),
@@ -128,9 +128,9 @@ mod tests {
             ((true, None), SingleSlot, [false, false, false]),
             ((true, Some(true)), BatchInvariant, [false, false, false]),
         ];
-        for ((alone, backlog), shown, refuted) in cases {
-            assert_eq!(DeterminismClass::shown(alone, backlog), shown);
-            assert_eq!([Never, SingleSlot, BatchInvariant].map(|class| class.is_refuted_by(alone, backlog)), refuted);
+        for ((alone, batch), shown, refuted) in cases {
+            assert_eq!(DeterminismClass::shown(alone, batch), shown);
+            assert_eq!([Never, SingleSlot, BatchInvariant].map(|class| class.is_refuted_by(alone, batch)), refuted);
         }
         assert!(Never < SingleSlot && SingleSlot < BatchInvariant);
     }

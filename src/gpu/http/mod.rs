@@ -29,9 +29,6 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::env::timeout_awake;
-use crate::gpu::http::connection::{Answer, Gaps, Idle, Link};
-use crate::gpu::http::refusal::retry_after;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -39,6 +36,10 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
 use hyper::header::{AUTHORIZATION, HOST, LOCATION};
 use hyper::{Method, Request, Response, StatusCode, Uri};
+
+use crate::env::timeout_awake;
+use crate::gpu::http::connection::{Answer, Gaps, Idle, Link};
+use crate::gpu::http::refusal::retry_after;
 
 /// Largest answer that is read whole, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -25,7 +25,7 @@ pub(crate) struct NodeRules {
     own: NodeName,
     cookie: Cookie,
     files: CertificateFiles,
-    door: Acceptor,
+    acceptor: Acceptor,
     roster: Roster,
     env: Env,
     state: Mutex<State>,
@@ -44,7 +44,7 @@ impl NodeRules {
     pub(crate) fn new(
         config: &ClusterConfig,
         (own, cookie, files): (NodeName, Cookie, CertificateFiles),
-        (door, roster): (Acceptor, Roster),
+        (acceptor, roster): (Acceptor, Roster),
         env: Env,
     ) -> Self {
         if config.takes_any_by_dns() {
@@ -55,7 +55,7 @@ impl NodeRules {
         }
         let lists = (config.allow.clone(), config.deny.clone());
         let state = Mutex::new(State { lists, warned_at_s: [None; CERTIFICATES.len()] });
-        NodeRules { own, cookie, files, door, roster, env, state }
+        NodeRules { own, cookie, files, acceptor, roster, env, state }
     }
 
     /// Takes up what has changed in the configuration and in the files.
@@ -74,7 +74,7 @@ impl NodeRules {
     fn read_files(&self) {
         match Identity::load(self.own.clone(), self.cookie.clone(), &self.files) {
             Ok(identity) => {
-                self.door.renew(identity);
+                self.acceptor.renew(identity);
                 tracing::info!(target: "audit", event = "certificates_read", "new certificates of the node are in use");
             }
             Err(error) => tracing::error!(%error, "new certificates of the node are wrong; the old ones stay in use"),
@@ -122,7 +122,7 @@ impl NodeRules {
 
     /// Seconds until each certificate ends.
     fn left_s(&self) -> [i64; CERTIFICATES.len()] {
-        let (ends, now_s) = (self.door.ends(), self.now_s());
+        let (ends, now_s) = (self.acceptor.ends(), self.now_s());
         [ends.own_s, ends.authority_s].map(|end_s| end_s.saturating_sub(now_s))
     }
 
@@ -133,7 +133,7 @@ impl NodeRules {
 
     /// Connections that came to nothing, by why.
     pub(crate) fn refused(&self) -> [(&'static str, u64); 5] {
-        let counts = self.door.counts();
+        let counts = self.acceptor.counts();
         [
             ("not_listed", &counts.not_listed),
             ("denied", &counts.denied),

@@ -69,13 +69,13 @@ impl Nodes {
             roster: roster.clone(),
             policy: NodePolicy::default(),
         };
-        let (mut opened, of_door) = (None, (env.clone(), roster.clone()));
+        let (mut opened, of_acceptor) = (None, (env.clone(), roster.clone()));
         let network = |linked| {
-            let door = Acceptor::new(identity, of_door.0, boot_id, linked).admitting(of_door.1);
-            TlsNetwork::open(opened.insert(door).clone(), listener)
+            let acceptor = Acceptor::new(identity, of_acceptor.0, boot_id, linked).admitting(of_acceptor.1);
+            TlsNetwork::open(opened.insert(acceptor).clone(), listener)
         };
         let node = Node::start(orchestrator.clone(), args, network).await.map_err(|error| error.to_string())?;
-        let rules = opened.map(|door| NodeRules::new(config, (own, cookie, files), (door, roster), env));
+        let rules = opened.map(|acceptor| NodeRules::new(config, (own, cookie, files), (acceptor, roster), env));
         Ok(Nodes { node: Some(node), rules: rules.map(std::sync::Arc::new) })
     }
 

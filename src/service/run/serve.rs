@@ -77,11 +77,9 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     let nodes = Nodes::start(config.cluster.as_ref(), &orchestrator).await?;
     let env = orchestrator.env().clone();
     let connections_max = file_limit::connections_max(&config, if admin.is_some() { 2 } else { 1 });
-    let links = Links::new(env.clone(), connections_max);
-    let admin_links = Links::new(env.clone(), connections_max);
-    let links = [links, admin_links];
+    let links = [(); 2].map(|()| Links::new(env.clone(), connections_max)); // The public ones, and the operators'.
     let app = app(&arguments, &orchestrator, (given, &config, keys), &links, nodes.clone())?;
-    let [links, admin_links] = links;
+    let [links, admin_links] = &links;
     // They end with this function.
     let mut work = JoinSet::new();
     let apart = admin.is_some();
@@ -106,7 +104,7 @@ pub(crate) async fn run(arguments: ServeArguments, not_done: Option<String>) -> 
     tokio::select! {
         biased;
         () = signals.until_another_end(&env, first) => return Err("ended at once by a second signal".into()),
-        () = drain(orchestrator.clone(), [&links, &admin_links], work) => {}
+        () = drain(orchestrator.clone(), [links, admin_links], work) => {}
     }
     if orchestrator.has_failed() {
         return Err("the actors failed while tasks were drained, see the log".into());

@@ -1,10 +1,14 @@
 //! The parts of what of a replica outlives its worker, by what they are about.
 
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
 use crate::actors::kit::address::Address;
 use crate::actors::pool::messages::WorkerMsg;
 use crate::actors::pool::slots::{KvReservations, SlotTable};
 use crate::actors::task::event_log::ReplicaIdentity;
-
 use crate::core::id::DeviceMask;
 use crate::core::pool::lifecycle::ReplicaState;
 use crate::core::pool::memory::SlotEstimate;
@@ -14,9 +18,6 @@ use crate::core::text::line::Message;
 use crate::core::units::Timestamp;
 use crate::gpu::dyn_engine::DynEngine;
 use crate::gpu::engine::{EngineError, Teardown, Telemetry};
-use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Arc, OnceLock};
 
 /// Where it may run.
 pub(crate) struct Placement {

@@ -1,5 +1,5 @@
 //! What a freshly loaded engine shows before it gets a task (ORCH-3049): it decodes, it repeats itself from the same
-//! seed or does not, alone and in a backlog, it stops when nobody wants more, and it can be measured.
+//! seed or does not, alone and in a batch, it stops when nobody wants more, and it can be measured.
 
 pub(in crate::actors) mod identity;
 pub(in crate::actors) mod study;
@@ -29,7 +29,7 @@ const PROMPT: &str = "one two three";
 const SEED: u64 = 1;
 /// Wait behind an engine that says that it is busy, and not for how long.
 const BUSY_WAIT: Duration = Duration::from_millis(250);
-/// What the backlog beside a decode is told, each in a slot of its own.
+/// What the batch beside a decode is told, each in a slot of its own.
 const CROWD: [&str; 3] = ["four", "five six", "seven eight nine ten"];
 
 /// Tests an engine that has just been loaded and has no task yet.
@@ -57,11 +57,11 @@ pub(crate) async fn self_test(
     let first = decode(subject, PROMPT, 0).await.map_err(|error| failed("decode", &error))?;
     let decode_ms = millis_exact(env.now().since(begin));
     let alone = first == decode(subject, PROMPT, 0).await.map_err(|error| failed("second decode", &error))?;
-    let backlog = match config.slots {
+    let batch = match config.slots {
         1 => None,
-        slots => Some(first == decode_in_crowd(subject, slots).await.map_err(|error| failed("backlog", &error))?),
+        slots => Some(first == decode_in_batch(subject, slots).await.map_err(|error| failed("batch", &error))?),
     };
-    if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, backlog)) {
+    if let Some(stated) = config.determinism_class.filter(|stated| stated.is_refuted_by(alone, batch)) {
         let text = format!("{stated:?} is stated, and the same seed gave other tokens (alone the same: {alone})");
         return Err(unfit("determinism_class", &text));
     }
@@ -74,7 +74,7 @@ pub(crate) async fn self_test(
     // A few tokens can refute a class, and show none.
     let determinism_class = match (config.determinism_class, repeats) {
         (Some(stated), _) => stated,
-        (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, backlog.or(Some(true)))),
+        (None, Repeats::Always(known)) => known.min(DeterminismClass::shown(alone, batch.or(Some(true)))),
         (None, Repeats::UpTo(_) | Repeats::Unknowable) => DeterminismClass::None,
     };
     Ok(SelfTest {
@@ -151,7 +151,7 @@ async fn decode(engine: Subject<'_>, prompt: &str, slot: u32) -> Result<String, 
 }
 
 /// The decode that was done alone, with others beside it.
-async fn decode_in_crowd(engine: Subject<'_>, slots: u32) -> Result<String, EngineError> {
+async fn decode_in_batch(engine: Subject<'_>, slots: u32) -> Result<String, EngineError> {
     let beside = async |slot: u32| match slot < slots {
         true => decode(engine, CROWD[slot as usize - 1], slot).await.map(drop),
         false => Ok(()),

@@ -29,7 +29,7 @@ type Decoded = (String, u32);
 const TOKENS: u32 = 400;
 /// A text of fewer tokens shows nothing; more than half of them must be longer.
 const TOKENS_LEAST: u32 = 300;
-/// Texts that are compared; in a backlog each slot has one, several the same.
+/// Texts that are compared; in a batch each slot has one, several the same.
 const TEXTS: usize = 8;
 /// How long a replica must have been idle before its slots are used.
 const IDLE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const LOOK_PERIOD: Duration = Duration::from_millis(250);
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Steps that may be dropped for tasks before nothing more is tried.
 const DROPPED_MAX: u32 = 50;
-/// Most slots of a backlog: of an engine with more nothing is claimed beside others.
+/// Most slots of a batch: of an engine with more nothing is claimed beside others.
 const CROWD_MAX: u32 = 64;
 
 /// A long study of one engine.
@@ -85,8 +85,8 @@ impl Study<'_> {
         if !(2..=CROWD_MAX).contains(&slots) || most < DeterminismClass::BatchInvariant {
             return Ok(());
         }
-        let backlog: Vec<u32> = (0..slots).collect();
-        let Some(third) = self.texts(&backlog).await? else { return Ok(()) };
+        let batch: Vec<u32> = (0..slots).collect();
+        let Some(third) = self.texts(&batch).await? else { return Ok(()) };
         let has_repeated = is_alike(&third, &first);
         self.note(&third, if has_repeated { most } else { DeterminismClass::SingleSlot }, has_repeated);
         Ok(())
@@ -146,7 +146,7 @@ impl Study<'_> {
         let mut idle_since = None;
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
-            // With fewer slots than are asked for, by its memory, there is no backlog to be shown.
+            // With fewer slots than are asked for, by its memory, there is no batch to be shown.
             if self.pool.intent() != Intent::Serve || (place.capacity.slots.limit() as usize) < slots {
                 return None;
             }
